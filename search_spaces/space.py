@@ -1,0 +1,193 @@
+"""What a sweep varies: a family's configuration, its presets, what may be swept and how ASHA sees it.
+
+A search space turns the user's choices (preset, configuration file, ``--set``, ``--sweep``) into one checked
+configuration and the domains that are drawn from. How a single value or domain is written is in
+`search_spaces.settings`; who trains the drawn configurations is decided in `sweeps`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.tune.search.sample import Categorical, Domain, Float, Integer
+
+from search_spaces.settings import (
+    ConfigFile,
+    SettingError,
+    load_config_file,
+    parse_set,
+    parse_sweep,
+    resolve,
+    sample_configs,
+)
+from trainables.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point.
+
+    Attributes:
+        description: One line for ``--help``.
+        values: Settings that differ from the defaults of the family's dataclass.
+        sweep: What is swept when several samples are asked for and nothing else says what to sweep.
+        tasks: Tasks that are trained on unless ``--tasks`` says otherwise, in the same notation.
+    """
+
+    description: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Mapping[str, Domain] = field(default_factory=dict)
+    tasks: str = "all"
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """One family's search space.
+
+    Attributes:
+        family: Name of the package in ``trainables``.
+        config: The family's frozen dataclass of settings.
+        presets: Presets by name.
+        validate: Checks ranges of one complete configuration; raises `SettingError`.
+        metric: What ASHA and searchers compare, from the reports.
+        mode: ``min`` or ``max``: which way ``metric`` is better.
+        default_preset: Name of the preset used when none is chosen.
+        time_attr: Absolute measure of training time in the reports.
+        rung_setting: Setting that holds the time between two reports, which is also ASHA's grace period.
+        budget_setting: Setting that holds the most time one trial may train.
+        reduction_factor: ASHA keeps about one in this many at each rung.
+    """
+
+    family: str
+    config: type
+    presets: Mapping[str, Preset]
+    validate: Callable[[Any], None]
+    metric: str = "eval_loss"
+    mode: str = "min"
+    default_preset: str = "full"
+    time_attr: str = "epoch"
+    rung_setting: str = "report_every"
+    budget_setting: str = "epochs"
+    reduction_factor: int = 3
+
+    def resolve(
+        self,
+        preset: str,
+        config_path: str | None = None,
+        sets: Sequence[str] = (),
+        sweeps: Sequence[str] = (),
+        num_samples: int = 1,
+    ) -> tuple[Any, dict[str, Domain]]:
+        """Return the checked configuration and the swept domains.
+
+        Values come from the dataclass's defaults, then the preset, the configuration file and the command line. What is
+        swept is what ``sweeps`` and the file say; where neither says anything and more than one sample is asked for, it
+        is the preset's sweep without the settings that were fixed explicitly.
+
+        Args:
+            preset: Name of a preset.
+            config_path: YAML file given with ``--config``.
+            sets: Texts given with ``--set``.
+            sweeps: Texts given with ``--sweep``.
+            num_samples: Number of configurations that will be drawn.
+
+        Raises:
+            InputError: If anything is unknown, of the wrong type or out of range.
+        """
+        if preset not in self.presets:
+            near = did_you_mean(preset, self.presets) or "."
+            raise InputError(f"There is no preset {preset!r} among {', '.join(self.presets)}{near}")
+        chosen = self.presets[preset]
+        file = load_config_file(config_path, self.config) if config_path else None
+        config = resolve(self.config, chosen.values, file, sets, self.validate)
+        domains = _swept(self.config, chosen.sweep, file or ConfigFile(""), sets, sweeps, num_samples)
+        validate_domains(config, domains, self.validate)
+        return config, domains
+
+    def sample(
+        self, config: Any, domains: Mapping[str, Domain], num_samples: int, seed: int
+    ) -> list[tuple[dict[str, Any], int]]:
+        """Draw configurations with their training seeds (see `sample_configs`), each checked as a whole.
+
+        Raises:
+            InputError: If settings that are swept together contradict each other in one of the samples.
+        """
+        samples = sample_configs(dataclasses.asdict(config), domains, num_samples, seed)
+        for index, (values, _) in enumerate(samples):
+            try:
+                self.validate(self.config(**values))
+            except SettingError as error:
+                drawn = ", ".join(f"{name}={values[name]}" for name in domains)
+                raise InputError(f"Sample {index} of the sweep ({drawn}) cannot be trained: {error}") from None
+        return samples
+
+    def grace_period(self, config: Any) -> int:
+        """Return ASHA's grace period: the time until the first report of ``config``."""
+        return int(getattr(config, self.rung_setting))
+
+    def longest(self, config: Any, domains: Mapping[str, Domain]) -> int:
+        """Return the most time that any drawn configuration may train: ASHA's ``max_t``."""
+        swept = domains.get(self.budget_setting)
+        return int(max(extremes(swept)) if swept is not None else getattr(config, self.budget_setting))
+
+
+def extremes(domain: Domain) -> list[Any]:
+    """Return the values between which a domain draws: all choices, or the least and the greatest number."""
+    if isinstance(domain, Categorical):
+        return list(domain.categories)
+    if isinstance(domain, Integer):
+        return [domain.lower, domain.upper - 1]
+    if isinstance(domain, Float):
+        return [domain.lower, domain.upper]
+    raise TypeError(f"No bounds are known for {type(domain).__name__}.")
+
+
+def validate_domains(config: Any, domains: Mapping[str, Domain], validate: Callable[[Any], None]) -> None:
+    """Check every choice and both bounds of each domain, one setting at a time.
+
+    Raises:
+        InputError: If a value that could be drawn is outside the range of its setting.
+    """
+    for name, domain in domains.items():
+        for value in extremes(domain):
+            try:
+                validate(dataclasses.replace(config, **{name: value}))
+            except SettingError as error:
+                # another setting at fault means that it depends on this one, which may be swept together with it
+                if error.name == name or len(domains) == 1:
+                    raise InputError(f"The sweep over {name} reaches {value!r}: {error}") from None
+
+
+def require_at_least(config: Any, minimum: float, *names: str) -> None:
+    """Raise `SettingError` for the first of ``names`` whose value in ``config`` is below ``minimum``."""
+    for name in names:
+        if not getattr(config, name) >= minimum:
+            raise SettingError(name, f"is {getattr(config, name)!r} but must be at least {minimum}")
+
+
+def require_above_zero(config: Any, *names: str) -> None:
+    """Raise `SettingError` for the first of ``names`` whose value in ``config`` is not above 0."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise SettingError(name, f"is {getattr(config, name)!r} but must be above 0")
+
+
+def _swept(
+    config_class: type,
+    preset_sweep: Mapping[str, Domain],
+    file: ConfigFile,
+    sets: Sequence[str],
+    sweeps: Sequence[str],
+    num_samples: int,
+) -> dict[str, Domain]:
+    fixed = dict(parse_set(text, config_class) for text in sets)
+    swept = dict(parse_sweep(text, config_class) for text in sweeps)
+    for name in fixed.keys() & swept.keys():
+        raise InputError(f"{name} is given both with --set and with --sweep; keep one of the two.")
+    domains = {name: domain for name, domain in file.domains.items() if name not in fixed} | swept
+    if not domains and num_samples > 1:
+        domains = {n: d for n, d in preset_sweep.items() if n not in fixed and n not in file.values}
+    return domains

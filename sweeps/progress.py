@@ -1,0 +1,220 @@
+"""Live progress of a long sweep: a panel in a terminal, plain lines elsewhere and always in the run's log.
+
+It shows counts, pace, time left, and the best and worst trial so far by how much cell accuracy its training gained over
+its base. It only listens: what a trial's metrics mean is decided where they are made, and the closing table is printed
+from the results store.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+LINE_SECONDS = 10.0
+REFRESH_SECONDS = 0.25
+SHOWN_TRIALS = 8
+
+
+class Progress:
+    """Counts trials and shows them. Safe to call from several threads; starts none.
+
+    Args:
+        total: Number of trials of the whole sweep, those of earlier sessions included.
+        already_done: Number of trials that earlier sessions finished; they do not count towards the pace.
+        log_path: Local file that plain lines are appended to, or None.
+        stream: Where the panel (if it is a terminal) or plain lines (if not) go; None means ``sys.stderr``.
+        noun: What one trial makes, in the plural.
+        clock: Returns seconds; replaced in tests.
+
+    Raises:
+        OSError: If the log cannot be opened.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        already_done: int = 0,
+        log_path: str | Path | None = None,
+        stream: TextIO | None = None,
+        noun: str = "adapters",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._already_done, self._noun, self._clock = total, already_done, noun, clock
+        self._stream = stream if stream is not None else sys.stderr
+        self._lock = threading.RLock()
+        self._running: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self._finished: dict[str, str] = {}
+        self._gains: dict[str, float] = {}
+        self._began = self._last_line = self._last_refresh = clock()
+        self._first_start: float | None = None
+        self._closed = False
+        self._log = open(log_path, "a", encoding="utf-8", buffering=1) if log_path is not None else None  # noqa: SIM115
+        self._live: Live | None = None
+        if self._stream.isatty():
+            # refreshed from tick() and the events, so that no thread redraws while another one prints
+            self._live = Live(self._panel(), console=Console(file=self._stream), auto_refresh=False)
+            self._live.start()
+        now = datetime.now(UTC)
+        self._write(f"{now:%Y-%m-%d %H:%M:%S} UTC, {total - already_done} of {total} {noun} to do")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def trial_started(self, trial_id: str) -> None:
+        """Note that a trial is being trained; starting it again after a failure takes the failure back."""
+        with self._lock:
+            if self._first_start is None:
+                self._first_start = self._clock()
+            self._finished.pop(trial_id, None)
+            self._gains.pop(trial_id, None)
+            self._running.setdefault(trial_id, (0, {}))
+            self.tick()
+
+    def trial_progress(self, trial_id: str, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Note what a running trial reported; reports that arrive after its end are ignored."""
+        with self._lock:
+            if trial_id not in self._finished:
+                self._running[trial_id] = (epoch, dict(metrics))
+            self.tick()
+
+    def trial_finished(self, trial_id: str, status: str, metrics: Mapping[str, Any]) -> None:
+        """Note the end of a trial.
+
+        Args:
+            trial_id: The trial.
+            status: ``success``, ``stopped`` or ``failed``.
+            metrics: Of its row; read are ``final_cell_accuracy``, ``base_cell_accuracy``, ``early_stopped``, ``error``.
+        """
+        with self._lock:
+            self._running.pop(trial_id, None)
+            early = status == "success" and metrics.get("early_stopped")
+            self._finished[trial_id] = "stopped" if early else status
+            gain = _gain(metrics)
+            if gain is not None and status != "failed":
+                self._gains[trial_id] = gain
+            if status == "failed":
+                reason = " ".join(str(metrics.get("error") or "no reason given").split())
+                self._write(f"failed: {trial_id}: {reason}", above_panel=True)
+            self.tick()
+
+    def tick(self) -> None:
+        """Redraw the panel or write a line where one is due. Call it now and then while nothing happens."""
+        with self._lock:
+            now = self._clock()
+            if self._closed:
+                return
+            if self._live is not None and now - self._last_refresh >= REFRESH_SECONDS:
+                self._last_refresh = now
+                self._live.update(self._panel(), refresh=True)
+            if now - self._last_line >= LINE_SECONDS:
+                self._last_line = now
+                self._write(self.line())
+
+    def close(self) -> None:
+        """Show the final state, end the panel and close the log. Calling it again does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._write(self.line())
+            if self._live is not None:
+                self._live.update(self._panel(), refresh=True)
+                self._live.stop()
+            if self._log is not None:
+                self._log.close()
+
+    def line(self) -> str:
+        """Return the state as one plain line."""
+        with self._lock:
+            return ", ".join(f"{value} {name}" if name else value for name, value in self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        statuses = list(self._finished.values())
+        failed, stopped = statuses.count("failed"), statuses.count("stopped")
+        done = self._already_done + len(statuses) - failed
+        epochs = [epoch for epoch, _ in self._running.values()]
+        reached = f" (epoch {min(epochs)} to {max(epochs)})" if any(epochs) else ""
+        pace = self._per_hour()
+        waiting = self._total - self._already_done - len(statuses)
+        left = "unknown" if pace == 0 else _duration(waiting / pace * 3600)
+        facts = [
+            ("done", f"{done}/{self._total}"),
+            ("running" + reached, f"{len(epochs)}"),
+            ("stopped early", f"{stopped}"),
+            ("failed", f"{failed}"),
+            (f"{self._noun} per hour", f"{pace:.0f}" if pace else "unknown"),
+            ("left", left if waiting else "0:00:00"),
+        ]
+        if self._gains:
+            best, worst = (pick(self._gains, key=self._gains.__getitem__) for pick in (max, min))
+            facts.append(("", f"best {best} {100 * self._gains[best]:+.1f} points"))
+            facts.append(("", f"worst {worst} {100 * self._gains[worst]:+.1f} points"))
+        return facts
+
+    def _per_hour(self) -> float:
+        # counted from the first start: the time that the cluster took to come up says nothing about the pace
+        elapsed = self._clock() - (self._began if self._first_start is None else self._first_start)
+        return len(self._finished) / elapsed * 3600 if elapsed > 0 else 0.0
+
+    def _panel(self) -> Group:
+        ended = self._already_done + len(self._finished)
+        facts = self._facts()
+        counts = Text(", ".join(f"{value} {name}" for name, value in facts[:4]))
+        pace = Text(", ".join(f"{value} {name}" for name, value in facts[4:6]))
+        rows: list[Any] = [ProgressBar(total=max(self._total, 1), completed=ended, width=60), counts, pace]
+        rows += [Text(value, style="dim") for _, value in facts[6:]]
+        if self._running:
+            table = Table("trial", "epoch", "train loss", "eval loss", box=None, header_style="dim")
+            for trial_id, (epoch, metrics) in list(self._running.items())[:SHOWN_TRIALS]:
+                losses = (_number(metrics.get(name)) for name in ("train_loss", "eval_loss"))
+                table.add_row(trial_id, str(epoch), *losses)
+            rows.append(table)
+            if len(self._running) > SHOWN_TRIALS:
+                rows.append(Text(f"and {len(self._running) - SHOWN_TRIALS} more", style="dim"))
+        return Group(*rows)
+
+    def _write(self, text: str, above_panel: bool = False) -> None:
+        line = f"[{_duration(self._clock() - self._began)}] {text}\n"
+        if self._log is not None and not self._log.closed:
+            self._log.write(line)
+        if self._live is None:
+            self._stream.write(line)
+            self._stream.flush()
+        elif above_panel:
+            self._live.console.print(Text(text, style="red"))
+
+
+def _gain(metrics: Mapping[str, Any]) -> float | None:
+    """Return the gain in cell accuracy over the base, or None where the metrics do not say."""
+    values = [metrics.get(name) for name in ("final_cell_accuracy", "base_cell_accuracy")]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return None
+    return float(values[0]) - float(values[1])  # type: ignore[arg-type]
+
+
+def _duration(seconds: float) -> str:
+    """Return hours, minutes and seconds, as in ``1:02:03``."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else ""

@@ -1,0 +1,615 @@
+"""The results of one run: a folder of Parquet files that only grows, a record of the run, and the summary of both.
+
+    python -m sweeps.results results/atomic_lora/RUN_ID [--export-json FILE]
+
+``results/<sweep>/<run_id>/`` holds ``run.json``, ``trials/`` and ``history/`` (columns: `sweeps.schema`) and the
+``checkpoints/`` and ``adapters/`` that workers write. One process writes rows; any number read. Each flush writes whole
+files, history before trials, and drops rows whose key the store has, so that after a kill at any moment the same work
+can be handed in again and a plain ``pandas.read_parquet`` still sees every row once. All files of a table have the same
+columns, because Parquet readers take them from the first file: when a row brings a new column, the files already
+written get it too, one atomic replacement at a time.
+
+Two processes that write one run at the same time are not kept apart here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sweeps.schema import (
+    KEYS,
+    SCHEMA_VERSION,
+    Kind,
+    check_version,
+    extra_of,
+    merge_extra,
+    schema_of,
+    to_table,
+    upgrade,
+)
+from trainables.errors import InputError
+from trainables.folder import Folder
+
+# statuses after which a unit of work is not done again
+FINISHED = ("success", "stopped")
+
+
+class ResultsStore:
+    """The results folder of one run.
+
+    Args:
+        results_dir: Local path or URI of the folder of all results.
+        sweep: Name of the sweep.
+        run_id: Name of the run, unique within the sweep.
+
+    Attributes:
+        folder: The run's folder, ``<results_dir>/<sweep>/<run_id>``.
+
+    Raises:
+        InputError: If no file system handles ``results_dir``.
+    """
+
+    def __init__(self, results_dir: str | os.PathLike[str], sweep: str, run_id: str) -> None:
+        self.sweep, self.run_id = sweep, run_id
+        location = f"{os.fspath(results_dir).rstrip('/')}/{sweep}/{run_id}"
+        try:
+            self.folder = Folder(location)
+        except Exception as error:  # every file system has errors of its own for a location it cannot reach
+            raise InputError(f"No file system can open {location!r} ({error}); give a local path or a URI.") from error
+        self._parts: dict[Kind, Folder] = {"trials": self.folder.sub("trials"), "history": self.folder.sub("history")}
+        self._written: dict[Kind, _Written] = {}
+
+    @classmethod
+    def open(cls, run_dir: str) -> ResultsStore:
+        """Return the store of an existing run by the path or URI of its folder; raise InputError if there is none."""
+        location = run_dir.rstrip("/") if "://" in run_dir else os.path.abspath(os.path.expanduser(run_dir))
+        parts = location.rsplit("/", 2)
+        store = cls(*parts) if len(parts) == 3 and "" not in parts[1:] else None
+        if store is None or store.run() is None:
+            raise InputError(
+                f"{run_dir!r} has no run.json; give the folder of one run: <results-dir>/<sweep>/<run id>."
+            )
+        return store
+
+    def run(self) -> dict[str, Any] | None:
+        """Return the record of the run, or None before `create`. Raises InputError if run.json is not readable."""
+        try:
+            data = self.folder.read("run.json")
+            return None if data is None else dict(json.loads(data))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.folder.path('run.json')} cannot be read ({error}); repair it or choose another --run-id."
+            ) from error
+
+    def create(self, run: Mapping[str, Any]) -> None:
+        """Begin a session of the run: write run.json, or check that the run in the folder is the same and continue it.
+
+        ``settings`` and ``data_fingerprint`` of ``run`` must equal the stored ones but for the names in
+        ``run["extendable"]`` (a nested setting is named ``outer.inner``; naming ``outer`` covers it). ``sessions``
+        lists each session with its command; of the other fields ``settings`` and ``extendable`` are those of the last
+        session, the rest those of the first. What a kill may have left is removed: half-written Parquet files, and
+        checkpoints of units that are finished.
+
+        Args:
+            run: What `run_record` returns.
+
+        Raises:
+            InputError: If the stored run has other settings or data, or if the folder cannot be written.
+        """
+        new = json.loads(json.dumps({**run, "sweep": self.sweep, "run_id": self.run_id}, default=str))
+        session = {name: new.get(name) for name in ("command", "started_at", "settings", "git", "versions", "hardware")}
+        stored = self.run()
+        if stored is None:
+            stored = {**new, "sessions": [session]}
+        else:
+            self._check_same(stored, new)
+            sessions = [*stored.get("sessions", []), session]
+            stored = {**stored, "settings": new["settings"], "extendable": new["extendable"], "sessions": sessions}
+        try:
+            self.folder.write("run.json", json.dumps(stored, indent=2).encode())
+        except Exception as error:  # what an unwritable place raises depends on the file system
+            raise InputError(
+                f"The results folder {self.folder.location} cannot be written ({error}); choose another --results-dir."
+            ) from error
+        for folder in self._parts.values():
+            self._remove_half_written(folder)
+        checkpoints = set(self.folder.sub("checkpoints").names(".safetensors"))
+        for trial_id in self.finished() if checkpoints else ():
+            if f"{trial_id}.safetensors" in checkpoints:
+                self.delete_checkpoint(trial_id)
+
+    def append(self, trials: Sequence[Mapping[str, Any]] = (), history: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write rows whose keys are not in the store yet: history first, then trials, each as one whole file.
+
+        Of rows with the same key the first stays. ``run_id`` and ``sweep`` are filled in.
+
+        Raises:
+            TypeError: If a row does not fit the schema; then nothing is written.
+            OSError: If the folder cannot be written; the same rows may be handed in again.
+        """
+        given: tuple[tuple[Kind, Sequence[Mapping[str, Any]]], ...] = (("history", history), ("trials", trials))
+        fresh = {kind: self._fresh(kind, rows) for kind, rows in given}
+        tables = {
+            kind: to_table(list(rows.values()), kind, self._loaded(kind).extra) for kind, rows in fresh.items() if rows
+        }
+        for kind, table in tables.items():
+            try:
+                self._write(kind, table)
+                self._written[kind].keys |= fresh[kind].keys()
+            except BaseException:
+                # Ctrl-C or a lost connection may come after the file is complete: only the files know what is in them
+                self._written.pop(kind, None)
+                raise
+
+    def trials(self) -> pa.Table:
+        """Return every row of the trials table, one per attempt, in the order of writing."""
+        return self._read_all("trials")
+
+    def history(self) -> pa.Table:
+        """Return every row of the history table, in the order of writing."""
+        return self._read_all("history")
+
+    def latest_trials(self) -> pa.Table:
+        """Return the row of the last attempt of each trial, in the order of writing."""
+        return _latest(self.trials())
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Return the rows of the units of work that are done (status success or stopped) by trial id."""
+        table = self.trials()
+        done = _latest(table.filter(pc.is_in(table["status"], pa.array(FINISHED))))
+        return {row["trial_id"]: row for row in done.to_pylist()}
+
+    def attempts(self) -> dict[str, int]:
+        """Return the number of the last attempt in the trials table by trial id."""
+        table = self.latest_trials()
+        return dict(zip(table["trial_id"].to_pylist(), table["attempt"].to_pylist(), strict=True))
+
+    def delete_checkpoint(self, trial_id: str) -> None:
+        """Remove the checkpoint of an unfinished trial, if there is one."""
+        self.folder.delete(f"checkpoints/{trial_id}.safetensors")
+
+    def _remove_half_written(self, folder: Folder) -> None:
+        # Polars refuses a folder that holds files of other kinds, hidden ones included
+        for info in folder.fs.get_file_info(pafs.FileSelector(folder.root, allow_not_found=True)):
+            if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):
+                folder.delete(info.base_name)
+
+    def _check_same(self, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        extendable = set(new["extendable"])
+        old = {"data_fingerprint": stored.get("data_fingerprint"), **_flat(stored.get("settings", {}))}
+        now = {"data_fingerprint": new.get("data_fingerprint"), **_flat(new["settings"])}
+        for name in [*now, *(name for name in old if name not in now)]:
+            parts = name.split(".")
+            if extendable & {".".join(parts[: n + 1]) for n in range(len(parts))}:
+                continue
+            before, after = (json.dumps(side[name]) if name in side else "not set" for side in (old, now))
+            if before != after:
+                raise InputError(
+                    f"Run {self.run_id!r} in {self.folder.location} has {name} = {before}, but this command has "
+                    f"{after}; start it with the same settings to continue it, or choose another --run-id."
+                )
+
+    def _fresh(self, kind: Kind, rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+        known = self._loaded(kind).keys
+        fresh: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        own = {"run_id": self.run_id, **({"sweep": self.sweep} if kind == "trials" else {})}
+        for row in rows:
+            key = tuple(row.get(part) for part in KEYS[kind])
+            if key not in known:
+                fresh.setdefault(key, {**own, **row})
+        return fresh
+
+    def _loaded(self, kind: Kind) -> _Written:
+        """Return what the store holds of a table, read from the files at first use."""
+        if kind not in self._written:
+            parts = self._map(kind, lambda file: (file.schema_arrow, file.read(columns=list(KEYS[kind]))))
+            for schema, _ in parts:
+                check_version(schema, kind)
+            extra = merge_extra(*(extra_of(schema, kind) for schema, _ in parts))
+            keys = {
+                key for _, table in parts for key in zip(*(c.to_pylist() for c in table.itercolumns()), strict=True)
+            }
+            self._written[kind] = _Written(keys, extra)
+            # an older version wrote some of the files, or a kill came between two replacements
+            if any(not schema.equals(schema_of(kind, extra)) for schema, _ in parts):
+                self._widen(kind, extra)
+        return self._written[kind]
+
+    def _write(self, kind: Kind, table: pa.Table) -> None:
+        written, extra = self._written[kind], extra_of(table.schema, kind)
+        if extra != written.extra:
+            self._widen(kind, extra)
+            written.extra = extra
+        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        self._parts[kind].write(name, _parquet(table))
+
+    def _widen(self, kind: Kind, extra: Mapping[str, pa.DataType]) -> None:
+        folder, schema = self._parts[kind], schema_of(kind, extra)
+        for name in folder.names(".parquet"):
+            table = _read_part(folder, name, lambda file: file.read())
+            if not table.schema.equals(schema):
+                folder.write(name, _parquet(upgrade(table, kind, extra)))
+
+    def _read_all(self, kind: Kind) -> pa.Table:
+        tables = self._map(kind, lambda file: file.read())
+        extra = merge_extra(*(extra_of(table.schema, kind) for table in tables))
+        return pa.concat_tables([schema_of(kind, extra).empty_table(), *(upgrade(t, kind, extra) for t in tables)])
+
+    def _map(self, kind: Kind, read: Callable[[pq.ParquetFile], Any]) -> list[Any]:
+        """Apply ``read`` to each file of a table as a ParquetFile, in order of name, several at a time."""
+        folder = self._parts[kind]
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda name: _read_part(folder, name, read), folder.names(".parquet")))
+
+
+class RowWriter:
+    """Collects rows and hands them to a store at most every ``interval_s`` seconds, so that files are not tiny.
+
+    Only `add` and `flush` write: rows wait as long as neither is called. Once the row of a finished trial is written,
+    its checkpoint is removed. Threads may share a writer. Leaving the ``with`` block flushes.
+    """
+
+    def __init__(self, store: ResultsStore, interval_s: float = 2.0) -> None:
+        self.store = store
+        self.interval_s = interval_s
+        self._trials: list[Mapping[str, Any]] = []
+        self._history: list[Mapping[str, Any]] = []
+        self._flushed_at = time.monotonic()
+        self._lock = threading.RLock()
+
+    def add(self, trials: Sequence[Mapping[str, Any]] = (), history: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Take rows; flush if the interval has passed. Raises TypeError, and takes none, if a row does not fit."""
+        # found here, a bad row cannot hold back the good ones that wait beside it
+        to_table(trials, "trials")
+        to_table(history, "history")
+        with self._lock:
+            self._trials += trials
+            self._history += history
+            if time.monotonic() - self._flushed_at >= self.interval_s:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write all rows that wait. Raises OSError if the folder cannot be written; the rows then go on waiting."""
+        with self._lock:
+            self.store.append(self._trials, self._history)
+            finished = [row["trial_id"] for row in self._trials if row.get("status") in FINISHED]
+            self._trials, self._history, self._flushed_at = [], [], time.monotonic()
+            for trial_id in finished:
+                self.store.delete_checkpoint(trial_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.flush()
+
+
+def run_record(
+    command: str | Sequence[str],
+    settings: Mapping[str, Any],
+    extendable: Iterable[str],
+    data_fingerprint: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the record of a run that starts now: what `ResultsStore.create` writes to run.json.
+
+    Args:
+        command: The command line, as one string or as its words.
+        settings: The complete resolved settings; values that JSON does not know are written as strings.
+        extendable: Names of the settings that a later session of the same run may change.
+        data_fingerprint: Fingerprint of the data.
+        seed: Seed of the run.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command if isinstance(command, str) else shlex.join(command),
+        "settings": dict(settings),
+        "extendable": sorted(extendable),
+        "data_fingerprint": data_fingerprint,
+        "seed": seed,
+        "git": _git(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
+        "hardware": _hardware(),
+        "started_at": datetime.now(UTC).isoformat(),
+    }
+
+
+def summarise(store: ResultsStore) -> dict[str, Any]:
+    """Return the outcome of a run as plain values; a value that no row has is None.
+
+    The last attempt of each trial counts. An adapter is *improved* if its held-out grid accuracy is higher after
+    training than before and *worse* if it is lower; where both are equal, cell accuracy decides in the same way; where
+    that is equal or missing too, it is the *same*. Successful trials without both grid accuracies are *not compared*.
+    Means are over the successful trials that have the value. ``seconds`` are sums over all attempts; ``elapsed`` is the
+    time from the first start to the last end.
+    """
+    attempts = store.trials()
+    rows = _latest(attempts).to_pylist()
+    successful = [row for row in rows if row["status"] == "success"]
+    changes = [(_change(row), row) for row in successful]
+    compared = sorted(((c, row) for c, row in changes if c is not None), key=lambda pair: pair[0], reverse=True)
+    verdicts = Counter("same" if c == (0, 0) else "improved" if c > (0, 0) else "worse" for c, _ in compared)
+    start, end = pc.min(attempts["started_at"]).as_py(), pc.max(attempts["finished_at"]).as_py()
+    seconds = {name: pc.sum(attempts[name]).as_py() for name in ("seconds", "busy_seconds", "gpu_seconds")}
+    brief = ("task_id", "trial_id", *_MEANS[:4])
+    return {
+        "sweep": store.sweep,
+        "run_id": store.run_id,
+        "results": store.folder.location,
+        "adapters": len(rows),
+        "tasks": len({row["task_id"] for row in rows}),
+        "counts": dict(sorted(Counter(str(row["status"]) for row in rows).items())),
+        "versus_base": {
+            **{verdict: verdicts[verdict] for verdict in ("improved", "same", "worse")},
+            "not_compared": len(successful) - len(compared),
+        },
+        "means": {name: _mean(row[name] for row in successful) for name in _MEANS},
+        "seconds": {**seconds, "elapsed": (end - start).total_seconds() if start and end else None},
+        "best": [{name: row[name] for name in brief} for _, row in compared[:3]],
+        "worst": [{name: row[name] for name in brief} for _, row in compared[:-4:-1]],
+        "failures": [
+            {name: row[name] for name in ("task_id", "trial_id", "attempt", "error")}
+            for row in rows
+            if row["status"] == "failed"
+        ],
+    }
+
+
+def print_summary(summary: Mapping[str, Any], file: TextIO | None = None) -> None:
+    """Print what `summarise` returns as a table, in colour on a terminal and in plain ASCII elsewhere."""
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, width=110, color_system=None)
+    title = f"{summary['sweep']} / {summary['run_id']}"
+    table = Table(
+        "", "base", "adapted", title=title, title_justify="left", box=None if console.is_terminal else box.ASCII
+    )
+    table.columns[1].justify = table.columns[2].justify = "right"
+    counts, versus, means = summary["counts"], summary["versus_base"], summary["means"]
+    by_status = ", ".join(f"{count} {status}" for status, count in counts.items())
+    table.add_row("adapters", "", f"{summary['adapters']} ({by_status})" if counts else "0")
+    for verdict in ("improved", "same", "worse"):
+        table.add_row(f"{verdict} against the base", "", str(versus[verdict]))
+    if versus["not_compared"]:
+        table.add_row("not compared", "", str(versus["not_compared"]))
+    for label, base, adapted in _LINES:
+        # what a family does not measure gets no line
+        if means[adapted] is not None:
+            table.add_row(label, _percent(means[base]) if base else "", _percent(means[adapted]))
+    for label, name in (("seconds, start to end", "elapsed"), ("seconds of accelerators", "gpu_seconds")):
+        if summary["seconds"][name]:
+            table.add_row(label, "", f"{summary['seconds'][name]:.0f}")
+    console.print(table)
+
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    for label, rows in (("best", summary["best"]), ("worst", summary["worst"])):
+        if rows:
+            line(f"{label}: " + ", ".join(f"{row['task_id']} ({_gain(row)})" for row in rows))
+    for failure in summary["failures"][:5]:
+        line(f"failed: {failure['task_id'] or failure['trial_id']}: {failure['error']}")
+    if len(summary["failures"]) > 5:
+        line(f"failed: {len(summary['failures']) - 5} more, see the columns error and traceback of trials")
+    line(f"results: {summary['results']}")
+    if summary["failures"]:
+        line("next: run the same command with the same --run-id again to retry what failed")
+    elif summary["adapters"]:
+        line(f"next: python -m sweeps.results {shlex.quote(summary['results'])} --export-json summary.json")
+
+
+def export(store: ResultsStore, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a whole run as one JSON value: its record, the summary, the last row and the last history of each trial.
+
+    ``history`` maps a trial id to ``{column: values}`` ordered by epoch, without columns that are empty throughout.
+    Numbers that JSON does not have (NaN, infinities) become None, times ISO strings.
+    """
+    curves: dict[str, dict[str, list[Any]]] = {}
+    table = store.history().sort_by([(name, "ascending") for name in KEYS["history"]])
+    last = {row["trial_id"]: row["attempt"] for row in table.select(KEYS["trials"]).to_pylist()}
+    for row in table.drop_columns(["run_id"]).to_pylist():
+        if row["attempt"] == last[row["trial_id"]]:
+            curve = curves.setdefault(row.pop("trial_id"), {name: [] for name in row})
+            for name, value in row.items():
+                curve[name].append(value)
+    history = {
+        trial_id: {name: values for name, values in curve.items() if any(value is not None for value in values)}
+        for trial_id, curve in curves.items()
+    }
+    rows = store.latest_trials().to_pylist()
+    return _json_value({"run": store.run(), "summary": summary, "trials": rows, "history": history})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the summary of a run and, if asked, write it with all rows to one file; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.results", description="Print the summary of a run.")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of the run, a path or a URI")
+    parser.add_argument("--export-json", metavar="FILE", help="write the run, the summary and all rows to one file")
+    args = parser.parse_args(argv)
+    try:
+        store = ResultsStore.open(args.run_dir)
+        summary = summarise(store)
+        if args.export_json:
+            text = json.dumps(export(store, summary), allow_nan=False)
+            try:
+                Path(args.export_json).write_text(text + "\n")
+            except OSError as error:
+                raise InputError(f"{args.export_json!r} cannot be written ({error}); name another file.") from error
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_summary(summary)
+    return 0
+
+
+_LIBRARIES = ("ray", "torch", "transformers", "peft", "pyarrow")
+
+_MEANS = (
+    "base_grid_accuracy",
+    "final_grid_accuracy",
+    "base_cell_accuracy",
+    "final_cell_accuracy",
+    "copy_grid_accuracy",
+    "copy_cell_accuracy",
+    "change_recall",
+    "base_size_accuracy",
+    "final_size_accuracy",
+    "base_teacher_forced_cell_accuracy",
+    "teacher_forced_cell_accuracy",
+)
+
+# label, mean before training, mean after it
+_LINES = (
+    ("exact-match accuracy", "base_grid_accuracy", "final_grid_accuracy"),
+    ("cell accuracy", "base_cell_accuracy", "final_cell_accuracy"),
+    ("size accuracy", "base_size_accuracy", "final_size_accuracy"),
+    ("cell accuracy, true prefix given", "base_teacher_forced_cell_accuracy", "teacher_forced_cell_accuracy"),
+    ("recall of changed cells", None, "change_recall"),
+    ("copying the input, exact match", None, "copy_grid_accuracy"),
+    ("copying the input, cells", None, "copy_cell_accuracy"),
+)
+
+
+@dataclass
+class _Written:
+    """What the files of one table hold: the keys of their rows and the extra columns they all have."""
+
+    keys: set[tuple[Any, ...]]
+    extra: dict[str, pa.DataType]
+
+
+def _read_part(folder: Folder, name: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
+    try:
+        with folder.fs.open_input_file(folder.path(name)) as stream:
+            return read(pq.ParquetFile(stream))
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{folder.path(name)} is not a readable Parquet file ({error}); move it away: what it held is done again."
+        ) from error
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _latest(trials: pa.Table) -> pa.Table:
+    best: dict[str, tuple[int, int]] = {}
+    keys = zip(trials["trial_id"].to_pylist(), trials["attempt"].to_pylist(), strict=True)
+    for index, (trial_id, attempt) in enumerate(keys):
+        best[trial_id] = max(best.get(trial_id, (attempt, index)), (attempt, index))
+    return trials.take(pa.array(sorted(index for _, index in best.values()), pa.int64()))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        # an empty mapping stays a value, or its absence would go unseen
+        nested = isinstance(value, Mapping) and value
+        flat.update(_flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return flat
+
+
+def _change(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the gain in grid accuracy and in cell accuracy, or None for a row without both grid accuracies."""
+    base, final = row["base_grid_accuracy"], row["final_grid_accuracy"]
+    if base is None or final is None:
+        return None
+    cells = 0.0
+    if row["base_cell_accuracy"] is not None and row["final_cell_accuracy"] is not None:
+        cells = row["final_cell_accuracy"] - row["base_cell_accuracy"]
+    # means over the same cells may differ in their last bits
+    return round(final - base, 9), round(cells, 9)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    grids, cells = _change(row) or (0.0, 0.0)
+    return f"{100 * grids:+.1f} exact, {100 * cells:+.1f} cells"
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _json_value(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """Return what a program prints, or None where it is missing, fails or hangs."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _git() -> dict[str, Any] | None:
+    here = str(Path(__file__).parent)
+    commit = _output("git", "-C", here, "rev-parse", "--verify", "HEAD")
+    return commit and {"commit": commit, "dirty": bool(_output("git", "-C", here, "status", "--porcelain"))} or None
+
+
+def _hardware() -> dict[str, Any]:
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    models = [text.split(":", 1)[1].strip() for text in lines if text.startswith("model name")]
+    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus.splitlines() if gpus else [],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

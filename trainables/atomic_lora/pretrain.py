@@ -1,0 +1,140 @@
+"""Pre-training of the Champion on the demonstration pairs of all tasks; the test pairs are only ever measured on.
+
+`pretrain(config, run)` is an ordinary training loop: it runs in a plain process, straight in a Tune trial, or as a Ray
+Train worker, and resumes from `run.checkpoint()`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainables.arc import Example, Task, fingerprint, load_tasks, test_examples, training_examples
+from trainables.atomic_lora.config import ChampionConfig
+from trainables.atomic_lora.data import collate, example_tokens
+from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
+from trainables.atomic_lora.loss import row_losses
+from trainables.atomic_lora.model import Champion, save_champion
+from trainables.context import Run
+from trainables.monitor import ComponentMonitor
+from trainables.schedules import cosine_warm_restarts
+
+# batches that are sorted by length together: enough for little padding, few enough for batches to stay mixed
+BUCKET = 16
+
+
+def pretrain(settings: Mapping[str, Any], run: Run) -> None:
+    """Train a Champion and report once an epoch; every ``eval_every`` epochs and at the end with held-out metrics.
+
+    Args:
+        settings: ``config`` (`ChampionConfig` fields), ``data``, ``tasks`` (ids, or None for all) and ``seed``.
+        run: Where it runs. Checkpoints hold ``champion.safetensors`` and ``state.pt``.
+
+    Raises:
+        DeadComponentError: If a component gets no gradient through the first epoch.
+        FloatingPointError: If the loss is no longer finite.
+    """
+    config = ChampionConfig(**settings["config"])
+    tasks = load_tasks(settings["data"])
+    tasks = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
+    seed, device = settings["seed"], run.device
+    bf16 = has_fast_bf16(device)
+    torch.manual_seed(seed)
+    model = Champion(config).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2))
+    held_out = [example for task in tasks.values() for example in test_examples(task)]
+    facts: dict[str, Any] = {"data": settings["data"], "data_fingerprint": fingerprint(tasks), "seed": seed}
+    first_epoch, step = 0, 0
+    resumed = run.checkpoint()
+    if resumed is None:
+        facts["untrained"] = teacher_forced(model, held_out, device, bf16=bf16) | autoregressive(model, held_out, device)
+    else:
+        state = torch.load(resumed / "state.pt", map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_epoch, step, facts = state["epoch"], state["step"], state["facts"]
+    monitor = ComponentMonitor(model.components())
+    cycle = first_cycle(config.epochs) * steps_per_epoch(tasks, config)
+    for epoch in range(first_epoch + 1, config.epochs + 1):
+        started, losses, norms, examples, tokens = time.perf_counter(), [], [], 0, 0
+        model.train()
+        for batch in epoch_batches(tasks, config, seed, epoch):
+            lr = config.lr * cosine_warm_restarts(step, cycle, warmup=config.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            grids = collate(batch).to(device)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+                logits = model(grids)
+            total, count = row_losses(logits, grids.target[:, 0])
+            loss = (total / count).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            monitor.after_backward()
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm))
+            optimizer.step()
+            losses.append(loss.detach())
+            step, examples = step + 1, examples + len(batch)
+            tokens += sum(example_tokens(example) for example in batch)
+        train_loss = float(torch.stack(losses).mean())
+        if not np.isfinite(train_loss):
+            raise FloatingPointError(f"The training loss is {train_loss} in epoch {epoch}; lower lr ({config.lr}) or clip_norm.")
+        seconds = time.perf_counter() - started
+        metrics: dict[str, Any] = {
+            "epoch": epoch, "step": step, "train_loss": train_loss, "lr": lr, "examples": examples, "tokens": tokens,
+            "grad_norm": float(torch.stack(norms).mean()), "seconds": seconds, **monitor.end_epoch(),
+        }  # fmt: skip
+        last = epoch == config.epochs
+        if not last and epoch % config.eval_every:
+            run.report(metrics)
+            continue
+        metrics |= teacher_forced(model, held_out, device, bf16=bf16)
+        if last:
+            metrics |= autoregressive(model, held_out, device)
+            metrics |= {f"untrained_{name}": value for name, value in facts["untrained"].items()}
+        with tempfile.TemporaryDirectory() as folder:
+            known = {k: v for k, v in metrics.items() if "/" not in k}
+            save_champion(Path(folder, "champion.safetensors"), model, config, facts | {"metrics": known})
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "step": step, "facts": facts}
+            torch.save(state, Path(folder, "state.pt"))
+            run.report(metrics, Path(folder))
+
+
+def steps_per_epoch(tasks: Mapping[str, Task], config: ChampionConfig) -> int:
+    """Number of optimizer steps in an epoch."""
+    count = sum(len(task.train) * config.views_per_pair for task in tasks.values())
+    return max(1, -(-count // config.batch_size))
+
+
+def first_cycle(epochs: int) -> int:
+    """Length in epochs of the first of three cosine cycles, each twice as long as the last, that fill ``epochs``."""
+    return max(1, round(epochs / 7))
+
+
+def epoch_batches(tasks: Mapping[str, Task], config: ChampionConfig, seed: int, epoch: int) -> Iterator[list[Example]]:
+    """Yield one epoch's batches: every pair ``views_per_pair`` times, examples of similar length together, in random order."""
+    examples = [
+        example
+        for task in tasks.values()
+        for example in training_examples(task, len(task.train) * config.views_per_pair, seed, epoch)
+    ]
+    rng = np.random.default_rng([seed, epoch])
+    shuffled = [examples[i] for i in rng.permutation(len(examples))]
+    batches = []
+    for start in range(0, len(shuffled), BUCKET * config.batch_size):
+        bucket = sorted(shuffled[start : start + BUCKET * config.batch_size], key=example_tokens)
+        batches += [bucket[i : i + config.batch_size] for i in range(0, len(bucket), config.batch_size)]
+    for index in rng.permutation(len(batches)):
+        yield batches[index]
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether matrix products in bfloat16 are done by the hardware: CUDA from Ampere on, CPUs with AMX."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,99 @@
+"""A folder of whole files on a local disk or on anything that pyarrow's file systems or fsspec reach.
+
+Files are written aside and renamed, so a reader sees a file complete or not at all; object stores give the same by
+nature, since an upload becomes visible at its end.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+
+class Folder:
+    """A folder named by a local path or a URI such as ``s3://bucket/prefix``.
+
+    Args:
+        location: Local path (made absolute) or URI.
+
+    Attributes:
+        fs: The pyarrow file system that reaches it.
+        root: Its path within ``fs``.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: If no file system handles the location.
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        text = os.fspath(location)
+        if "://" not in text:
+            self.fs, self.root = pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+        else:
+            self.fs, self.root = _from_uri(text)
+        self.location = text if "://" in text else self.root
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        # file systems hold connections: a copy in another process opens its own
+        return Folder, (self.location,)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Return the path within ``fs`` of the file called ``name`` (may contain slashes)."""
+        return f"{self.root}/{name}"
+
+    def sub(self, name: str) -> Folder:
+        """Return the folder ``name`` inside this one; it need not exist."""
+        return Folder(f"{self.location.rstrip('/')}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file, replacing one of the same name. Raises OSError where the folder cannot be written."""
+        final = self.path(name)
+        self.fs.create_dir(final.rsplit("/", 1)[0], recursive=True)
+        # a leading dot keeps half-written files out of every Parquet reader
+        aside = f"{final.rsplit('/', 1)[0]}/.{uuid.uuid4().hex}.tmp" if self.is_local else final
+        with self.fs.open_output_stream(aside) as stream:
+            stream.write(data)
+        if self.is_local:
+            os.replace(aside, final)
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, or None where there is none."""
+        path = self.path(name)
+        if self.fs.get_file_info(path).type != pafs.FileType.File:
+            return None
+        with self.fs.open_input_stream(path) as stream:
+            return stream.read()
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that does not exist is no error."""
+        try:
+            self.fs.delete_file(self.path(name))
+        except FileNotFoundError:
+            pass
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Return the sorted names of the files directly in this folder that end in ``suffix``, without half-written ones."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        return sorted(i.base_name for i in infos if i.is_file and i.base_name.endswith(suffix) and not i.base_name.startswith("."))
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copy the files of a local directory (not its sub-directories) into the folder ``name``."""
+        for file in sorted(local.iterdir()):
+            self.write(f"{name}/{file.name}", file.read_bytes())
+
+
+def _from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        fs, root = pafs.FileSystem.from_uri(uri)
+    except Exception:
+        import fsspec
+
+        fsspec_fs, root = fsspec.core.url_to_fs(uri)
+        fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
+    return fs, root.rstrip("/")
