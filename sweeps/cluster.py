@@ -147,25 +147,28 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # one CPU for each pool worker and something left for the trials, or neither would ever start
     cpus = num_cpus or max(len(os.sched_getaffinity(0)), (num_gpus or 1) + 1)
+    # Ray warns on the terminal about four times as many processes as it starts at once, by default as there are CPUs
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, cpus)))
     aside = None
     if os.path.exists("/tmp/ray") and not os.access("/tmp/ray", os.W_OK):
         # another user's; sockets need a short path, so TMPDIR is no choice
         aside = options["_temp_dir"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    # the cluster's processes inherit what is set here, at no cost; a runtime_env would keep Ray from using the workers
+    # that it starts ahead
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     for attempts_left in (2, 1, 0):
         port = _free_port()
         os.environ["RAY_GCS_SERVER_PORT"] = str(port)
         # the State API looks for a cluster by itself, and fails when it finds two on one machine, unless it is told
-        variables = {"RAY_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": _python_path()}
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         try:
-            ray.init(address="local", num_cpus=cpus, runtime_env={"env_vars": variables}, **options)
+            ray.init(address="local", num_cpus=cpus, **options)
             return aside
         except Exception:
             # another process may have taken the port in the meantime
             ray.shutdown()
             if not attempts_left:
                 raise
-        finally:
-            del os.environ["RAY_GCS_SERVER_PORT"]
     raise AssertionError("unreachable")
 
 
@@ -178,7 +181,9 @@ def _attach(address: str, options: dict[str, Any]) -> None:
         ray.init(address=address, runtime_env=runtime_env, **options)
     except (ConnectionError, ValueError) as error:
         ray.shutdown()
-        raise InputError(f"No Ray cluster answers at {address!r} ({error}); leave --address out to start one.") from error
+        raise InputError(
+            f"No Ray cluster answers at {address!r} ({error}); leave --address out to start one."
+        ) from error
 
 
 def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
@@ -234,10 +239,6 @@ def _ensure_token() -> None:
             aside.unlink()
     except OSError:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def _free_port() -> int:

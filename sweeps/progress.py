@@ -61,7 +61,7 @@ class Progress:
         self._began = self._last_line = self._last_refresh = clock()
         self._first_start: float | None = None
         self._closed = False
-        self._log = open(log_path, "a", encoding="utf-8", buffering=1) if log_path is not None else None  # noqa: SIM115
+        self._log = open(log_path, "a", encoding="utf-8", buffering=1) if log_path is not None else None
         self._live: Live | None = None
         if self._stream.isatty():
             # refreshed from tick() and the events, so that no thread redraws while another one prints
@@ -179,7 +179,9 @@ class Progress:
         facts = self._facts()
         counts = Text(", ".join(f"{value} {name}" for name, value in facts[:4]))
         pace = Text(", ".join(f"{value} {name}" for name, value in facts[4:6]))
-        rows: list[Any] = [ProgressBar(total=max(self._total, 1), completed=ended, width=60), counts, pace]
+        bar = Table.grid()  # a bar by itself does not end its line
+        bar.add_row(ProgressBar(total=max(self._total, 1), completed=ended, width=60))
+        rows: list[Any] = [bar, counts, pace]
         rows += [Text(value, style="dim") for _, value in facts[6:]]
         if self._running:
             table = Table("trial", "epoch", "train loss", "eval loss", box=None, header_style="dim")

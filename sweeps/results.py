@@ -1,4 +1,4 @@
-"""The results of one run: a folder of Parquet files that only grows, a record of the run, and the summary of both.
+"""The results of one run: a folder of Parquet files that only grows, and a record of the run.
 
     python -m sweeps.results results/atomic_lora/RUN_ID [--export-json FILE]
 
@@ -9,15 +9,14 @@ can be handed in again and a plain ``pandas.read_parquet`` still sees every row 
 columns, because Parquet readers take them from the first file: when a row brings a new column, the files already
 written get it too, one atomic replacement at a time.
 
-Two processes that write one run at the same time are not kept apart here.
+Two processes that write one run at the same time are not kept apart here. What the rows add up to is in
+`sweeps.summary`, which the command above runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shlex
@@ -27,21 +26,17 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from sweeps.schema import (
     KEYS,
@@ -178,12 +173,12 @@ class ResultsStore:
 
     def latest_trials(self) -> pa.Table:
         """Return the row of the last attempt of each trial, in the order of writing."""
-        return _latest(self.trials())
+        return latest_attempts(self.trials())
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Return the rows of the units of work that are done (status success or stopped) by trial id."""
         table = self.trials()
-        done = _latest(table.filter(pc.is_in(table["status"], pa.array(FINISHED))))
+        done = latest_attempts(table.filter(pc.is_in(table["status"], pa.array(FINISHED))))
         return {row["trial_id"]: row for row in done.to_pylist()}
 
     def attempts(self) -> dict[str, int]:
@@ -341,160 +336,16 @@ def run_record(
     }
 
 
-def summarise(store: ResultsStore) -> dict[str, Any]:
-    """Return the outcome of a run as plain values; a value that no row has is None.
-
-    The last attempt of each trial counts. An adapter is *improved* if its held-out grid accuracy is higher after
-    training than before and *worse* if it is lower; where both are equal, cell accuracy decides in the same way; where
-    that is equal or missing too, it is the *same*. Successful trials without both grid accuracies are *not compared*.
-    Means are over the successful trials that have the value. ``seconds`` are sums over all attempts; ``elapsed`` is the
-    time from the first start to the last end.
-    """
-    attempts = store.trials()
-    rows = _latest(attempts).to_pylist()
-    successful = [row for row in rows if row["status"] == "success"]
-    changes = [(_change(row), row) for row in successful]
-    compared = sorted(((c, row) for c, row in changes if c is not None), key=lambda pair: pair[0], reverse=True)
-    verdicts = Counter("same" if c == (0, 0) else "improved" if c > (0, 0) else "worse" for c, _ in compared)
-    start, end = pc.min(attempts["started_at"]).as_py(), pc.max(attempts["finished_at"]).as_py()
-    seconds = {name: pc.sum(attempts[name]).as_py() for name in ("seconds", "busy_seconds", "gpu_seconds")}
-    brief = ("task_id", "trial_id", *_MEANS[:4])
-    return {
-        "sweep": store.sweep,
-        "run_id": store.run_id,
-        "results": store.folder.location,
-        "adapters": len(rows),
-        "tasks": len({row["task_id"] for row in rows}),
-        "counts": dict(sorted(Counter(str(row["status"]) for row in rows).items())),
-        "versus_base": {
-            **{verdict: verdicts[verdict] for verdict in ("improved", "same", "worse")},
-            "not_compared": len(successful) - len(compared),
-        },
-        "means": {name: _mean(row[name] for row in successful) for name in _MEANS},
-        "seconds": {**seconds, "elapsed": (end - start).total_seconds() if start and end else None},
-        "best": [{name: row[name] for name in brief} for _, row in compared[:3]],
-        "worst": [{name: row[name] for name in brief} for _, row in compared[:-4:-1]],
-        "failures": [
-            {name: row[name] for name in ("task_id", "trial_id", "attempt", "error")}
-            for row in rows
-            if row["status"] == "failed"
-        ],
-    }
-
-
-def print_summary(summary: Mapping[str, Any], file: TextIO | None = None) -> None:
-    """Print what `summarise` returns as a table, in colour on a terminal and in plain ASCII elsewhere."""
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=file, highlight=False, width=110, color_system=None)
-    title = f"{summary['sweep']} / {summary['run_id']}"
-    table = Table(
-        "", "base", "adapted", title=title, title_justify="left", box=None if console.is_terminal else box.ASCII
-    )
-    table.columns[1].justify = table.columns[2].justify = "right"
-    counts, versus, means = summary["counts"], summary["versus_base"], summary["means"]
-    by_status = ", ".join(f"{count} {status}" for status, count in counts.items())
-    table.add_row("adapters", "", f"{summary['adapters']} ({by_status})" if counts else "0")
-    for verdict in ("improved", "same", "worse"):
-        table.add_row(f"{verdict} against the base", "", str(versus[verdict]))
-    if versus["not_compared"]:
-        table.add_row("not compared", "", str(versus["not_compared"]))
-    for label, base, adapted in _LINES:
-        # what a family does not measure gets no line
-        if means[adapted] is not None:
-            table.add_row(label, _percent(means[base]) if base else "", _percent(means[adapted]))
-    for label, name in (("seconds, start to end", "elapsed"), ("seconds of accelerators", "gpu_seconds")):
-        if summary["seconds"][name]:
-            table.add_row(label, "", f"{summary['seconds'][name]:.0f}")
-    console.print(table)
-
-    def line(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
-
-    for label, rows in (("best", summary["best"]), ("worst", summary["worst"])):
-        if rows:
-            line(f"{label}: " + ", ".join(f"{row['task_id']} ({_gain(row)})" for row in rows))
-    for failure in summary["failures"][:5]:
-        line(f"failed: {failure['task_id'] or failure['trial_id']}: {failure['error']}")
-    if len(summary["failures"]) > 5:
-        line(f"failed: {len(summary['failures']) - 5} more, see the columns error and traceback of trials")
-    line(f"results: {summary['results']}")
-    if summary["failures"]:
-        line("next: run the same command with the same --run-id again to retry what failed")
-    elif summary["adapters"]:
-        line(f"next: python -m sweeps.results {shlex.quote(summary['results'])} --export-json summary.json")
-
-
-def export(store: ResultsStore, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a whole run as one JSON value: its record, the summary, the last row and the last history of each trial.
-
-    ``history`` maps a trial id to ``{column: values}`` ordered by epoch, without columns that are empty throughout.
-    Numbers that JSON does not have (NaN, infinities) become None, times ISO strings.
-    """
-    curves: dict[str, dict[str, list[Any]]] = {}
-    table = store.history().sort_by([(name, "ascending") for name in KEYS["history"]])
-    last = {row["trial_id"]: row["attempt"] for row in table.select(KEYS["trials"]).to_pylist()}
-    for row in table.drop_columns(["run_id"]).to_pylist():
-        if row["attempt"] == last[row["trial_id"]]:
-            curve = curves.setdefault(row.pop("trial_id"), {name: [] for name in row})
-            for name, value in row.items():
-                curve[name].append(value)
-    history = {
-        trial_id: {name: values for name, values in curve.items() if any(value is not None for value in values)}
-        for trial_id, curve in curves.items()
-    }
-    rows = store.latest_trials().to_pylist()
-    return _json_value({"run": store.run(), "summary": summary, "trials": rows, "history": history})
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the summary of a run and, if asked, write it with all rows to one file; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.results", description="Print the summary of a run.")
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of the run, a path or a URI")
-    parser.add_argument("--export-json", metavar="FILE", help="write the run, the summary and all rows to one file")
-    args = parser.parse_args(argv)
-    try:
-        store = ResultsStore.open(args.run_dir)
-        summary = summarise(store)
-        if args.export_json:
-            text = json.dumps(export(store, summary), allow_nan=False)
-            try:
-                Path(args.export_json).write_text(text + "\n")
-            except OSError as error:
-                raise InputError(f"{args.export_json!r} cannot be written ({error}); name another file.") from error
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_summary(summary)
-    return 0
+def latest_attempts(trials: pa.Table) -> pa.Table:
+    """Return the row of the last attempt of each trial in a trials table, in the order of the table."""
+    best: dict[str, tuple[int, int]] = {}
+    keys = zip(trials["trial_id"].to_pylist(), trials["attempt"].to_pylist(), strict=True)
+    for index, (trial_id, attempt) in enumerate(keys):
+        best[trial_id] = max(best.get(trial_id, (attempt, index)), (attempt, index))
+    return trials.take(pa.array(sorted(index for _, index in best.values()), pa.int64()))
 
 
 _LIBRARIES = ("ray", "torch", "transformers", "peft", "pyarrow")
-
-_MEANS = (
-    "base_grid_accuracy",
-    "final_grid_accuracy",
-    "base_cell_accuracy",
-    "final_cell_accuracy",
-    "copy_grid_accuracy",
-    "copy_cell_accuracy",
-    "change_recall",
-    "base_size_accuracy",
-    "final_size_accuracy",
-    "base_teacher_forced_cell_accuracy",
-    "teacher_forced_cell_accuracy",
-)
-
-# label, mean before training, mean after it
-_LINES = (
-    ("exact-match accuracy", "base_grid_accuracy", "final_grid_accuracy"),
-    ("cell accuracy", "base_cell_accuracy", "final_cell_accuracy"),
-    ("size accuracy", "base_size_accuracy", "final_size_accuracy"),
-    ("cell accuracy, true prefix given", "base_teacher_forced_cell_accuracy", "teacher_forced_cell_accuracy"),
-    ("recall of changed cells", None, "change_recall"),
-    ("copying the input, exact match", None, "copy_grid_accuracy"),
-    ("copying the input, cells", None, "copy_cell_accuracy"),
-)
 
 
 @dataclass
@@ -521,14 +372,6 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _latest(trials: pa.Table) -> pa.Table:
-    best: dict[str, tuple[int, int]] = {}
-    keys = zip(trials["trial_id"].to_pylist(), trials["attempt"].to_pylist(), strict=True)
-    for index, (trial_id, attempt) in enumerate(keys):
-        best[trial_id] = max(best.get(trial_id, (attempt, index)), (attempt, index))
-    return trials.take(pa.array(sorted(index for _, index in best.values()), pa.int64()))
-
-
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in settings.items():
@@ -536,42 +379,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping) and value
         flat.update(_flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
     return flat
-
-
-def _change(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return the gain in grid accuracy and in cell accuracy, or None for a row without both grid accuracies."""
-    base, final = row["base_grid_accuracy"], row["final_grid_accuracy"]
-    if base is None or final is None:
-        return None
-    cells = 0.0
-    if row["base_cell_accuracy"] is not None and row["final_cell_accuracy"] is not None:
-        cells = row["final_cell_accuracy"] - row["base_cell_accuracy"]
-    # means over the same cells may differ in their last bits
-    return round(final - base, 9), round(cells, 9)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _gain(row: Mapping[str, Any]) -> str:
-    grids, cells = _change(row) or (0.0, 0.0)
-    return f"{100 * grids:+.1f} exact, {100 * cells:+.1f} cells"
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _json_value(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_json_value(item) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _version(name: str) -> str | None:
@@ -612,4 +419,7 @@ def _hardware() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # the summary reads this module: at the top the import would go round in a circle
+    from sweeps.summary import main
+
     sys.exit(main())

@@ -9,15 +9,18 @@ Tune does not keep: which decision was taken at which rung against which cutoff,
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
+
+NO_CONTROLLER: Any = None  # ASHA takes Tune's controller and never looks at it
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,11 @@ class GroupedASHA(FIFOScheduler):
         self._mode = mode
         self._max_t = max_t
         # a sweep of fewer epochs than the first rung has no rung at all, which Tune's own class refuses
-        self._settings = {"max_t": max_t, "grace_period": min(grace_period, max_t), "reduction_factor": reduction_factor}
+        self._grace_period = min(grace_period, max_t)
+        self._reduction_factor = reduction_factor
         self._groups: dict[str, ASHAScheduler] = {}
         self._decisions: dict[str, Decision] = {}
+        self._open: Counter[str] = Counter()  # Tune trials of each key that are under way
 
     # events from Tune
 
@@ -91,7 +96,9 @@ class GroupedASHA(FIFOScheduler):
         return metric in (None, self._metric) and mode in (None, self._mode)
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._asha(trial).on_trial_add(tune_controller, self._entrant(trial))
+        entrant = self._entrant(trial)
+        self._open[entrant.trial_id] += 1
+        self._asha(trial).on_trial_add(tune_controller, entrant)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         value, epoch = result[self._metric], result["epoch"]
@@ -101,17 +108,19 @@ class GroupedASHA(FIFOScheduler):
         return self._on_result(self._asha(trial), self._entrant(trial), epoch, value)
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
-        asha, entrant = self._asha(trial), self._entrant(trial)
         if math.isfinite(result.get(self._metric, math.nan)):
-            asha.on_trial_complete(tune_controller, entrant, result)
-        else:
-            asha.on_trial_remove(tune_controller, entrant)
+            self._on_result(self._asha(trial), self._entrant(trial), result["epoch"], result[self._metric])
+        self.on_trial_remove(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._asha(trial).on_trial_remove(tune_controller, self._entrant(trial))
+        entrant = self._entrant(trial)
+        self._open[entrant.trial_id] -= 1
+        if not self._open[entrant.trial_id]:  # a search may try one configuration twice at once
+            self._asha(trial).on_trial_remove(tune_controller, entrant)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._asha(trial).on_trial_error(tune_controller, self._entrant(trial))
+        # Tune adds the trial again if it tries it again
+        self.on_trial_remove(tune_controller, trial)
 
     def debug_string(self) -> str:
         return "\n".join(f"{name}: {asha.debug_string()}" for name, asha in sorted(self._groups.items()))
@@ -121,6 +130,10 @@ class GroupedASHA(FIFOScheduler):
     def decision(self, key: str) -> Decision | None:
         """Return the last decision about the trial that the store knows as ``key``, None before its first rung."""
         return self._decisions.get(key)
+
+    def key_of(self, trial: Trial) -> str:
+        """Return what `decision` knows a Tune trial by."""
+        return trial.trial_id if self._key is None else self._key(trial.config)
 
     def replay(self, group: str, trial_id: str, values: Iterable[tuple[int, float]]) -> None:
         """Enter a trial's stored reports into its group's rungs, as if they had just arrived.
@@ -134,12 +147,12 @@ class GroupedASHA(FIFOScheduler):
             trial_id: What ``key(config)`` returns for it.
             values: Its reports by rising epoch.
         """
-        asha, entrant = self._of_group(group), _Entrant(trial_id)
-        asha.on_trial_add(None, entrant)
+        asha, entrant = self._of_group(group), cast(Any, _Entrant(trial_id))
+        asha.on_trial_add(NO_CONTROLLER, entrant)
         for epoch, value in values:
             if math.isfinite(value):
-                asha.on_trial_result(None, entrant, {"epoch": epoch, self._metric: value})
-        asha.on_trial_remove(None, entrant)
+                asha.on_trial_result(NO_CONTROLLER, entrant, {"epoch": epoch, self._metric: value})
+        asha.on_trial_remove(NO_CONTROLLER, entrant)
 
     def rungs(self, group: str) -> dict[int, dict[str, float]]:
         """Return the metric of every trial at every rung of a group: ``{epoch: {trial: metric}}``, ascending."""
@@ -156,21 +169,27 @@ class GroupedASHA(FIFOScheduler):
         if group not in self._groups:
             # without stop_last_trials=False Tune stops a trial that reports its last epoch before its evaluation
             self._groups[group] = ASHAScheduler(
-                time_attr="epoch", metric=self._metric, mode=self._mode, stop_last_trials=False, **self._settings
+                time_attr="epoch",
+                metric=self._metric,
+                mode=self._mode,
+                max_t=self._max_t,
+                grace_period=self._grace_period,
+                reduction_factor=self._reduction_factor,
+                stop_last_trials=False,
             )
         return self._groups[group]
 
-    def _entrant(self, trial: Trial) -> _Entrant:
-        return _Entrant(trial.trial_id if self._key is None else self._key(trial.config))
+    def _entrant(self, trial: Trial) -> Any:
+        return _Entrant(self.key_of(trial))
 
-    def _on_result(self, asha: ASHAScheduler, entrant: _Entrant, epoch: int, value: float) -> str:
+    def _on_result(self, asha: ASHAScheduler, entrant: Any, epoch: int, value: float) -> str:
         before = [(milestone, dict(kept)) for milestone, kept in _rungs(asha)]
-        action = asha.on_trial_result(None, entrant, {"epoch": epoch, self._metric: value})
+        action = asha.on_trial_result(NO_CONTROLLER, entrant, {"epoch": epoch, self._metric: value})
         if epoch >= self._max_t:
             action = self.CONTINUE
         for (milestone, kept), (_, now) in zip(before, _rungs(asha), strict=True):
             if entrant.trial_id in now and entrant.trial_id not in kept:
-                cutoff = asha._brackets[0].cutoff(kept)
+                cutoff = cast(float | None, asha._brackets[0].cutoff(kept))
                 sign = 1.0 if self._mode == "max" else -1.0
                 self._decisions[entrant.trial_id] = Decision(
                     rung=int(milestone),

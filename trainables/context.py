@@ -51,4 +51,4 @@ class PlainRun:
             shutil.copytree(checkpoint, self.folder, dirs_exist_ok=True)
 
     def checkpoint(self) -> Path | None:
-        return self.folder if self.folder is not None and self.folder.exists() else None
+        return self.folder if self.folder is not None and any(self.folder.glob("*")) else None

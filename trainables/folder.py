@@ -24,7 +24,7 @@ class Folder:
         root: Its path within ``fs``.
 
     Raises:
-        OSError, pyarrow.ArrowInvalid: If no file system handles the location.
+        OSError, ValueError, ImportError: If no file system handles the location, or its package is not installed.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -57,7 +57,7 @@ class Folder:
         self.fs.create_dir(final.rsplit("/", 1)[0], recursive=True)
         # a leading dot keeps half-written files out of every Parquet reader
         aside = f"{final.rsplit('/', 1)[0]}/.{uuid.uuid4().hex}.tmp" if self.is_local else final
-        with self.fs.open_output_stream(aside) as stream:
+        with self.fs.open_output_stream(aside, compression=None) as stream:
             stream.write(data)
         if self.is_local:
             os.replace(aside, final)
@@ -67,7 +67,7 @@ class Folder:
         path = self.path(name)
         if self.fs.get_file_info(path).type != pafs.FileType.File:
             return None
-        with self.fs.open_input_stream(path) as stream:
+        with self.fs.open_input_stream(path, compression=None) as stream:
             return stream.read()
 
     def delete(self, name: str) -> None:
@@ -78,9 +78,11 @@ class Folder:
             pass
 
     def names(self, suffix: str = "") -> list[str]:
-        """Return the sorted names of the files directly in this folder that end in ``suffix``, without half-written ones."""
+        """Return the sorted names of the files directly in this folder ending in ``suffix``, but no half-written ones."""
         infos = self.fs.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
-        return sorted(i.base_name for i in infos if i.is_file and i.base_name.endswith(suffix) and not i.base_name.startswith("."))
+        return sorted(
+            i.base_name for i in infos if i.is_file and i.base_name.endswith(suffix) and not i.base_name.startswith(".")
+        )
 
     def upload(self, local: Path, name: str) -> None:
         """Copy the files of a local directory (not its sub-directories) into the folder ``name``."""

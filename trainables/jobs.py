@@ -63,7 +63,10 @@ class JobQueue(Protocol):
     """A source of jobs and a sink of reports."""
 
     def take(self, limit: int, wait: bool) -> list[Job]:
-        """Return at most ``limit`` new jobs; with ``wait``, block until there is one. ``[]`` after a wait: no more will come."""
+        """Return at most ``limit`` new jobs; with ``wait``, block until there is one.
+
+        ``[]`` after a wait means that no more will come.
+        """
 
     def cancelled(self) -> set[str]:
         """Return the trial ids to be stopped that were not returned before."""

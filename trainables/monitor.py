@@ -50,7 +50,7 @@ class ComponentMonitor:
                 self._sums[name] = self._sums[name] + norm
 
     def end_epoch(self) -> dict[str, float]:
-        """Return ``grad_norm/<name>`` (mean over the epoch's steps) and ``update_norm/<name>`` (distance from the start).
+        """Return ``grad_norm/<name>`` (mean over the steps) and ``update_norm/<name>`` (distance from the start).
 
         Raises:
             DeadComponentError: After the first epoch, if a component got no gradient.

@@ -63,9 +63,9 @@ def test_defaults(parser):
 
 def test_every_option_is_read(parser):
     text = (
-        "--num-gpus 0 --preset smoke --num-samples 4 --set rank=8 --set lr=1 --sweep rank=4,8 --config a.yaml --slots 32 "
-        "--results-dir s3://b/r --run-id my.run-1 --address auto --seed 3 --wandb offline --tasks all --data re-arc:/d "
-        "--base b.safetensors --taxonomy t.json --workers-per-trial 0"
+        "--num-gpus 0 --preset smoke --num-samples 4 --set rank=8 --set lr=1 --sweep rank=4,8 --config a.yaml "
+        "--slots 32 --results-dir s3://b/r --run-id my.run-1 --address auto --seed 3 --wandb offline --tasks all "
+        "--data re-arc:/d --base b.safetensors --taxonomy t.json --workers-per-trial 0"
     )
     args = parser.parse_args(text.split())
     assert (args.num_gpus, args.num_samples, args.slots, args.seed, args.workers_per_trial) == (0, 4, 32, 3, 0)

@@ -54,7 +54,9 @@ def two_tasks() -> tuple[list[FakeTrial], dict[str, float]]:
 
 def test_one_asha_over_two_tasks_stops_the_hard_one_and_groups_do_not() -> None:
     trials, loss = two_tasks()
-    plain = ASHAScheduler(time_attr="epoch", metric="eval_loss", mode="min", max_t=45, grace_period=5, reduction_factor=3)
+    plain = ASHAScheduler(
+        time_attr="epoch", metric="eval_loss", mode="min", max_t=45, grace_period=5, reduction_factor=3
+    )
     stopped = run(plain, trials, loss, [5, 10, 15])
     hard = {t for t in stopped if "hard" in t}
     assert len(hard) >= 19 and len(stopped - hard) < 15

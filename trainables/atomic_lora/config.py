@@ -1,4 +1,4 @@
-"""The settings of the family, as plain frozen dataclasses: no torch, so that a sweep's driver can read them at no cost."""
+"""The settings of the family, as plain frozen dataclasses: no torch, so that a driver can read them at no cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ChampionConfig:
-    """The Champion and its pre-training. The defaults are the published settings but for those that `docs/log.md` explains."""
+    """The Champion and its pre-training: the published settings but for those that `docs/log.md` explains."""
 
     width: int = 160
     heads: int = 4

@@ -1,7 +1,7 @@
 """Greedy autoregressive decoding, batched over rows and so over adapters, with a key-value cache.
 
-The model decides the size: the first ``ROW_END`` it writes fixes the width, ``EOS`` the height. Tokens that cannot stand
-at a position in any grid (a ragged row, a 31st column) are not offered to it.
+The model decides the size: the first ``ROW_END`` it writes fixes the width, ``EOS`` the height. Tokens that cannot
+stand at a position in any grid (a ragged row, a 31st column) are not offered to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ BLOCK = 32
 
 
 @torch.no_grad()
-def generate(model: Champion, examples: Sequence[Example | None], device: str | torch.device = "cpu") -> list[Grid | None]:
+def generate(
+    model: Champion, examples: Sequence[Example | None], device: str | torch.device = "cpu"
+) -> list[Grid | None]:
     """Return the model's answer to each example's query; the query's own output is never read.
 
     Args:
@@ -45,7 +47,9 @@ def generate(model: Champion, examples: Sequence[Example | None], device: str | 
             if bool(done.all()):
                 break
             for cache in caches:
-                cache.keys, cache.values = (torch.cat([t, torch.zeros_like(t[:, :, :BLOCK])], 2) for t in (cache.keys, cache.values))
+                cache.keys, cache.values = (
+                    torch.cat([t, torch.zeros_like(t[:, :, :BLOCK])], 2) for t in (cache.keys, cache.values)
+                )
         logits = model.step(previous, rows, columns, context, caches, length)
         token = logits.float().masked_fill(~allowed(rows, columns, width), -torch.inf).argmax(-1)
         token = torch.where(done, PAD, token)
@@ -84,8 +88,8 @@ def grid_metrics(answer: Grid | None, example: Example) -> dict[str, float]:
     right cells among those that differ from the input (a cell outside the input differs), and NaN where none does.
 
     Returns:
-        ``grid`` (exact match), ``cell``, ``size`` and ``change_recall`` of the answer, ``copy_grid`` and ``copy_cell`` of
-        giving the input back.
+        ``grid`` (exact match), ``cell``, ``size`` and ``change_recall`` of the answer, ``copy_grid`` and ``copy_cell``
+        of giving the input back.
     """
     truth, source = example.query.output, example.query.input
     right = _agreement(answer, truth)

@@ -1,8 +1,9 @@
-"""Held-out evaluation of the Champion, bare or adapted: teacher-forced and by autoregressive decoding, beside copying."""
+"""Held-out evaluation of the Champion, bare or adapted: teacher-forced and autoregressive, beside copying."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ def by_size(examples: Sequence[Example], batch_size: int) -> list[list[Example]]
 
 
 @torch.no_grad()
-def teacher_forced(model: Champion, examples: Sequence[Example], device: str, batch_size: int = 32, bf16: bool = False) -> dict[str, float]:
+def teacher_forced(
+    model: Champion, examples: Sequence[Example], device: str, batch_size: int = 32, bf16: bool = False
+) -> dict[str, float]:
     """Return ``eval_loss`` (mean over examples of each one's mean over tokens) and ``teacher_forced_cell_accuracy``."""
     model.eval()
     losses, accuracies = [], []
@@ -36,7 +39,7 @@ def teacher_forced(model: Champion, examples: Sequence[Example], device: str, ba
     return {"eval_loss": float(np.mean(losses)), "teacher_forced_cell_accuracy": float(np.mean(accuracies))}
 
 
-def autoregressive(model: Champion, examples: Sequence[Example], device: str, batch_size: int = 32) -> dict[str, float]:
+def autoregressive(model: Champion, examples: Sequence[Example], device: str, batch_size: int = 32) -> dict[str, Any]:
     """Decode every example and return the means of `decoding.grid_metrics`, named as columns of the results."""
     model.eval()
     rows = [
@@ -47,15 +50,15 @@ def autoregressive(model: Champion, examples: Sequence[Example], device: str, ba
     return mean_metrics(rows)
 
 
-def mean_metrics(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Average `decoding.grid_metrics` over examples; ``change_recall`` over those in which anything changes."""
+def mean_metrics(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Average `decoding.grid_metrics` over examples; ``change_recall`` over those in which anything changes, else None."""
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     changes = columns["change_recall"][~np.isnan(columns["change_recall"])]
     return {
         "grid_accuracy": float(columns["grid"].mean()),
         "cell_accuracy": float(columns["cell"].mean()),
         "size_accuracy": float(columns["size"].mean()),
-        "change_recall": float(changes.mean()) if changes.size else float("nan"),
+        "change_recall": float(changes.mean()) if changes.size else None,
         "copy_grid_accuracy": float(columns["copy_grid"].mean()),
         "copy_cell_accuracy": float(columns["copy_cell"].mean()),
     }

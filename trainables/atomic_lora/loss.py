@@ -11,7 +11,8 @@ from trainables.arc import COLOURS, PAD
 
 def row_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return summed cross-entropy [N] and number of real tokens [N] of logits [N, U, C] against tokens [N, U]."""
-    losses = F.cross_entropy(logits.float().transpose(1, 2) if logits.dtype != torch.float64 else logits.transpose(1, 2), target, ignore_index=PAD, reduction="none")
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    losses = F.cross_entropy(exact.transpose(1, 2), target, ignore_index=PAD, reduction="none")
     return losses.sum(1), (target != PAD).sum(1)
 
 

@@ -1,20 +1,21 @@
 """The Champion: a small encoder-decoder over ARC grids that every adapter of the family shares.
 
-It reads the input grid and two solved pairs, and writes the output grid token by token, its size included. The decoder's
-position at a step is that of the token to be written, which earlier tokens fix, so equal positions in input and output
-can attend to each other; nothing of the target but its earlier tokens is ever seen.
+It reads the input grid and two solved pairs, and writes the output grid token by token, its size included. The
+decoder's position at a step is that of the token to be written, which earlier tokens fix, so equal positions in input
+and output can attend to each other; nothing of the target but its earlier tokens is ever seen.
 
-Letters in shape comments: N rows, T source tokens, U target tokens, K context pairs, V tokens of a context pair, D width.
+Letters in shape comments: N rows, T source tokens, U target tokens, K context pairs, V tokens of a context pair,
+D width.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -67,8 +68,10 @@ class Attention(nn.Module):
         """Return keys and values [N, heads, T, D / heads] of ``x`` [N, T, D]."""
         return self.split(self.k_proj(x)), self.split(self.v_proj(x))
 
-    def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """Attend from ``x`` [N, U, D] to keys and values; ``mask`` (True: may attend) broadcasts to [N, heads, U, T]."""
+    def attend(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Attend from x [N, U, D] to keys and values; ``mask``, True: may attend, broadcasts to [N, heads, U, T]."""
         y = F.scaled_dot_product_attention(self.split(self.q_proj(x)), keys, values, attn_mask=mask, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -118,7 +121,9 @@ class DecoderLayer(nn.Module):
         cache.keys[:, :, length - 1 : length] = key
         cache.values[:, :, length - 1 : length] = value
         x = x + self.self_attention.attend(y, cache.keys[:, :, :length], cache.values[:, :, :length])
-        x = x + self.cross_attention.attend(self.norm2(x), cache.memory_keys, cache.memory_values, mask=cache.memory_mask)
+        x = x + self.cross_attention.attend(
+            self.norm2(x), cache.memory_keys, cache.memory_values, mask=cache.memory_mask
+        )
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
 
@@ -135,6 +140,8 @@ class LayerCache:
 
 class Embedding(nn.Module):
     """Token (and role) embedding plus sinusoidal row and column positions, each half of the width."""
+
+    position: Tensor
 
     def __init__(self, width: int, roles: int = 0) -> None:
         super().__init__()
@@ -156,7 +163,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 class ContextEncoder(nn.Module):
-    """Two solved pairs -> one vector: each pair is a sequence of its own, averaged over its tokens and over the pairs."""
+    """Two solved pairs -> one vector: each pair is a sequence of its own, averaged over its tokens and the pairs."""
 
     def __init__(self, width: int, heads: int, feedforward: int) -> None:
         super().__init__()
@@ -231,22 +238,24 @@ class Champion(nn.Module):
         """Return the caches for decoding up to ``length`` tokens from ``source`` [N, 3, T]."""
         memory, mask = self.encode(source)
         caches = []
-        for layer in self.decoder:
+        for layer in cast(Iterable[DecoderLayer], self.decoder):
             keys, values = layer.cross_attention.keys_values(memory)
             empty = keys.new_zeros(keys.shape[0], keys.shape[1], length, keys.shape[3])
             caches.append(LayerCache(empty, empty.clone(), keys, values, mask))
         return caches
 
-    def step(self, previous: Tensor, row: Tensor, column: Tensor, context: Tensor, caches: list[LayerCache], length: int) -> Tensor:
+    def step(
+        self, previous: Tensor, row: Tensor, column: Tensor, context: Tensor, caches: list[LayerCache], length: int
+    ) -> Tensor:
         """Return logits [N, vocabulary] of the token at (row, column), all [N], after ``length - 1`` earlier ones."""
         x = self.target_embedding(previous[:, None], row[:, None], column[:, None])
-        for layer, cache in zip(self.decoder, caches, strict=True):
+        for layer, cache in zip(cast(Iterable[DecoderLayer], self.decoder), caches, strict=True):
             x = layer.step(x, cache, length)
         return self.read_out(x, context)[:, 0]
 
     def components(self) -> dict[str, list[nn.Parameter]]:
         """Return all parameters by component, for the component monitor."""
-        groups = {
+        groups: dict[str, list[nn.Module]] = {
             "embedding": [self.source_embedding, self.target_embedding],
             "encoder": [self.encoder, self.encoder_norm],
             "decoder": [self.decoder, self.decoder_norm],
@@ -256,7 +265,7 @@ class Champion(nn.Module):
         return {name: [p for m in modules for p in m.parameters()] for name, modules in groups.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
 @dataclass(frozen=True)
@@ -293,21 +302,31 @@ def load_champion(path: str | Path, device: str = "cpu") -> Base:
     file = Path(path).expanduser()
     file = file / "champion.safetensors" if file.is_dir() else file
     if not file.is_file():
-        raise InputError(f"--base {str(path)!r}: there is no such checkpoint; train one with 'python sweeps/champion.py'.")
+        raise InputError(
+            f"--base {str(path)!r}: there is no such checkpoint; train one with 'python sweeps/champion.py'."
+        )
     try:
         with safe_open(file, framework="pt", device=device) as store:
             metadata = store.metadata() or {}
             weights = {name: store.get_tensor(name) for name in store.keys()}  # noqa: SIM118 - not a mapping
         config = ChampionConfig(**json.loads(metadata["config"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"--base {str(path)!r} is not a Champion checkpoint ({type(error).__name__}: {error}).") from error
+        raise InputError(
+            f"--base {str(path)!r} is not a Champion checkpoint ({type(error).__name__}: {error})."
+        ) from error
     model = Champion(config)
+    extra = sorted(weights.keys() - model.state_dict().keys())
+    if extra:
+        raise InputError(
+            f"--base {str(path)!r} has {extra[0]!r}, which a Champion of its configuration does not have; "
+            "give a checkpoint that 'python sweeps/champion.py' wrote."
+        )
     for name, parameter in model.state_dict().items():
         if name not in weights or weights[name].shape != parameter.shape:
             found = tuple(weights[name].shape) if name in weights else "nothing"
             raise InputError(
-                f"--base {str(path)!r} has {found} for {name!r} where its configuration asks for {tuple(parameter.shape)}; "
-                "give a checkpoint that 'python sweeps/champion.py' wrote."
+                f"--base {str(path)!r} has {found} for {name!r} where its configuration asks for "
+                f"{tuple(parameter.shape)}; give a checkpoint that 'python sweeps/champion.py' wrote."
             )
     model.load_state_dict(weights)
     digest = hashlib.sha256()

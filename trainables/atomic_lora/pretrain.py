@@ -38,7 +38,7 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
 
     Raises:
         DeadComponentError: If a component gets no gradient through the first epoch.
-        FloatingPointError: If the loss is no longer finite.
+        FloatingPointError: If the loss or the gradient is no longer finite.
     """
     config = ChampionConfig(**settings["config"])
     tasks = load_tasks(settings["data"])
@@ -47,20 +47,23 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
     bf16 = has_fast_bf16(device)
     torch.manual_seed(seed)
     model = Champion(config).to(device)
+    # before a checkpoint is loaded, so that update norms of a resumed run still count from its initial weights
+    monitor = ComponentMonitor(model.components())
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2))
     held_out = [example for task in tasks.values() for example in test_examples(task)]
     facts: dict[str, Any] = {"data": settings["data"], "data_fingerprint": fingerprint(tasks), "seed": seed}
     first_epoch, step = 0, 0
     resumed = run.checkpoint()
     if resumed is None:
-        facts["untrained"] = teacher_forced(model, held_out, device, bf16=bf16) | autoregressive(model, held_out, device)
+        facts["untrained"] = teacher_forced(model, held_out, device, bf16=bf16) | autoregressive(
+            model, held_out, device
+        )
     else:
-        state = torch.load(resumed / "state.pt", map_location=device, weights_only=True)
+        state = torch.load(resumed / "state.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first_epoch, step, facts = state["epoch"], state["step"], state["facts"]
-    monitor = ComponentMonitor(model.components())
-    cycle = first_cycle(config.epochs) * steps_per_epoch(tasks, config)
+    cycle = first_cycle(config.epochs * steps_per_epoch(tasks, config))
     for epoch in range(first_epoch + 1, config.epochs + 1):
         started, losses, norms, examples, tokens = time.perf_counter(), [], [], 0, 0
         model.train()
@@ -82,12 +85,17 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
             step, examples = step + 1, examples + len(batch)
             tokens += sum(example_tokens(example) for example in batch)
         train_loss = float(torch.stack(losses).mean())
-        if not np.isfinite(train_loss):
-            raise FloatingPointError(f"The training loss is {train_loss} in epoch {epoch}; lower lr ({config.lr}) or clip_norm.")
+        grad_norm = float(torch.stack(norms).mean())
+        # the last step of an epoch can break the weights while every loss so far was finite
+        if not np.isfinite(train_loss) or not np.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"The training loss is {train_loss} and the gradient norm {grad_norm} in epoch {epoch}; "
+                f"lower lr ({config.lr}) or clip_norm."
+            )
         seconds = time.perf_counter() - started
         metrics: dict[str, Any] = {
             "epoch": epoch, "step": step, "train_loss": train_loss, "lr": lr, "examples": examples, "tokens": tokens,
-            "grad_norm": float(torch.stack(norms).mean()), "seconds": seconds, **monitor.end_epoch(),
+            "grad_norm": grad_norm, "seconds": seconds, **monitor.end_epoch(),
         }  # fmt: skip
         last = epoch == config.epochs
         if not last and epoch % config.eval_every:
@@ -100,7 +108,13 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
         with tempfile.TemporaryDirectory() as folder:
             known = {k: v for k, v in metrics.items() if "/" not in k}
             save_champion(Path(folder, "champion.safetensors"), model, config, facts | {"metrics": known})
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "step": step, "facts": facts}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch,
+                "step": step,
+                "facts": facts,
+            }
             torch.save(state, Path(folder, "state.pt"))
             run.report(metrics, Path(folder))
 
@@ -111,13 +125,13 @@ def steps_per_epoch(tasks: Mapping[str, Task], config: ChampionConfig) -> int:
     return max(1, -(-count // config.batch_size))
 
 
-def first_cycle(epochs: int) -> int:
-    """Length in epochs of the first of three cosine cycles, each twice as long as the last, that fill ``epochs``."""
-    return max(1, round(epochs / 7))
+def first_cycle(steps: int) -> int:
+    """Length in steps of the first of three cosine cycles, each twice as long as the last, that fill ``steps``."""
+    return -(-steps // 7)
 
 
 def epoch_batches(tasks: Mapping[str, Task], config: ChampionConfig, seed: int, epoch: int) -> Iterator[list[Example]]:
-    """Yield one epoch's batches: every pair ``views_per_pair`` times, examples of similar length together, in random order."""
+    """Yield one epoch's batches in random order: every pair ``views_per_pair`` times, similar lengths together."""
     examples = [
         example
         for task in tasks.values()

@@ -1,0 +1,41 @@
+# Everything a developer runs. Each target sets up what it needs; `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## make .venv with the pinned versions, again when pyproject.toml or constraints.txt changed
+
+# pip comes from outside the environment: Debian and Ubuntu ship Python without what `venv` needs to put one into it
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check -e '.[test]' -c constraints.txt
+	@touch $@
+
+demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, within 15 minutes
+	$(BIN)/python sweeps/atomic_lora.py --preset demo
+
+test: $(STAMP) ## run all tests, the slow ones included
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(STAMP) ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: ## list the benchmarks, each a command of its own
+	@for file in benchmarks/*.py; do \
+	  [ -e "$$file" ] || { echo "no benchmarks yet"; break; }; \
+	  printf '  %-44s%s\n' "python $$file" "$$(sed -n '1s/^"""//p' "$$file")"; \
+	done

@@ -1,0 +1,542 @@
+"""Run jobs as Tune trials through the adapter pool: thin trials, one broker, one long-lived Ray Train run.
+
+`AdapterPool` is the Train run: a worker for each GPU, or one on the CPU, each running the family's pool loop. `PoolTrial`
+is what Tune sees of a unit of work: it waits for rungs and never imports torch. `run_pool_sweep` puts them together
+and hands every report to the caller, on the caller's thread. What is stored, and what is left to do when a run is
+repeated, is the caller's business.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import shutil
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ray
+import ray.train
+import ray.tune
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.tune.schedulers import FIFOScheduler
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sweeps.broker import BrokerQueue, PoolBroker
+from sweeps.scheduler import Decision, GroupedASHA
+from sweeps.train_run import TrainRun, use_threads
+from trainables.jobs import Job, Report
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+logger = logging.getLogger(__name__)
+
+PoolLoop = str | Callable[[dict[str, Any], Any, Any], None]
+
+# how often reports are fetched from the broker, in seconds
+COLLECT_S = 0.2
+# time for the workers to notice a stop that Tune decided (they look once an epoch), and one that the user asked for
+CANCEL_S, DRAIN_S = 120.0, 8.0
+# Tune gives a trial that waits for its new process to a process that just became free, ends the new one and starts
+# another for the next trial: with short trials that goes on for ever, seconds of CPU each time. So the first trials are
+# answered when all their processes are there, or after this time
+GATE_S = 60.0
+
+
+class StopFlag(Protocol):
+    """What `run_pool_sweep` asks whether it should stop; `threading.Event` is one."""
+
+    def is_set(self) -> bool: ...
+
+
+class PoolError(RuntimeError):
+    """The machinery of the pool broke, as opposed to one of its jobs."""
+
+
+@dataclass(frozen=True)
+class PoolOutcome:
+    """How a pool sweep ended.
+
+    Attributes:
+        interrupted: Whether it was asked to stop before everything was done.
+        counts: Jobs by status, ``worker_restarts``, and what else the broker counts.
+        seconds: Wall time, the start of the pool included.
+    """
+
+    interrupted: bool
+    counts: Mapping[str, int]
+    seconds: float
+
+
+class AdapterPool:
+    """A Ray Train run whose workers train the jobs of a broker until it is closed.
+
+    Args:
+        broker: Handle of the `PoolBroker` actor.
+        pool_loop: ``pool_loop(settings, run, queue)`` or its name, ``"package.module:function"``.
+        settings: Passed to the loop.
+        num_workers: One for each GPU, or 1.
+        use_gpu: Whether each worker gets a GPU.
+        storage_path: Where Train keeps its notes; every machine of the cluster must reach it.
+        max_failures: Times that workers may die before the pool gives up; it gives up earlier when they die at once.
+        threads: CPU threads for each worker; None shares out the machine's cores.
+    """
+
+    def __init__(
+        self,
+        broker: Any,
+        pool_loop: PoolLoop,
+        settings: dict[str, Any],
+        *,
+        num_workers: int,
+        use_gpu: bool,
+        storage_path: str,
+        max_failures: int = 100,
+        threads: int | None = None,
+    ) -> None:
+        self._broker = broker
+        # every worker trains alone, so the plain trainer, which sets up no process group, is the right one
+        self._trainer = DataParallelTrainer(
+            partial(_work, broker, pool_loop, settings, threads),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"adapter-pool-{uuid.uuid4().hex[:8]}",
+                storage_path=storage_path,
+                failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),
+            ),
+        )
+        self._thread = threading.Thread(target=self._run, name="adapter-pool", daemon=True)
+
+    def start(self) -> None:
+        """Start the workers and return at once. If they cannot run, the broker fails every job with the reason."""
+        self._thread.start()
+
+    def close(self, timeout: float) -> bool:
+        """Tell the workers to end; returns whether they did within ``timeout`` seconds, and else lets them fall."""
+        ray.get(self._broker.close.remote(), timeout=timeout)
+        self._thread.join(timeout)
+        ended = not self._thread.is_alive()
+        # a worker that cannot reach its broker ends too
+        ray.kill(self._broker)
+        return ended
+
+    def _run(self) -> None:
+        # outside the main thread, where Train would replace the handler of Ctrl-C
+        try:
+            self._trainer.fit()
+            reason = "The adapter pool ended although there were jobs left."
+        except Exception as error:
+            reason = f"The adapter pool failed: {error}"
+        try:
+            ray.get(self._broker.give_up.remote(reason))
+        except ray.exceptions.RayError:
+            logger.warning("The adapter pool outlived its broker: %s", reason)
+
+
+def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any], threads: int | None) -> None:
+    """What a Train worker of the pool runs."""
+    context = ray.train.get_context()
+    try:
+        token = ray.get(broker.register.remote(context.get_world_rank()))
+    except ray.exceptions.RayActorError:
+        return
+    if token is None:
+        return
+    try:
+        use_threads(threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+        if isinstance(pool_loop, str):
+            module, _, function = pool_loop.partition(":")
+            loop = getattr(importlib.import_module(module), function)
+        else:
+            loop = pool_loop
+        loop(dict(settings), TrainRun(), BrokerQueue(broker, token))
+        if not ray.get(broker.is_over.remote()):
+            raise PoolError("The pool loop returned before the queue was closed.")
+    except ray.exceptions.RayActorError:
+        return
+    except Exception:
+        ray.get(broker.crashed.remote(token, traceback.format_exc()))
+        raise
+
+
+class PoolTrial(ray.tune.Trainable):
+    """A Tune trial that waits for the rungs of its unit. The driver submits and cancels; this process only looks on."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._broker = ray.get_actor(config["broker"][0], namespace=config["broker"][1])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
+
+    def step(self) -> dict[str, Any]:
+        answer: dict[str, Any] = ray.get(self._broker.next_rung.remote(self.trial_id))
+        return answer
+
+
+def run_pool_sweep(
+    units: Sequence[Sequence[Job]] = (),
+    *,
+    pool_loop: PoolLoop,
+    pool_settings: dict[str, Any],
+    num_workers: int,
+    use_gpu: bool,
+    on_reports: Callable[[list[Report]], None],
+    on_trial_done: Callable[[list[str], str, Decision | None], None] | None = None,
+    should_stop: StopFlag | None = None,
+    scheduler: FIFOScheduler | None = None,
+    max_concurrent: int = 16,
+    lookahead: int = 0,
+    make_jobs: Callable[[Mapping[str, Any]], Sequence[Job]] | None = None,
+    param_space: Mapping[str, Any] | None = None,
+    searcher: Any = None,
+    num_samples: int = 1,
+    storage_path: str | None = None,
+    threads: int | None = None,
+) -> PoolOutcome:
+    """Run units of jobs as Tune trials through an adapter pool, until all are done or a stop is asked for.
+
+    Ray must be connected. Each unit is one Tune trial; ``trial.config`` of one has ``unit`` (its index), ``task_id`` and
+    ``trial_id`` of its first job, which is what the ``group`` and ``key`` of a `GroupedASHA` see. In a search
+    (``make_jobs``) the trials come from ``param_space`` and ``searcher`` instead.
+
+    Args:
+        units: The jobs of each trial.
+        pool_loop, pool_settings, num_workers, use_gpu, threads: See `AdapterPool`.
+        on_reports: Gets every report exactly once, in the order of each job's reports, called on this thread a few times
+            a second. The last report of a job that ASHA saw carries ``rung`` and ``asha_cutoff`` in its metrics, and
+            ``stop_reason="asha"`` where ASHA stopped it.
+        on_trial_done: Called with the trial ids of a unit, ``done`` or ``error``, and ASHA's last decision, when its Tune
+            trial is over; the last reports of its jobs may still be on their way.
+        should_stop: Once set, no job is begun, running jobs are stopped, their reports are handed over, and the call
+            returns within about 15 s.
+        scheduler: Tune scheduler, for example a `GroupedASHA`; None lets every trial run to its end.
+        max_concurrent: Tune trials at once, each of them a process of about 115 MB.
+        lookahead: Units submitted to the pool before their trial begins, so that slots need not wait for Tune, and a
+            pool may have more slots than there are trials; a scheduler judges such a job when its trial begins.
+        make_jobs: Makes a unit from a configuration of the search; called on this thread.
+        param_space: Search space in Tune's terms.
+        searcher: A Tune searcher, see `optuna_searcher`; None samples at random.
+        num_samples: Configurations to try in a search.
+        storage_path: A folder that all machines of the cluster reach, for notes that are of no use afterwards; None
+            takes a temporary one, which is right on one machine.
+
+    Raises:
+        PoolError: If the broker died. What was reported until then has been handed over.
+    """
+    started = time.monotonic()
+    scratch = tempfile.mkdtemp(prefix="sweep-")
+    storage = storage_path or scratch
+    node = ray.get_runtime_context().get_node_id()
+    name = f"broker-{uuid.uuid4().hex}"
+    broker = (
+        ray.remote(PoolBroker)
+        .options(
+            name=name,
+            num_cpus=0,
+            max_concurrency=10_000,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        .remote()
+    )
+    space = dict(param_space or {})
+    space["broker"] = (name, ray.get_runtime_context().namespace)
+    if make_jobs is None:
+        jobs = [unit[0] for unit in units]
+        space["unit"] = ray.tune.grid_search(list(range(len(units))))
+        space["task_id"] = ray.tune.sample_from(lambda spec: jobs[spec["config"]["unit"]].task_id)
+        space["trial_id"] = ray.tune.sample_from(lambda spec: jobs[spec["config"]["unit"]].trial_id)
+        num_samples = 1
+    first_trials = min(max_concurrent, num_samples if make_jobs else len(units))
+    driver = _Driver(
+        broker, units, make_jobs, scheduler, on_reports, on_trial_done, should_stop, lookahead, first_trials
+    )
+    pool = AdapterPool(
+        broker,
+        pool_loop,
+        pool_settings,
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        storage_path=storage,
+        threads=threads,
+    )
+    pool.start()
+    try:
+        if units or make_jobs is not None:
+            driver.wait_for_pool()
+            _tuner(space, scheduler, searcher, num_samples, max_concurrent, storage, driver).fit()
+        driver.finish()
+    finally:
+        try:
+            pool.close(10.0)
+        except ray.exceptions.RayError as error:
+            logger.warning("The adapter pool did not close: %s", error)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return PoolOutcome(driver.stopping, driver.counts, time.monotonic() - started)
+
+
+def optuna_searcher(
+    space: Mapping[str, Any],
+    *,
+    metric: str = "eval_loss",
+    mode: str = "min",
+    seed: int | None = None,
+    evaluated: Sequence[tuple[Mapping[str, Any], float]] = (),
+    first: Sequence[Mapping[str, Any]] = (),
+) -> Any:
+    """Return an Optuna searcher over a Tune search space that knows what earlier runs of the sweep found.
+
+    Args:
+        space: Tune domains by name. Pass no ``param_space`` besides.
+        metric, mode: What to optimise.
+        seed: Seed of the sampler.
+        evaluated: Finished configurations with their metric.
+        first: Configurations to try first: those that were begun and not finished.
+    """
+    from ray.tune.search.optuna import OptunaSearch
+
+    searcher = OptunaSearch(
+        OptunaSearch.convert_search_space(dict(space)),
+        metric=metric,
+        mode=mode,
+        seed=seed,
+        points_to_evaluate=[dict(config) for config in first] or None,
+    )
+    for config, value in evaluated:
+        if math.isfinite(value):
+            searcher.add_evaluated_point(dict(config), value)
+    return searcher
+
+
+def _tuner(
+    space: dict[str, Any],
+    scheduler: FIFOScheduler | None,
+    searcher: Any,
+    num_samples: int,
+    max_concurrent: int,
+    storage: str,
+    driver: _Driver,
+) -> ray.tune.Tuner:
+    return ray.tune.Tuner(
+        # next to nothing: what a trial waits for must never be kept from starting by those who wait
+        ray.tune.with_resources(PoolTrial, {"CPU": 0.01}),
+        param_space=space,
+        tune_config=ray.tune.TuneConfig(
+            scheduler=scheduler,
+            search_alg=searcher,
+            num_samples=num_samples,
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: str(trial.config.get("trial_id", trial.trial_id)),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=ray.tune.RunConfig(
+            name="trials",
+            storage_path=storage,
+            verbose=0,
+            stop=_Stopper(driver),
+            failure_config=ray.tune.FailureConfig(max_failures=3),
+            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_Callback(driver)],
+        ),
+    )
+
+
+class _Driver:
+    """The driver's end of a sweep: submits units, some ahead of their trials, and hands reports to the caller."""
+
+    def __init__(
+        self,
+        broker: Any,
+        units: Sequence[Sequence[Job]],
+        make_jobs: Callable[[Mapping[str, Any]], Sequence[Job]] | None,
+        scheduler: FIFOScheduler | None,
+        on_reports: Callable[[list[Report]], None],
+        on_trial_done: Callable[[list[str], str, Decision | None], None] | None,
+        should_stop: StopFlag | None,
+        lookahead: int,
+        first_trials: int,
+    ) -> None:
+        self._first_trials = first_trials
+        self._broker = broker
+        self._units = units
+        self._make_jobs = make_jobs
+        self._asha = scheduler if isinstance(scheduler, GroupedASHA) else None
+        self._on_reports = on_reports
+        self._on_trial_done = on_trial_done
+        self._should_stop = should_stop
+        self._lookahead = lookahead
+        self.stopping = False
+        self.counts: Mapping[str, int] = {"unfinished": 0, "running": 0, "workers": 0, "gave_up": 0}
+        self._trials: dict[str, tuple[str, list[str]]] = {}  # Tune trial -> its unit and the unit's jobs
+        self._unit_of: dict[str, str] = {}  # job -> unit
+        self._keys: dict[str, str] = {}  # job -> what the scheduler knows its trial by
+        self._gate_at: float | None = None  # when trials are answered at the latest
+        self._ahead = 0  # units up to this index have been submitted
+        self._collected = 0
+        self._asked = -math.inf
+        self._answer: Any = None
+        self._submit_ahead()
+
+    def wait_for_pool(self) -> None:
+        """Wait until a worker is there or the pool has failed. On few cores, trials that start beside it delay both."""
+        while not (self.stopping or self.counts["workers"] or self.counts["gave_up"]):
+            time.sleep(0.05)
+            self.look()
+        self._gate_at = time.monotonic() + GATE_S
+
+    # events from Tune, on the thread that called run_pool_sweep
+
+    def begin(self, trial: Trial) -> None:
+        """A trial's process is there (for the first time, or again after it died)."""
+        if self._make_jobs is None:
+            unit = trial.config["unit"]
+            jobs = self._units[unit]
+            key = str(unit)
+        else:
+            jobs = self._make_jobs({name: value for name, value in trial.config.items() if name != "broker"})
+            key = jobs[0].trial_id
+        self._submit(key, jobs)
+        self._broker.begin.remote(trial.trial_id, key)
+        self._trials[trial.trial_id] = key, [job.trial_id for job in jobs]
+        if self._asha:
+            self._keys.update((job.trial_id, self._asha.key_of(trial)) for job in jobs)
+        self._submit_ahead()
+
+    def end(self, trial: Trial, status: str, error: str | None = None) -> None:
+        """A trial is over: complete, stopped by the scheduler, or broken."""
+        if trial.trial_id not in self._trials:
+            return
+        key, trial_ids = self._trials[trial.trial_id]
+        if error is None:
+            self._broker.cancel.remote(key)
+        else:
+            self._broker.fail.remote(key, f"Its Tune trial failed: {error}")
+        if self._on_trial_done:
+            decision = self._asha.decision(self._asha.key_of(trial)) if self._asha else None
+            self._on_trial_done(trial_ids, status, decision)
+
+    def look(self) -> None:
+        """Fetch reports, without waiting for them, and see whether to stop."""
+        if not self.stopping and self._should_stop is not None and self._should_stop.is_set():
+            self.stopping = True
+            self._get(self._broker.drain.remote())
+        if self._gate_at and (len(self._trials) >= self._first_trials or time.monotonic() > self._gate_at):
+            self._gate_at = None
+            self._broker.open_gate.remote()
+        if self._answer is None and time.monotonic() - self._asked >= COLLECT_S:
+            self._asked = time.monotonic()
+            self._answer = self._broker.collect.remote(self._collected)
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._hand_over()
+
+    # after Tune
+
+    def finish(self) -> None:
+        """Wait for the last reports of jobs that were stopped."""
+        was_stopping, deadline = self.stopping, time.monotonic() + (DRAIN_S if self.stopping else CANCEL_S)
+        while True:
+            self._collect()
+            if not self.counts["running" if self.stopping else "unfinished"]:
+                break
+            if self.stopping and not was_stopping:
+                was_stopping, deadline = True, time.monotonic() + DRAIN_S
+            if time.monotonic() > deadline:
+                if not self.stopping:
+                    self._get(self._broker.end_cancelled.remote())
+                break
+            time.sleep(0.1)
+            self.look()
+        self._collect()
+
+    # private
+
+    def _submit(self, unit: str, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if self._unit_of.setdefault(job.trial_id, unit) != unit:
+                raise ValueError(f"The trial id {job.trial_id!r} is in two units; give each unit its own trial ids.")
+        self._broker.submit.remote(unit, list(jobs))
+
+    def _submit_ahead(self) -> None:
+        until = min(len(self._units), len(self._trials) + self._lookahead)
+        for unit in range(self._ahead, until):
+            self._submit(str(unit), self._units[unit])
+        self._ahead = max(self._ahead, until)
+
+    def _collect(self) -> None:
+        if self._answer is None:
+            self._answer = self._broker.collect.remote(self._collected)
+        self._hand_over()
+        # the answer may have been under way for a while
+        self._answer = self._broker.collect.remote(self._collected)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        answer, self._answer = self._answer, None
+        self._collected, reports, self.counts = self._get(answer)
+        if reports:
+            self._on_reports([self._with_decision(report) for report in reports])
+
+    def _with_decision(self, report: Report) -> Report:
+        key = self._keys.get(report.trial_id)
+        decision = self._asha.decision(key) if self._asha and key is not None else None
+        if report.status == "running" or decision is None:
+            return report
+        known: dict[str, Any] = {"rung": decision.rung, "asha_cutoff": decision.cutoff}
+        if decision.stopped and report.status == "stopped":
+            known["stop_reason"] = "asha"
+        return replace(report, metrics={**report.metrics, **known})
+
+    def _get(self, answer: Any) -> Any:
+        try:
+            return ray.get(answer, timeout=60)
+        except ray.exceptions.RayError as error:
+            raise PoolError(f"The broker of the pool does not answer: {error}") from error
+
+
+class _Callback(ray.tune.Callback):
+    def __init__(self, driver: Any = None) -> None:
+        self._driver = driver
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles callbacks for Tuner.restore, which is not used; the caller's store may hold locks
+        return _Callback, ()
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._driver.look()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._driver.begin(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._driver.end(trial, "done")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._driver.end(trial, "error", str(trial.get_error()))
+
+
+class _Stopper(ray.tune.Stopper):
+    def __init__(self, driver: Any = None) -> None:
+        self._driver = driver
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Stopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._driver is not None and self._driver.stopping

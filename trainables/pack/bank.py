@@ -1,0 +1,207 @@
+"""Stacked LoRA adapters, and the linear layers that apply them.
+
+Letters in shape comments: S slots, B rows per slot, T tokens, R largest rank, I/O in/out features, P values per adapter.
+
+Every adapter of a bank lies in one row of a flat [S, P] buffer; the A [S, R, I] and B [S, O, R] factors of each layer are
+views into it, and so are their gradients: one clip and one optimizer step serve all layers and all slots at once.
+A rank below R leaves rows of A and columns of B at zero, which is exact: their gradients are zero as well.
+LoRA is from Hu et al. (2021), "LoRA: Low-Rank Adaptation of Large Language Models".
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.errors import InputError, did_you_mean
+
+Path = Literal["bmm", "loop"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where one layer's factors lie in a row of the flat buffer: A in [start, middle), B in [middle, end)."""
+
+    start: int
+    middle: int
+    end: int
+
+
+class AdapterBank:
+    """S adapters for the same layers, stacked.
+
+    Args:
+        layers: (in features, out features) of each adapted layer, by its dotted name.
+        slots: S.
+        rank: R, the largest rank that fits.
+        device: Where the bank lives.
+        dtype: Its floating-point type.
+        trainable: Whether gradients are kept.
+
+    Attributes:
+        flat: [S, P] all factors; the gradient of each lies at the same place in ``grad`` [S, P] (trainable banks only).
+        a: [S, R, I] views by layer name.
+        b: [S, O, R] views by layer name.
+        scale: [layers, S], alpha / rank, 0 where a slot does not adapt a layer.
+        columns: Where each layer lies in ``flat``.
+    """
+
+    def __init__(
+        self, layers: Mapping[str, tuple[int, int]], slots: int, rank: int, device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32, trainable: bool = True,
+    ) -> None:  # fmt: skip
+        self.slots, self.rank = slots, rank
+        self.columns: dict[str, Columns] = {}
+        width = 0
+        for name, (inputs, outputs) in layers.items():
+            self.columns[name] = Columns(width, width + rank * inputs, width + rank * (inputs + outputs))
+            width = self.columns[name].end
+        self.flat = torch.zeros(slots, width, device=device, dtype=dtype)
+        self.grad = torch.zeros_like(self.flat) if trainable else None
+        self.scale = torch.zeros(len(layers), slots, device=device, dtype=dtype)
+        self.index = {name: i for i, name in enumerate(layers)}
+        self.a: dict[str, Tensor] = {}
+        self.b: dict[str, Tensor] = {}
+        for name, (inputs, outputs) in layers.items():
+            place = self.columns[name]
+            self.a[name] = self._view(place.start, place.middle, (rank, inputs))
+            self.b[name] = self._view(place.middle, place.end, (outputs, rank))
+
+    def _view(self, start: int, end: int, shape: tuple[int, int]) -> Tensor:
+        view = self.flat[:, start:end].unflatten(1, shape)
+        if self.grad is not None:
+            view.requires_grad_()
+            # autograd adds into a gradient that is already there: the flat buffer fills itself
+            view.grad = self.grad[:, start:end].unflatten(1, shape)
+        return view
+
+    @torch.no_grad()
+    def write(self, slot: int, factors: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> None:
+        """Put an adapter into a slot: A [r, I] and B [O, r] of each layer it adapts; everything else becomes zero."""
+        self.flat[slot].zero_()
+        self.scale[:, slot].zero_()
+        for name, (a, b) in factors.items():
+            rank = a.shape[0]
+            self.a[name].data[slot, :rank] = a.to(self.flat)
+            self.b[name].data[slot, :, :rank] = b.to(self.flat)
+            self.scale[self.index[name], slot] = alpha / rank
+
+    def read(self, values: Tensor, names: Sequence[str], rank: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return copies of A [rank, I] and B [O, rank] of the named layers from a row [P] of this bank's layout."""
+        factors = {}
+        for name in names:
+            place = self.columns[name]
+            a = values[place.start : place.middle].unflatten(0, self.a[name].shape[1:])
+            b = values[place.middle : place.end].unflatten(0, self.b[name].shape[1:])
+            factors[name] = (a[:rank].clone(), b[:, :rank].contiguous().clone())
+        return factors
+
+
+def initial_factors(
+    layers: Mapping[str, tuple[int, int]], names: Sequence[str], rank: int, seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return a fresh adapter as PEFT initialises it: A uniform within 1 / sqrt(I) (Kaiming, a = sqrt 5), B zero.
+
+    The values depend on the seed, the layer's name and its shape, never on the pack or the slot.
+    """
+    factors = {}
+    for name in names:
+        inputs, outputs = layers[name]
+        generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+        bound = 1.0 / math.sqrt(inputs)
+        a = torch.empty(rank, inputs, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
+        factors[name] = (a, torch.zeros(outputs, rank, dtype=torch.float64))
+    return factors
+
+
+class PackedLoRALinear(nn.Module):
+    """A frozen linear layer whose rows, slot by slot, each get the update of their own adapter."""
+
+    def __init__(self, base: nn.Linear, name: str, pack: AdapterPack) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+        # not a submodule: the pack holds the model already
+        object.__setattr__(self, "pack", pack)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [rows, ..., I] -> [rows, ..., O]; rows are slot-major, the same number for each active slot."""
+        y = self.base(x)
+        bank, active, path = self.pack.bank, self.pack.active, self.pack.path
+        if bank is None:
+            return y
+        a, b, scale = bank.a[self.name], bank.b[self.name], bank.scale[bank.index[self.name]]
+        if active is not None:
+            a, b, scale = a.index_select(0, active), b.index_select(0, active), scale.index_select(0, active)
+        slots = a.shape[0]
+        packed = x.reshape(slots, -1, x.shape[-1])  # [S, B * T, I]
+        if path == "loop":
+            update = torch.stack([F.linear(F.linear(packed[s], a[s]), b[s]) * scale[s] for s in range(slots)])
+        else:
+            hidden = torch.bmm(packed, a.transpose(1, 2)) * scale[:, None, None].to(x.dtype)  # [S, B * T, R]
+            update = torch.bmm(hidden, b.transpose(1, 2))
+        return y + update.view_as(y)
+
+
+class AdapterPack:
+    """Puts packed adapters on the chosen linear layers of a frozen model, in place.
+
+    The model is any module whose batch rows are independent of each other. With no bank in use it is the bare base.
+
+    Args:
+        model: The frozen base; its chosen ``nn.Linear`` layers are wrapped in place.
+        target_modules: Names, or dotted endings of names, of layers to adapt; ``all-linear`` for every one.
+        path: ``bmm`` computes all slots at once; ``loop`` one slot after another, the oracle that tests compare with.
+
+    Attributes:
+        layers: (in features, out features) of the wrapped layers by name.
+        bank: The bank in use, or None for the bare base.
+        active: Slots whose rows the batch holds, in order [k], or None for all.
+
+    Raises:
+        InputError: If a target names no linear layer of the model.
+    """
+
+    def __init__(self, model: nn.Module, target_modules: Sequence[str], path: Path = "bmm") -> None:
+        self.model = model
+        self.path = path
+        self.bank: AdapterBank | None = None
+        self.active: Tensor | None = None
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        self.layers = {name: (linears[name].in_features, linears[name].out_features) for name in matching(linears, target_modules)}
+        for name in self.layers:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, PackedLoRALinear(linears[name], name, self))
+
+    def select(self, target_modules: Sequence[str]) -> list[str]:
+        """Return the wrapped layers that ``target_modules`` mean. Raises InputError where one of them means none."""
+        return matching(self.layers, target_modules)
+
+    @contextmanager
+    def use(self, bank: AdapterBank | None, active: Tensor | None = None) -> Iterator[None]:
+        """Apply ``bank`` (its ``active`` slots [k]) to the batches within the block."""
+        before = self.bank, self.active
+        self.bank, self.active = bank, active
+        try:
+            yield
+        finally:
+            self.bank, self.active = before
+
+
+def matching(names: Mapping[str, object], targets: Sequence[str]) -> list[str]:
+    """Return the names, in their order, that equal a target or end in ``.target``; InputError for a target without any."""
+    if list(targets) == ["all-linear"]:
+        return list(names)
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            endings = {name.rpartition(".")[2] for name in names} | set(names)
+            raise InputError(f"target module {target!r} names no linear layer of the base{did_you_mean(target, endings)}.")
+    return [name for name in names if any(name == t or name.endswith(f".{t}") for t in targets)]

@@ -1,0 +1,84 @@
+"""What leaves a pack: a slot's state, to be continued in any pack, and an adapter in PEFT's own format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "adapter-slot"
+VERSION = 1
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class CheckpointError(ValueError):
+    """A slot checkpoint that is not one, is of a newer version, or belongs to another base or configuration."""
+
+
+def dump_slot(states: Mapping[str, Factors], facts: Mapping[str, Any], signature: str) -> bytes:
+    """Serialise a slot.
+
+    Args:
+        states: Factors by layer for each of ``weights``, ``first_moment``, ``second_moment``, ``best`` and ``initial``.
+        facts: JSON-able counters and history.
+        signature: What must be equal where it is continued: the base, the layers, the configuration.
+    """
+    tensors = {
+        f"{state}/{layer}/{side}": tensor.cpu().contiguous()
+        for state, factors in states.items()
+        for layer, pair in factors.items()
+        for side, tensor in zip("AB", pair, strict=True)
+    }
+    header = {"format": FORMAT, "version": str(VERSION), "signature": signature, "facts": json.dumps(dict(facts))}
+    return save_tensors(tensors, metadata=header)
+
+
+def parse_slot(data: bytes, signature: str) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], dict[str, Any]]:
+    """Return what `dump_slot` was given. Raises CheckpointError where the data is something else."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        tensors = load_tensors(data)
+    except Exception as error:
+        raise CheckpointError(f"The checkpoint cannot be read ({type(error).__name__}: {error}).") from error
+    if header.get("format") != FORMAT or int(header["version"]) > VERSION:
+        raise CheckpointError(f"The checkpoint is of format {header.get('format')!r}, version {header.get('version')}; this reads {FORMAT!r} up to {VERSION}.")
+    if header["signature"] != signature:
+        raise CheckpointError(f"The checkpoint belongs to {header['signature']}, not to {signature}.")
+    states: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    for key in tensors:
+        if key.endswith("/A"):
+            state, layer, _ = key.split("/")
+            states.setdefault(state, {})[layer] = (tensors[key], tensors[f"{state}/{layer}/B"])
+    return states, json.loads(header["facts"])
+
+
+def save_peft(folder: Path, factors: Factors, alpha: float, base_name: str) -> None:
+    """Write an adapter as PEFT does, for `PeftModel.from_pretrained(base, folder)`.
+
+    Args:
+        folder: An existing directory.
+        factors: A [r, I] and B [O, r] by the layer's dotted name.
+        alpha: LoRA alpha.
+        base_name: Recorded as the adapter's base model.
+    """
+    rank = next(iter(factors.values()))[0].shape[0]
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=list(factors), base_model_name_or_path=base_name,
+        inference_mode=True,
+    )  # fmt: skip
+    config.save_pretrained(str(folder))
+    tensors = {
+        f"base_model.model.{layer}.lora_{side}.weight": tensor.float().cpu().contiguous()
+        for layer, pair in factors.items()
+        for side, tensor in zip("AB", pair, strict=True)
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,509 @@
+"""The pack engine: S adapters trained in one batched step, each exactly as it would be alone.
+
+The engine takes jobs from a queue, trains each in a slot of its own, and reports at rungs. It brings everything that
+adapters must not share: the loss is the mean over a slot's own tokens, its gradient is clipped by its own norm, and
+learning rate, step counter, moments, patience and random numbers are its own. A finished or cancelled slot is refilled
+from the queue at once; finished adapters wait aside until enough of them are there to be evaluated in one batch.
+
+What a job means (its examples, its loss, its metrics) is the `Workload`'s; which layers are adapted, the `AdapterPack`'s.
+Not covered: dropout (refused by having no setting for it), training of the base, several devices in one engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from trainables.folder import Folder
+from trainables.jobs import Job, JobQueue, Report, Status
+from trainables.monitor import DeadComponentError, require_gradients
+from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
+from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
+from trainables.schedules import DECAYS
+
+log = logging.getLogger(__name__)
+
+# A slot's gradients lie in one row of a flat buffer, so a layer's stack is not dense: slower by nothing that was measured.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+E = TypeVar("E")
+
+
+class DivergedError(RuntimeError):
+    """An adapter's loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class AdapterPlan(Generic[E]):
+    """A job as the engine sees it.
+
+    Attributes:
+        rank: LoRA rank, at most the engine's.
+        alpha: LoRA alpha.
+        target_modules: Layers to adapt, as `AdapterPack.select` understands them.
+        lr: Peak learning rate.
+        lr_schedule: A name in `schedules.DECAYS`, over ``epochs * steps_per_epoch`` steps.
+        steps_per_epoch: Steps that an epoch's examples make.
+        weight_decay: Decoupled weight decay.
+        batch_size: Examples per step.
+        epochs: Most epochs.
+        patience: Epochs without an improvement of the evaluation loss by ``min_delta`` before it stops.
+        min_delta: Smallest improvement that counts.
+        clip_norm: Largest gradient norm.
+        report_every: Epochs between rungs.
+        examples: Gives the examples of an absolute epoch (from 1), the same ones whenever it is asked.
+        validation: Examples that the evaluation loss is measured on.
+        facts: Columns of the job's row that are known beforehand.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    lr: float
+    lr_schedule: str
+    steps_per_epoch: int
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    patience: int
+    min_delta: float
+    clip_norm: float
+    report_every: int
+    examples: Callable[[int], Sequence[E]]
+    validation: Sequence[E]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a workload computes for a batch of N rows.
+
+    Attributes:
+        total: Summed loss of each row, [N], differentiable.
+        count: Number of tokens it is summed over, [N].
+        tokens: Real tokens of each row, for accounting.
+        padded_tokens: Tokens that the model computed on, padding included, over all rows.
+    """
+
+    total: Tensor
+    count: Tensor
+    tokens: Sequence[int]
+    padded_tokens: int
+
+
+class Workload(Protocol[E]):
+    """What the engine trains on: one for each model family."""
+
+    def plan(self, job: Job) -> AdapterPlan[E]:
+        """Turn a job into a plan. An exception fails this job alone."""
+
+    def losses(self, rows: Sequence[E | None]) -> Losses:
+        """Run the model on rows, slot-major; None is a row of padding, whose total and count are 0."""
+
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[E]]]) -> list[dict[str, Any]]:
+        """Return held-out metrics of the finished adapters, one in each active slot, in order."""
+
+    def export(self, job: Job, plan: AdapterPlan[E], factors: Factors) -> str:
+        """Write a finished adapter and return where it is."""
+
+
+@dataclass
+class Slot(Generic[E]):
+    """An adapter in training."""
+
+    index: int
+    job: Job
+    plan: AdapterPlan[E]
+    names: list[str]
+    epoch: int = 0
+    step: int = 0
+    best_loss: float = math.inf
+    patience_loss: float = math.inf
+    stale_epochs: int = 0
+    busy_seconds: float = 0.0
+    earlier_seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    reported: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    lr: float = 0.0
+    # of the epoch under way
+    waiting: list[Sequence[E]] = field(default_factory=list)
+    epoch_started: float = 0.0
+    epoch_examples: int = 0
+    epoch_tokens: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+
+@dataclass(frozen=True)
+class Finished(Generic[E]):
+    """A trained adapter waiting for its evaluation: its slot's record and its best weights [P]."""
+
+    slot: Slot[E]
+    weights: Tensor
+    early_stopped: bool
+
+
+@dataclass
+class EngineStats:
+    """Counts since the engine was made: optimizer steps of the pack, examples, tokens with and without padding, and
+    slots in use summed over steps."""
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    slots_used: int = 0
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of the computed tokens that were padding."""
+        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+
+class PackEngine(Generic[E]):
+    """Trains jobs from a queue, S at a time.
+
+    Args:
+        pack: The adapted model.
+        workload: What to train on.
+        slots: S, adapters in training at once.
+        rank: Largest rank of any job.
+        folder: Where rung checkpoints go (``checkpoints/<trial_id>.safetensors``); None keeps none.
+        signature: Names the base; a checkpoint of another one is not continued.
+        dtype: Type of the adapters and their optimizer state.
+    """
+
+    def __init__(
+        self, pack: AdapterPack, workload: Workload[E], slots: int, rank: int, folder: Folder | None = None,
+        signature: str = "", dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.pack, self.workload, self.folder, self.signature = pack, workload, folder, signature
+        self.device = next(pack.model.parameters()).device
+        self.bank = AdapterBank(pack.layers, slots, rank, self.device, dtype)
+        self.shelf = AdapterBank(pack.layers, slots, rank, self.device, dtype, trainable=False)
+        assert self.bank.grad is not None
+        self.grad = self.bank.grad
+        self.first_moment, self.second_moment, self.best, self.initial = (torch.zeros_like(self.bank.flat) for _ in range(4))
+        self.components: dict[str, list[str]] = {}
+        for name in pack.layers:
+            self.components.setdefault(name.partition(".")[0], []).append(name)
+        self.loss_sums = torch.zeros(slots, device=self.device, dtype=dtype)
+        self.norm_sums = torch.zeros(1 + len(self.components), slots, device=self.device, dtype=dtype)
+        self.slots: list[Slot[E] | None] = [None] * slots
+        self.finished: list[Finished[E]] = []
+        self.stats = EngineStats()
+
+    # ------------------------------------------------------------------------------------------------------------- loop
+
+    def run(self, queue: JobQueue) -> None:
+        """Train until the queue has no more jobs. A job that goes wrong is reported as failed and harms no other."""
+        while True:
+            self._cancel(queue)
+            idle = not any(self.slots)
+            free = self.slots.count(None)
+            if free:
+                jobs = queue.take(free, wait=idle and not self.finished)
+                for job in jobs:
+                    self._admit(job, queue)
+                if not jobs and idle:
+                    if not self.finished:
+                        return
+                    self._evaluate(queue)
+                    continue
+            if any(self.slots):
+                self._step(queue)
+            if len(self.finished) >= self.bank.slots:
+                self._evaluate(queue)
+
+    def _cancel(self, queue: JobQueue) -> None:
+        cancelled = queue.cancelled()
+        for slot in self._active():
+            if slot.job.trial_id in cancelled:
+                self.slots[slot.index] = None
+                queue.report([self._report(slot, "stopped")])
+        for item in [f for f in self.finished if f.slot.job.trial_id in cancelled]:
+            self.finished.remove(item)
+            queue.report([self._report(item.slot, "stopped")])
+
+    def _active(self) -> list[Slot[E]]:
+        return [slot for slot in self.slots if slot is not None]
+
+    # ------------------------------------------------------------------------------------------------------------ slots
+
+    def _admit(self, job: Job, queue: JobQueue) -> None:
+        index = self.slots.index(None)
+        try:
+            plan = self.workload.plan(job)
+            if plan.rank > self.bank.rank:
+                raise ValueError(f"rank {plan.rank} is above the pack's largest rank {self.bank.rank}.")
+            slot = Slot(index, job, plan, self.pack.select(plan.target_modules))
+            self._load(slot)
+        except Exception as error:
+            queue.report([Report(job.trial_id, "failed", 0, {}, (), *_said(error))])
+            return
+        self.slots[index] = slot
+
+    @torch.no_grad()
+    def _load(self, slot: Slot[E]) -> None:
+        # everything that the slot's last tenant left is overwritten
+        i, plan = slot.index, slot.plan
+        for buffer in (self.first_moment, self.second_moment, self.best, self.initial):
+            buffer[i].zero_()
+        self.loss_sums[i] = 0
+        self.norm_sums[:, i] = 0
+        self.bank.write(i, initial_factors(self.pack.layers, slot.names, plan.rank, slot.job.seed), plan.alpha)
+        self.initial[i] = self.bank.flat[i]
+        data = self.folder.read(f"checkpoints/{slot.job.trial_id}.safetensors") if self.folder else None
+        if data is not None:
+            try:
+                states, facts = parse_slot(data, self.signature)
+            except CheckpointError as error:
+                log.warning("%s starts anew: %s", slot.job.trial_id, error)
+                return
+            weights = self.bank.flat[i]
+            for state, row in (("first_moment", self.first_moment), ("second_moment", self.second_moment), ("best", self.best), ("weights", None)):
+                self.bank.write(i, states[state], plan.alpha)
+                if row is not None:
+                    row[i] = weights
+            for name in ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history"):
+                setattr(slot, name, facts[name])
+            slot.earlier_seconds = facts["seconds"]
+
+    def _save(self, slot: Slot[E]) -> None:
+        if self.folder is None:
+            return
+        i = slot.index
+        buffers = {"weights": self.bank.flat, "first_moment": self.first_moment, "second_moment": self.second_moment, "best": self.best}
+        states = {name: self.bank.read(buffer[i], slot.names, slot.plan.rank) for name, buffer in buffers.items()}
+        facts = {
+            name: getattr(slot, name)
+            for name in ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history", "seconds")
+        }
+        self.folder.write(f"checkpoints/{slot.job.trial_id}.safetensors", dump_slot(states, facts, self.signature))
+
+    # ------------------------------------------------------------------------------------------------------------ steps
+
+    def _step(self, queue: JobQueue) -> None:
+        begun = time.perf_counter()
+        batches = []
+        for slot in self._active():
+            try:
+                batches.append((slot, self._next_batch(slot)))
+            except Exception as error:
+                self._fail(slot, error, queue)
+        if not batches:
+            return
+        slots = [slot for slot, _ in batches]
+        losses, per_slot = self._forward([rows for _, rows in batches], slots)
+        self.grad.zero_()
+        # a sum, so that each slot's gradient is that of its own mean alone
+        per_slot.sum().backward()
+        self._update(slots, per_slot.detach())
+        tokens = iter(losses.tokens)
+        width = len(losses.tokens) // len(slots)
+        for slot, rows in batches:
+            slot.step += 1
+            slot.epoch_examples += len(rows)
+            slot.epoch_tokens += sum(next(tokens) for _ in range(width))
+        self.stats.steps += 1
+        self.stats.slots_used += len(slots)
+        self.stats.examples += sum(len(rows) for _, rows in batches)
+        self.stats.tokens += sum(losses.tokens)
+        self.stats.padded_tokens += losses.padded_tokens
+        ended = [slot for slot in slots if not slot.waiting]
+        if ended:
+            self._end_epoch(ended, queue)
+        share = (time.perf_counter() - begun) / len(slots)
+        for slot in slots:
+            slot.busy_seconds += share
+
+    def _next_batch(self, slot: Slot[E]) -> Sequence[E]:
+        if not slot.waiting:
+            examples = slot.plan.examples(slot.epoch + 1)
+            size = slot.plan.batch_size
+            slot.waiting = [examples[i : i + size] for i in range(0, len(examples), size)][::-1]
+            slot.epoch_started, slot.epoch_examples, slot.epoch_tokens = time.perf_counter(), 0, 0
+        return slot.waiting.pop()
+
+    def _forward(self, batches: Sequence[Sequence[E]], slots: Sequence[Slot[E]]) -> tuple[Losses, Tensor]:
+        """Return the workload's losses and each slot's mean loss over its own tokens, [k]."""
+        width = max(len(rows) for rows in batches)
+        rows = [row for batch in batches for row in [*batch, *[None] * (width - len(batch))]]
+        with self.pack.use(self.bank, self._index(slots)):
+            losses = self.workload.losses(rows)
+        total, count = losses.total.unflatten(0, (-1, width)).sum(1), losses.count.unflatten(0, (-1, width)).sum(1)
+        return losses, total / count
+
+    def _index(self, slots: Sequence[Slot[E]]) -> Tensor | None:
+        return None if len(slots) == self.bank.slots else torch.tensor([slot.index for slot in slots], device=self.device)
+
+    @torch.no_grad()
+    def _update(self, slots: Sequence[Slot[E]], losses: Tensor) -> None:
+        """Clip each slot's gradient by its own norm and take one step of AdamW (Loshchilov and Hutter, 2019)."""
+        rows = len(self.slots)
+        # active, learning rate, decay factor, both bias corrections, clip norm: one copy to the device for all
+        table = [[0.0] * rows, [0.0] * rows, [1.0] * rows, [1.0] * rows, [1.0] * rows, [1.0] * rows]
+        for slot in slots:
+            i, plan = slot.index, slot.plan
+            slot.lr = plan.lr * DECAYS[plan.lr_schedule](slot.step, plan.epochs * plan.steps_per_epoch)
+            step = slot.step + 1
+            values = (1.0, slot.lr, 1.0 - slot.lr * plan.weight_decay, 1.0 - BETA1**step, math.sqrt(1.0 - BETA2**step), plan.clip_norm)
+            for column, value in zip(table, values, strict=True):
+                column[i] = value
+        active, lr_, decay, correct1, correct2, clip = torch.tensor(table, dtype=self.bank.flat.dtype).to(self.device, non_blocking=True)
+        squares = torch.stack([
+            torch.stack([self.grad[:, c.start : c.end].square().sum(1) for c in (self.bank.columns[n] for n in names)]).sum(0)
+            for names in self.components.values()
+        ])  # [components, S]  # fmt: skip
+        norm = squares.sum(0).sqrt()
+        self.norm_sums += torch.cat([norm[None], squares.sqrt()]) * active
+        index = self._index(slots)
+        self.loss_sums += losses.to(self.loss_sums) if index is None else torch.zeros_like(self.loss_sums).index_copy(0, index, losses.to(self.loss_sums))
+        grad = self.grad.mul_((clip / (norm + 1e-6)).clamp_max(1.0)[:, None])
+        self.first_moment.lerp_(grad, ((1.0 - BETA1) * active)[:, None])
+        self.second_moment.lerp_(grad.square(), ((1.0 - BETA2) * active)[:, None])
+        denominator = self.second_moment.sqrt().div_(correct2[:, None]).add_(EPSILON)
+        self.bank.flat.mul_(decay[:, None]).addcdiv_(self.first_moment * (-lr_ / correct1)[:, None], denominator)
+
+    # ----------------------------------------------------------------------------------------------------------- epochs
+
+    def _end_epoch(self, ended: Sequence[Slot[E]], queue: JobQueue) -> None:
+        with torch.no_grad():
+            _, evaluation = self._forward([slot.plan.validation for slot in ended], ended)
+            change = self.bank.flat - self.initial
+            changes = torch.stack([
+                torch.stack([change[:, c.start : c.end].square().sum(1) for c in (self.bank.columns[n] for n in names)]).sum(0).sqrt()
+                for names in self.components.values()
+            ])  # [components, S]  # fmt: skip
+            rows = torch.tensor([slot.index for slot in ended], device=self.device)
+            # the epoch's one synchronisation with the device
+            numbers = torch.cat([self.loss_sums[None], self.norm_sums, changes])[:, rows].double().cpu()
+            evaluation_losses = evaluation.double().tolist()
+        count = len(self.components)
+        for place, slot in enumerate(ended):
+            steps = -(-slot.epoch_examples // slot.plan.batch_size)
+            column = numbers[:, place].tolist()
+            self.loss_sums[slot.index] = 0
+            self.norm_sums[:, slot.index] = 0
+            slot.epoch += 1
+            adapted = {name.partition(".")[0] for name in slot.names}
+            norms = {c: n / steps for c, n in zip(self.components, column[2 : 2 + count], strict=True) if c in adapted}
+            slot.history.append({
+                "epoch": slot.epoch, "step": slot.step, "train_loss": column[0] / steps, "eval_loss": evaluation_losses[place],
+                "lr": slot.lr, "grad_norm": column[1] / steps, "examples": slot.epoch_examples,
+                "tokens": slot.epoch_tokens, "seconds": time.perf_counter() - slot.epoch_started,
+                **{f"grad_norm/{name}": norm for name, norm in norms.items()},
+                **{f"update_norm/{c}": n for c, n in zip(self.components, column[2 + count :], strict=True) if c in adapted},
+            })  # fmt: skip
+            try:
+                self._judge(slot, norms, queue)
+            except (DivergedError, DeadComponentError) as error:
+                self._fail(slot, error, queue)
+
+    def _judge(self, slot: Slot[E], norms: Mapping[str, float], queue: JobQueue) -> None:
+        """Decide whether a slot goes on after an epoch: keep the best weights, count patience, report at a rung."""
+        plan, row = slot.plan, slot.history[-1]
+        for name in ("train_loss", "eval_loss"):
+            if not math.isfinite(row[name]):
+                raise DivergedError(f"{name} is {row[name]} in epoch {slot.epoch} (learning rate {row['lr']:.3g}); lower lr_multiple.")
+        if slot.epoch == 1:
+            require_gradients(norms)
+        if row["eval_loss"] < slot.best_loss:
+            slot.best_loss = row["eval_loss"]
+            self.best[slot.index] = self.bank.flat[slot.index]
+        if row["eval_loss"] < slot.patience_loss - plan.min_delta:
+            slot.patience_loss, slot.stale_epochs = row["eval_loss"], 0
+        else:
+            slot.stale_epochs += 1
+        early = slot.stale_epochs >= plan.patience and slot.epoch < plan.epochs
+        if early or slot.epoch >= plan.epochs:
+            self.finished.append(Finished(slot, self.best[slot.index].clone(), early))
+            self.slots[slot.index] = None
+        elif slot.epoch % plan.report_every == 0:
+            # saved first: whatever was reported can be continued from
+            self._save(slot)
+            queue.report([self._report(slot, "running")])
+
+    # ---------------------------------------------------------------------------------------------------------- results
+
+    def _evaluate(self, queue: JobQueue) -> None:
+        """Evaluate and export the adapters that wait aside, all in one batch; one that raises fails alone."""
+        batch, self.finished = self.finished, []
+        try:
+            rows = self._evaluated(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                self._fail(batch[0].slot, error, queue)
+                return
+            # find the culprit: each for itself
+            for item in batch:
+                self.finished = [item]
+                self._evaluate(queue)
+            return
+        for item, metrics in zip(batch, rows, strict=True):
+            try:
+                place = self.workload.export(item.slot.job, item.slot.plan, self._factors(item))
+            except Exception as error:
+                self._fail(item.slot, error, queue)
+                continue
+            more = {**metrics, "early_stopped": item.early_stopped, "checkpoint": place}
+            queue.report([self._report(item.slot, "success", more)])
+
+    @torch.no_grad()
+    def _evaluated(self, batch: Sequence[Finished[E]]) -> list[dict[str, Any]]:
+        begun = time.perf_counter()
+        for place, item in enumerate(batch):
+            self.shelf.write(place, self._factors(item), item.slot.plan.alpha)
+        active = None if len(batch) == self.shelf.slots else torch.arange(len(batch), device=self.device)
+        with self.pack.use(self.shelf, active):
+            rows = self.workload.evaluate([(item.slot.job, item.slot.plan) for item in batch])
+        share = (time.perf_counter() - begun) / len(batch)
+        for item in batch:
+            item.slot.busy_seconds += share
+        return rows
+
+    def _factors(self, item: Finished[E]) -> Factors:
+        return self.bank.read(item.weights, item.slot.names, item.slot.plan.rank)
+
+    def _report(self, slot: Slot[E], status: Status, more: Mapping[str, Any] | None = None, error: Exception | None = None) -> Report:
+        last = slot.history[-1] if slot.history else {}
+        metrics = {
+            **slot.plan.facts, "epochs": slot.epoch, "final_loss": last.get("eval_loss"), "train_loss": last.get("train_loss"),
+            "eval_loss": last.get("eval_loss"), "best_loss": slot.best_loss if math.isfinite(slot.best_loss) else None,
+            "early_stopped": False, "seconds": slot.seconds, "busy_seconds": slot.busy_seconds, "slot": slot.index,
+            "gpu_seconds": slot.busy_seconds if self.device.type == "cuda" else 0.0,
+            "peak_memory_bytes": self._peak_memory(), **(more or {}),
+        }  # fmt: skip
+        unreported, slot.reported = slot.history[slot.reported :], len(slot.history)
+        return Report(slot.job.trial_id, status, slot.epoch, metrics, unreported, *_said(error))
+
+    def _fail(self, slot: Slot[E], error: Exception, queue: JobQueue) -> None:
+        if self.slots[slot.index] is slot:
+            self.slots[slot.index] = None
+        queue.report([self._report(slot, "failed", error=error)])
+
+    def _peak_memory(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _said(error: Exception | None) -> tuple[str | None, str | None]:
+    if error is None:
+        return None, None
+    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
