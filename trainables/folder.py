@@ -78,7 +78,7 @@ class Folder:
             pass
 
     def names(self, suffix: str = "") -> list[str]:
-        """Return the sorted names of the files directly in this folder ending in ``suffix``, but no half-written ones."""
+        """Return the sorted names of the files directly in this folder ending in ``suffix``, no half-written ones."""
         infos = self.fs.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
         return sorted(
             i.base_name for i in infos if i.is_file and i.base_name.endswith(suffix) and not i.base_name.startswith(".")

@@ -164,7 +164,8 @@ def test_the_fingerprint_changes_with_any_cell(data: st.DataObject) -> None:
     grid = getattr(pair, side).copy()
     index = data.draw(st.integers(0, grid.size - 1))
     grid.flat[index] = (grid.flat[index] + data.draw(st.integers(1, 9))) % 10
-    changed = replace(task, **{split: (replace(pair, **{side: grid}),)})
+    replaced: dict[str, Any] = {split: (replace(pair, **{side: grid}),)}
+    changed = replace(task, **replaced)
     assert arc.fingerprint({"a": task}) != arc.fingerprint({"a": changed})
 
 

@@ -12,12 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.arc import BOS, COLOURS, EOS, MAX_SIDE, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, decode
+from trainables.arc import (
+    BOS,
+    COLOURS,
+    EOS,
+    MAX_SIDE,
+    MAX_TOKENS,
+    PAD,
+    ROW_END,
+    VOCABULARY,
+    Example,
+    Grid,
+    Pair,
+    decode,
+)
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.model import Champion
 
 # the cache grows in blocks, and rows that are done are looked for once a block
 BLOCK = 32
+BLANK = np.zeros((1, 1), dtype=np.int8)
 
 
 @torch.no_grad()
@@ -34,7 +48,8 @@ def generate(
     Returns:
         A grid for each row; None for a row that was left out.
     """
-    batch = collate(examples).to(device)
+    # the batch is built without the answers, so that none can leak
+    batch = collate([e and Example(e.context, Pair(e.query.input, BLANK)) for e in examples]).to(device)
     context = model.context_encoder(batch.context)
     rows = torch.zeros(len(examples), dtype=torch.long, device=device)
     columns, width = torch.zeros_like(rows), torch.zeros_like(rows)

@@ -51,7 +51,7 @@ def autoregressive(model: Champion, examples: Sequence[Example], device: str, ba
 
 
 def mean_metrics(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Average `decoding.grid_metrics` over examples; ``change_recall`` over those in which anything changes, else None."""
+    """Average `decoding.grid_metrics` over examples; ``change_recall`` over those with changes, None without any."""
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     changes = columns["change_recall"][~np.isnan(columns["change_recall"])]
     return {

@@ -86,7 +86,8 @@ def test_roles_positions_and_context_are_read() -> None:
     # swapping the two grids of a pair changes roles (and the order, to which only roles and positions are sensitive)
     context = [model.context_encoder(collate([e]).context) for e in (example, swapped)]
     assert not torch.allclose(context[0], context[1])
-    turned = Example(example.context, Pair(np.ascontiguousarray(example.query.input[::-1]), example.query.output))
+    example = Example(example.context, Pair(np.array([[1, 1], [2, 3]], np.int8), example.query.output))
+    turned = Example(example.context, Pair(np.array([[2, 3], [1, 1]], np.int8), example.query.output))
     assert not torch.allclose(model(collate([example])), model(collate([turned])))
 
 
@@ -116,7 +117,7 @@ def test_the_first_output_cell_is_predicted() -> None:
     batch = collate([example])
     first, _ = row_losses(logits[:, :1], batch.target[:, 0, :1])
     expected = torch.logsumexp(logits[0, 0], 0) - logits[0, 0, int(example.query.output[0, 0])]
-    assert float(first) == pytest.approx(float(expected), rel=1e-12)
+    assert first.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 # -------------------------------------------------------------------------------------------------------- padding, rows
@@ -199,7 +200,7 @@ def test_a_missing_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> N
     assert str(tmp_path / name) in str(caught.value)
 
 
-def _rewrite(file: Path, weights: dict[str, torch.Tensor] | None = None, **metadata: str) -> None:
+def _rewrite(file: Path, metadata: dict[str, str], weights: dict[str, torch.Tensor] | None = None) -> None:
     save_file(load_file(file) if weights is None else weights, file, metadata=metadata or None)
 
 
@@ -208,21 +209,23 @@ CONFIG = json.dumps(asdict(TINY))
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
     file = _saved(tmp_path)
-    _rewrite(file, config=json.dumps(asdict(TINY) | {"width": 32}))
+    _rewrite(file, {"config": json.dumps(asdict(TINY) | {"width": 32})})
     with pytest.raises(InputError, match=r"\(14, 16\) for 'source_embedding.token.weight'.*\(14, 32\)"):
         load_champion(file)
 
 
 def test_a_missing_weight_is_refused_by_name(tmp_path: Path) -> None:
     file = _saved(tmp_path)
-    _rewrite(file, {name: tensor for name, tensor in load_file(file).items() if name != "head.bias"}, config=CONFIG)
+    _rewrite(
+        file, {"config": CONFIG}, {name: tensor for name, tensor in load_file(file).items() if name != "head.bias"}
+    )
     with pytest.raises(InputError, match="nothing for 'head.bias'"):
         load_champion(file)
 
 
 def test_a_weight_too_many_is_refused_by_name(tmp_path: Path) -> None:
     file = _saved(tmp_path)
-    _rewrite(file, config=json.dumps(asdict(TINY) | {"decoder_layers": 1}))
+    _rewrite(file, {"config": json.dumps(asdict(TINY) | {"decoder_layers": 1})})
     with pytest.raises(InputError, match="decoder.1"):
         load_champion(file)
 
@@ -234,7 +237,7 @@ def test_a_weight_too_many_is_refused_by_name(tmp_path: Path) -> None:
 )
 def test_safetensors_of_something_else_are_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
     file = _saved(tmp_path)
-    _rewrite(file, **metadata)
+    _rewrite(file, metadata)
     with pytest.raises(InputError, match="not a Champion checkpoint"):
         load_champion(file)
 

@@ -1,0 +1,98 @@
+"""Train one LoRA adapter per ARC task on one frozen base.
+
+    python sweeps/atomic_lora.py --preset demo
+    python sweeps/atomic_lora.py --num-gpus 1
+    python sweeps/atomic_lora.py --num-samples 9 --sweep rank=4,8,16 --tasks 007bbfb7,00d62c1b
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # the folder of this script holds modules of the project, not top-level ones
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from search_spaces.atomic_lora import SPACE
+from search_spaces.space import SearchSpace
+from sweeps import cli
+from sweeps.runner import Pool, Sweep, run_pool
+from trainables.arc import Task, fingerprint, load_tasks, shape_category
+
+DEFAULT_BASE = Path(__file__).resolve().parents[1] / "trainables" / "atomic_lora" / "base"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    sweep, pool, tasks = prepare("atomic_lora", SPACE, __doc__ or "", argv)
+    # similar sizes train together, and the longest work does not come last
+    return run_pool(sweep, pool, sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id)))
+
+
+def prepare(
+    name: str,
+    space: SearchSpace,
+    description: str,
+    argv: Sequence[str] | None,
+    panel: Callable[[Mapping[str, str], Mapping[str, int], int, int], tuple[str, ...]] | None = None,
+) -> tuple[Sweep, Pool, dict[str, Task]]:
+    """Parse a command line over ARC tasks and check all of it: settings, data, tasks, base.
+
+    Args:
+        name: Of the sweep.
+        space: Its search space.
+        description: For ``--help``.
+        argv: The words after the program's name.
+        panel: Chooses a panel from categories, sizes, count and seed, in searches.
+
+    Raises:
+        InputError: If anything of it is wrong.
+    """
+    parser = cli.common_parser(space, description)
+    cli.task_options(parser)
+    args = parser.parse_args(argv)
+    config, domains = space.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+    everything = load_tasks(args.data)
+    sizes = {task_id: task.tokens for task_id, task in everything.items()}
+    taxonomy = cli.read_taxonomy(args.taxonomy)
+    categories = {task_id: taxonomy.get(task_id) or shape_category(task) for task_id, task in everything.items()}
+    chosen = cli.parse_tasks(
+        args.tasks or space.presets[args.preset].tasks,
+        list(everything),
+        sizes,
+        (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
+    )
+    base = str(Path(args.base or DEFAULT_BASE).expanduser().absolute())
+    settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint(base, config, domains)}
+    sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
+    pool = Pool(
+        "trainables.atomic_lora.train:train_adapters",
+        {"base": base, "data": args.data, "tasks": list(chosen)},
+        lambda on_gpu: slots(args.slots, on_gpu),
+    )
+    return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
+
+
+def base_fingerprint(base: str, config: object, domains: Mapping[str, object]) -> str:
+    """Load the base once, to refuse a wrong one, or layers that it does not have, before anything starts."""
+    from search_spaces.space import extremes
+    from trainables.atomic_lora.model import load_champion
+    from trainables.pack.bank import AdapterPack
+
+    loaded = load_champion(base)
+    swept = domains.get("target_modules")
+    for modules in extremes(swept) if swept else [config.target_modules]:  # type: ignore[attr-defined,arg-type]
+        AdapterPack(load_champion(base).model, modules)
+    return loaded.fingerprint
+
+
+def slots(option: int | str, on_gpu: bool) -> int:
+    """Return the slots per worker that ``--slots`` means on a kind of device."""
+    from trainables.atomic_lora.train import choose_slots
+
+    return choose_slots(option, "cuda" if on_gpu else "cpu")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

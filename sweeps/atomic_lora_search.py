@@ -1,0 +1,31 @@
+"""Search LoRA settings on a fixed, stratified panel of ARC tasks with Optuna and one ASHA over configurations.
+
+    python sweeps/atomic_lora_search.py --preset demo --num-samples 12
+    python sweeps/atomic_lora_search.py --num-samples 60 --sweep rank=4,8,16 --sweep 'lr_multiple=loguniform(0.03, 0.3)'
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from search_spaces.atomic_lora_search import SPACE, stratified_panel
+from sweeps import cli
+from sweeps.atomic_lora import prepare
+from sweeps.runner import run_panel_search
+from trainables.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    sweep, pool, tasks = prepare("atomic_lora_search", SPACE, __doc__ or "", argv, stratified_panel)
+    if not sweep.domains:
+        raise InputError("A search needs something to search: give --num-samples of at least 2, or --sweep NAME=DOMAIN.")
+    return run_panel_search(sweep, pool, list(tasks))
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,430 @@
+"""The runner that every sweep goes through: it opens the store, runs what is missing, writes rows and prints the table.
+
+A restart is a ledger, not a replay: units of work whose row is in the store are not run again, so the same command after
+a kill finishes the sweep, and more samples or tasks extend it. Two kinds of sweep share it: `run_pool` (many adapters on
+one base, through the adapter pool) and `run_trials` (one model per trial).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from search_spaces.settings import config_hash
+from search_spaces.space import SearchSpace
+from sweeps import cluster
+from sweeps.pool import optuna_searcher, run_pool_sweep
+from sweeps.progress import Progress
+from sweeps.results import ResultsStore, RowWriter, run_record
+from sweeps.scheduler import GroupedASHA, one_group
+from sweeps.summary import print_summary, summarise
+from sweeps.train_run import TrainLoop, TrialEnd, run_ordinary
+from sweeps.trackers import log_to_wandb
+from trainables.jobs import Job, Report
+
+# exit codes: 0 all good, 1 something failed, 130 interrupted (2 is bad input, see sweeps/cli.py)
+FAILED, INTERRUPTED = 1, 130
+
+# Tune trials at once, each a process of about 115 MB; the pool has its next jobs at hand without them
+TUNE_TRIALS = 12
+
+# what a later session of the same run may change: how much and where, not what a unit of work means
+EXTENDABLE = ("num_samples", "tasks", "num_gpus", "slots", "wandb", "address", "workers_per_trial", "base", "domains")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, resolved and checked: everything that the runner needs to know of it.
+
+    Attributes:
+        name: Of the sweep, and of its folder under the results.
+        space: Its search space.
+        args: The parsed common options.
+        config: The family's configuration, an instance of ``space.config``.
+        domains: Swept settings by name.
+        settings: What identifies the run besides ``config``: JSON-able, kept in run.json.
+        data_fingerprint: Of the data.
+        categories: Category of each task.
+    """
+
+    name: str
+    space: SearchSpace
+    args: argparse.Namespace
+    config: Any
+    domains: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    data_fingerprint: str
+    categories: Mapping[str, str] = field(default_factory=dict)
+
+    def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
+        """Return the unit of work of a task and a configuration; its id is the same in every session."""
+        return Job(f"{task_id}-{config_hash(dict(values), seed)}", task_id, seed, dict(values), sample=sample)
+
+    def open_store(self) -> ResultsStore:
+        """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
+        args = self.args
+        store = ResultsStore(args.results_dir, self.name, args.run_id)
+        options = ("preset", "num_samples", "num_gpus", "address", "wandb", "slots", "data", "workers_per_trial")
+        settings = {
+            **{name: getattr(args, name) for name in options if hasattr(args, name)},
+            "seed": args.seed,
+            "config": vars(self.config),
+            "domains": {name: str(domain) for name, domain in self.domains.items()},
+            **self.settings,
+        }
+        command = [Path(sys.executable).name, *sys.argv]
+        store.create(run_record(command, settings, EXTENDABLE, self.data_fingerprint, args.seed))
+        return store
+
+
+# ------------------------------------------------------------------------------------------------------------------- rows
+
+
+class Recorder:
+    """Turns reports into rows of the store and lines of progress.
+
+    Args:
+        sweep: The sweep.
+        writer: Where rows go.
+        progress: Who is told.
+    """
+
+    def __init__(self, sweep: Sweep, writer: RowWriter, progress: Progress) -> None:
+        self._sweep, self._writer, self._progress = sweep, writer, progress
+        self.jobs: dict[str, Job] = {}
+
+    def on_reports(self, reports: Sequence[Report]) -> None:
+        """Store the reports' history, and a row for each job that is over. Called with nothing, write what is due."""
+        history = [self._history_row(report, epoch) for report in reports for epoch in report.history]
+        trials = [self._trial_row(report) for report in reports if report.status != "running"]
+        self._writer.add(trials, history)
+        for report in reports:
+            if report.status == "running":
+                self._progress.trial_progress(report.trial_id, report.epoch, report.metrics)
+            else:
+                self._progress.trial_finished(report.trial_id, report.status, {**report.metrics, "error": report.error})
+        if not reports:
+            self._progress.tick()
+
+    def _history_row(self, report: Report, epoch: Mapping[str, Any]) -> dict[str, Any]:
+        job = self.jobs[report.trial_id]
+        return {"trial_id": job.trial_id, "attempt": job.attempt, "task_id": job.task_id, **epoch}
+
+    def _trial_row(self, report: Report) -> dict[str, Any]:
+        job, metrics = self.jobs[report.trial_id], dict(report.metrics)
+        for name in ("train_loss", "eval_loss"):
+            metrics.pop(name, None)
+        ended = datetime.now(UTC)
+        reasons = {"success": "patience" if metrics.get("early_stopped") else "epochs", "stopped": "asha", "failed": "error"}
+        return {
+            "family": self._sweep.space.family,
+            "trial_id": job.trial_id,
+            "attempt": job.attempt,
+            "task_id": job.task_id,
+            "category": self._sweep.categories.get(job.task_id),
+            "sample": job.sample,
+            "seed": job.seed,
+            "config": json.dumps(dict(job.config), sort_keys=True),
+            "config_hash": config_hash(dict(job.config), job.seed),
+            **{f"config/{name}": _plain(job.config[name]) for name in self._sweep.domains},
+            "status": report.status,
+            "stop_reason": reasons[report.status],
+            "error": report.error,
+            "traceback": report.traceback,
+            "data_fingerprint": self._sweep.data_fingerprint,
+            "started_at": ended - timedelta(seconds=metrics.get("seconds") or 0.0),
+            "finished_at": ended,
+            **{name: _finite(value) for name, value in metrics.items()},
+        }
+
+
+def _plain(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --------------------------------------------------------------------------------------------------------------- adapters
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What trains a pool sweep's jobs.
+
+    Attributes:
+        loop: ``package.module:function`` of the family's pool loop.
+        settings: Passed to it, besides ``folder``, ``rank`` and ``target_modules``.
+        slots: Adapters in training at once on each worker, by device type.
+    """
+
+    loop: str
+    settings: Mapping[str, Any]
+    slots: Callable[[bool], int]
+
+
+def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
+    """Train an adapter for every task and sampled configuration that the store does not hold yet; return the exit code.
+
+    Args:
+        sweep: The sweep. With several samples each task has an ASHA of its own over its configurations.
+        pool: What trains the jobs.
+        task_ids: Tasks in the order in which they should start.
+    """
+    args, space = sweep.args, sweep.space
+    samples = space.sample(sweep.config, sweep.domains, args.num_samples, args.seed)
+    jobs = [
+        sweep.job(task_id, values, seed, sample)
+        for task_id in task_ids
+        for sample, (values, seed) in enumerate(samples)
+    ]
+    store = sweep.open_store()
+    missing = _missing(store, jobs)
+    if not missing:
+        return _close(sweep, store, False, {job.trial_id for job in jobs})
+    scheduler = None
+    if args.num_samples > 1:
+        scheduler = GroupedASHA(
+            group=_task_of, key=_trial_of, metric=space.metric, mode=space.mode, max_t=space.longest(sweep.config, sweep.domains),
+            grace_period=space.grace_period(sweep.config), reduction_factor=space.reduction_factor,
+        )  # fmt: skip
+        _replay(scheduler, store, {job.trial_id: job.task_id for job in jobs}, space.grace_period(sweep.config))
+    extents = _extents(values for values, _ in samples)
+    with _recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
+        recorder.jobs = {job.trial_id: job for job in missing}
+        slots = pool.slots(info.num_gpus > 0)
+        outcome = run_pool_sweep(
+            [[job] for job in missing],
+            pool_loop=pool.loop,
+            pool_settings={**pool.settings, **extents, "slots": slots, "folder": store.folder.location},
+            num_workers=info.pool_workers,
+            use_gpu=info.num_gpus > 0,
+            on_reports=recorder.on_reports,
+            should_stop=stop,
+            scheduler=scheduler,
+            max_concurrent=min(TUNE_TRIALS, slots * info.pool_workers),
+            lookahead=2 * slots * info.pool_workers,
+            storage_path=None if info.local else store.folder.sub("cluster").location,
+        )
+    return _close(sweep, store, outcome.interrupted, {job.trial_id for job in jobs})
+
+
+def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
+    """Search configurations with Optuna and one ASHA, each trained on the same panel of tasks; return the exit code.
+
+    A configuration is judged by the mean evaluation loss over the panel. Finished ones are told to Optuna again when the
+    run continues; one that was begun is finished first.
+    """
+    args, space = sweep.args, sweep.space
+    store = sweep.open_store()
+    finished, known = store.finished(), _panel_configs(store, sweep, panel)
+    complete = {key: row for key, row in known.items() if row.trial_ids <= set(finished)}
+    pending = [row.config for key, row in known.items() if key not in complete]
+    scheduler = GroupedASHA(
+        group=one_group, metric=space.metric, mode=space.mode, max_t=space.longest(sweep.config, sweep.domains),
+        grace_period=space.grace_period(sweep.config), reduction_factor=space.reduction_factor,
+    )  # fmt: skip
+    searcher = optuna_searcher(
+        sweep.domains, metric=space.metric, mode=space.mode, seed=args.seed + len(complete), first=pending,
+        evaluated=[(row.config, row.value) for row in complete.values() if row.value is not None],
+    )  # fmt: skip
+    attempts, used, total = store.attempts(), set(complete), args.num_samples * len(panel)
+    with _recording(sweep, store, total, min(total, len(complete) * len(panel))) as (recorder, info, stop):
+
+        def make_jobs(drawn: Mapping[str, Any]) -> list[Job]:
+            values = {**vars(sweep.config), **{name: drawn[name] for name in sweep.domains}}
+            seed = args.seed
+            # a configuration that is drawn again is another unit of work: it gets another seed
+            while config_hash(values, seed) in used:
+                seed += 1
+            key = config_hash(values, seed)
+            used.add(key)
+            made = [sweep.job(task_id, values, seed, len(used) - 1) for task_id in panel]
+            made = [replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in made if job.trial_id not in finished]
+            recorder.jobs |= {job.trial_id: job for job in made}
+            return made
+
+        slots = pool.slots(info.num_gpus > 0)
+        extents = _extents(_corners(vars(sweep.config), sweep.domains))
+        left = max(0, args.num_samples - len(complete))
+        outcome = run_pool_sweep(
+            pool_loop=pool.loop,
+            pool_settings={**pool.settings, **extents, "slots": slots, "folder": store.folder.location},
+            num_workers=info.pool_workers,
+            use_gpu=info.num_gpus > 0,
+            on_reports=recorder.on_reports,
+            should_stop=stop,
+            scheduler=scheduler,
+            max_concurrent=max(2, slots * info.pool_workers // len(panel)),
+            make_jobs=make_jobs if left else None,
+            searcher=searcher,
+            num_samples=left,
+            storage_path=None if info.local else store.folder.sub("cluster").location,
+        )
+    return _close(sweep, store, outcome.interrupted, None)
+
+
+@dataclass
+class _PanelConfig:
+    config: dict[str, Any]
+    trial_ids: set[str]
+    losses: list[float] = field(default_factory=list)
+    whole: bool = True
+
+    @property
+    def value(self) -> float | None:
+        return sum(self.losses) / len(self.losses) if self.losses and self.whole else None
+
+
+def _panel_configs(store: ResultsStore, sweep: Sweep, panel: Sequence[str]) -> dict[str, _PanelConfig]:
+    configs: dict[str, _PanelConfig] = {}
+    for row in store.latest_trials().to_pylist():
+        values = json.loads(row["config"])
+        drawn = {name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in sweep.domains}
+        key = row["config_hash"]
+        entry = configs.setdefault(key, _PanelConfig(drawn, {f"{task_id}-{key}" for task_id in panel}))
+        # a mean over fewer epochs than the others had, or over fewer tasks, would mislead the search
+        entry.whole = entry.whole and row["status"] == "success"
+        if row["status"] == "success":
+            entry.losses.append(row["final_loss"])
+    return configs
+
+
+def _task_of(config: Mapping[str, Any]) -> str:
+    return str(config["task_id"])
+
+
+def _trial_of(config: Mapping[str, Any]) -> str:
+    return str(config["trial_id"])
+
+
+def _missing(store: ResultsStore, jobs: Sequence[Job]) -> list[Job]:
+    finished, attempts = store.finished(), store.attempts()
+    return [replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in jobs if job.trial_id not in finished]
+
+
+def _replay(scheduler: GroupedASHA, store: ResultsStore, groups: Mapping[str, str], period: int) -> None:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in store.history().select(["trial_id", "epoch", "eval_loss"]).to_pylist():
+        if row["trial_id"] in groups and row["epoch"] % period == 0 and row["eval_loss"] is not None:
+            curves.setdefault(row["trial_id"], []).append((row["epoch"], row["eval_loss"]))
+    for trial_id, values in curves.items():
+        scheduler.replay(groups[trial_id], trial_id, sorted(values))
+
+
+def _extents(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The largest rank and all layers that any of the configurations adapts: what the pack must have room for."""
+    ranks, modules = [], dict[str, None]()
+    for values in configs:
+        ranks.append(values["rank"])
+        modules |= dict.fromkeys(values["target_modules"])
+    return {"rank": max(ranks), "target_modules": tuple(modules)}
+
+
+def _corners(values: Mapping[str, Any], domains: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    from search_spaces.space import extremes
+
+    yield {**values}
+    for name in ("rank", "target_modules"):
+        for extreme in extremes(domains[name]) if name in domains else ():
+            yield {**values, name: extreme}
+
+
+# ----------------------------------------------------------------------------------------------------------------- trials
+
+
+def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
+    """Run one trial for each sampled configuration that the store does not hold yet; return the exit code.
+
+    Args:
+        sweep: The sweep.
+        loop: The family's ``train_loop(settings, run)``.
+        settings: Passed to it besides ``config``, ``seed`` and ``folder`` (where the trial may leave files).
+    """
+    args, space = sweep.args, sweep.space
+    samples = space.sample(sweep.config, sweep.domains, args.num_samples, args.seed)
+    jobs = [sweep.job(space.family, values, seed, sample) for sample, (values, seed) in enumerate(samples)]
+    store = sweep.open_store()
+    missing = _missing(store, jobs)
+    if not missing:
+        return _close(sweep, store, False, {job.trial_id for job in jobs})
+    scheduler = None
+    if args.num_samples > 1:
+        scheduler = GroupedASHA(
+            key=_trial_of, metric=space.metric, mode=space.mode, max_t=space.longest(sweep.config, sweep.domains),
+            grace_period=space.grace_period(sweep.config), reduction_factor=space.reduction_factor,
+        )  # fmt: skip
+        _replay(scheduler, store, dict.fromkeys((job.trial_id for job in jobs), "all"), space.grace_period(sweep.config))
+    with _recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
+        recorder.jobs = {job.trial_id: job for job in missing}
+
+        def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
+            job = recorder.jobs[trial_id]
+            row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            recorder.on_reports([Report(job.trial_id, "running", metrics["epoch"], metrics, [row])])
+
+        def on_trial_end(end: TrialEnd) -> None:
+            epoch = end.metrics.get("epoch", 0)
+            metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
+            metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
+            recorder.on_reports([Report(end.trial_id, end.status, epoch, metrics, (), end.error, end.traceback)])  # type: ignore[arg-type]
+
+        finished = run_ordinary(
+            loop,
+            [
+                (job.trial_id, {**settings, "config": dict(job.config), "seed": job.seed, "folder": f"{store.folder.location}/models/{job.trial_id}"})
+                for job in missing
+            ],
+            name=f"{sweep.name}-{args.run_id}",
+            storage_path=store.folder.sub("checkpoints").location,
+            workers_per_trial=args.workers_per_trial,
+            use_gpu=info.num_gpus > 0,
+            on_report=on_report,
+            on_trial_end=on_trial_end,
+            should_stop=stop,
+            scheduler=scheduler,
+            max_concurrent=info.pool_workers,
+        )
+    return _close(sweep, store, not finished, {job.trial_id for job in jobs})
+
+
+HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens")
+
+
+# ------------------------------------------------------------------------------------------------------- around each sweep
+
+
+@contextmanager
+def _recording(
+    sweep: Sweep, store: ResultsStore, total: int, done: int, noun: str = "adapters"
+) -> Iterator[tuple[Recorder, cluster.ClusterInfo, Any]]:
+    log = Path(store.folder.root, "progress.log") if store.folder.is_local else None
+    with (
+        cluster.connect(sweep.args.address, sweep.args.num_gpus) as info,
+        cluster.stop_on_signals() as stop,
+        RowWriter(store) as writer,
+        Progress(total, done, log, noun=noun) as progress,
+    ):
+        yield Recorder(sweep, writer, progress), info, stop
+
+
+def _close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:
+    summary = summarise(store)
+    print_summary(summary)
+    if sweep.args.wandb != "off":
+        log_to_wandb(store, summary, sweep.args.wandb)
+    if interrupted:
+        print("Interrupted: run the same command with the same --run-id to finish.", file=sys.stderr)
+        return INTERRUPTED
+    rows = store.latest_trials().select(["trial_id", "status"]).to_pylist()
+    failed = [row["trial_id"] for row in rows if row["status"] == "failed" and (trial_ids is None or row["trial_id"] in trial_ids)]
+    return FAILED if failed else 0

@@ -1,0 +1,190 @@
+"""Stacked adapters: their layout, the layers that apply them, and the choice of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from tests.trainables.pack.tiny import INPUTS, net
+from trainables.errors import InputError
+from trainables.pack.bank import AdapterBank, AdapterPack, Path, initial_factors
+
+torch.set_num_threads(1)
+LAYERS = {"up": (6, 8), "body.hidden": (8, 8), "down": (8, 5)}
+
+
+def _random_factors(rank: int, seed: int, names: tuple[str, ...] = tuple(LAYERS)) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        n: (
+            torch.randn(rank, LAYERS[n][0], generator=g, dtype=torch.float64),
+            torch.randn(LAYERS[n][1], rank, generator=g, dtype=torch.float64),
+        )
+        for n in names
+    }
+
+
+def _bank(slots: int = 3, rank: int = 4) -> AdapterBank:
+    bank = AdapterBank(LAYERS, slots, rank, dtype=torch.float64)
+    for slot in range(slots):
+        bank.write(slot, _random_factors(slot + 1, slot), alpha=2.0 + slot)
+    return bank
+
+
+# --------------------------------------------------------------------------------------------------------------- layout
+
+
+def test_gradients_of_all_layers_land_in_the_flat_buffer() -> None:
+    bank = _bank()
+    assert bank.grad is not None
+    loss = torch.stack([(bank.a[n] ** 2).sum() + 3.0 * bank.b[n].sum() for n in LAYERS]).sum()
+    loss.backward()
+    for n, place in bank.columns.items():
+        assert torch.equal(bank.grad[:, place.start : place.middle], 2.0 * bank.flat[:, place.start : place.middle])
+        assert torch.equal(bank.grad[:, place.middle : place.end], torch.full_like(bank.b[n], 3.0).flatten(1))
+
+
+def test_write_replaces_everything_a_slot_held() -> None:
+    bank, fresh = _bank(), AdapterBank(LAYERS, 3, 4, dtype=torch.float64)
+    for b in (bank, fresh):
+        b.write(2, _random_factors(1, 9, ("down",)), alpha=1.0)
+    assert torch.equal(bank.flat[2], fresh.flat[2])
+    assert torch.equal(bank.scale[:, 2], fresh.scale[:, 2])
+    assert bank.scale[:, 2].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_read_gives_back_what_write_was_given() -> None:
+    bank, factors = _bank(), _random_factors(2, 5)
+    bank.write(1, factors, alpha=1.0)
+    read = bank.read(bank.flat[1], list(LAYERS), 2)
+    assert all(torch.equal(x, y) for n in LAYERS for x, y in zip(read[n], factors[n], strict=True))
+    bank.flat.zero_()
+    assert all(bool(x.any()) for pair in read.values() for x in pair), "a copy, not a view"
+
+
+def test_initial_factors_are_pefts_own_distribution() -> None:
+    layers = {"up": (64, 32)}
+    a, b = initial_factors(layers, ["up"], 64, seed=3)["up"]
+    model = get_peft_model(nn.Sequential(nn.Linear(64, 32)), LoraConfig(r=64, target_modules=["0"]))
+    reference = model.base_model.model[0].lora_A.default.weight
+    assert not b.any()
+    assert a.abs().max() <= 1 / 8 and a.abs().max() == pytest.approx(float(reference.abs().max()), rel=0.01)
+    assert a.std() == pytest.approx(float(reference.std()), rel=0.05)
+
+
+def test_initial_factors_depend_on_seed_and_layer_only() -> None:
+    one = initial_factors(LAYERS, ["up", "down"], 2, seed=1)
+    two = initial_factors(LAYERS, ["down"], 2, seed=1)
+    other = initial_factors(LAYERS, ["down"], 2, seed=2)
+    assert torch.equal(one["down"][0], two["down"][0])
+    assert not torch.equal(one["down"][0], other["down"][0])
+    assert not torch.equal(initial_factors({"x": (8, 5), "y": (8, 5)}, ["x", "y"], 2, 1)["x"][0],
+                           initial_factors({"x": (8, 5), "y": (8, 5)}, ["x", "y"], 2, 1)["y"][0])  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------- layers
+
+
+def _outputs(path: Path, active: torch.Tensor | None, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    model = net()
+    pack = AdapterPack(model, list(LAYERS), path)
+    bank = _bank()
+    x = torch.randn(rows, 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pack.use(bank, active):
+        y = model(x)
+    y.square().sum().backward()
+    assert bank.grad is not None
+    return y.detach(), bank.grad
+
+
+@pytest.mark.parametrize("active", [None, [0, 2], [2, 1]])
+def test_loop_path_equals_bmm_path(active: list[int] | None) -> None:
+    index = None if active is None else torch.tensor(active)
+    loop, loop_grad = _outputs("loop", index, 6)
+    bmm, bmm_grad = _outputs("bmm", index, 6)
+    torch.testing.assert_close(bmm, loop, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(bmm_grad, loop_grad, rtol=1e-12, atol=1e-12)
+
+
+def test_each_slots_rows_see_their_own_adapter_alone() -> None:
+    y, _ = _outputs("bmm", None, 6)
+    x = torch.randn(6, 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for slot in range(3):
+        model = get_peft_model(net(), LoraConfig(r=slot + 1, lora_alpha=2 + slot, target_modules=list(LAYERS)))
+        for name, (a, b) in _random_factors(slot + 1, slot).items():
+            layer = model.base_model.model.get_submodule(name)
+            layer.lora_A.default.weight.data = a
+            layer.lora_B.default.weight.data = b
+        torch.testing.assert_close(y[2 * slot : 2 * slot + 2], model(x[2 * slot : 2 * slot + 2]), rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_bank_the_model_is_the_bare_base() -> None:
+    x = torch.randn(4, 3, INPUTS, dtype=torch.float64)
+    model, bare = net(), net()
+    pack = AdapterPack(model, ["all-linear"])
+    assert torch.equal(model(x), bare(x))
+    with pack.use(AdapterBank(pack.layers, 2, 2, dtype=torch.float64)):
+        with pack.use(None):
+            assert torch.equal(model(x), bare(x))
+        assert pack.bank is not None
+    assert pack.bank is None
+
+
+def test_wrapping_adds_nothing_trainable_to_the_model() -> None:
+    model = net()
+    AdapterPack(model, ["all-linear"])
+    assert not any(p.requires_grad for p in model.parameters())
+    assert len(list(model.parameters())) == len(list(net().parameters()))
+
+
+# --------------------------------------------------------------------------------------------------------------- choice
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["all-linear"], ["up", "body.hidden", "down", "idle"]),
+        (["down", "up"], ["up", "down"]),
+        (["hidden"], ["body.hidden"]),
+        (["body.hidden"], ["body.hidden"]),
+    ],
+)
+def test_targets_are_names_or_dotted_endings(targets: list[str], names: list[str]) -> None:
+    assert list(AdapterPack(net(), targets).layers) == names
+
+
+@pytest.mark.parametrize("target", ["hiden", "ody.hidden"])
+def test_an_unknown_target_is_refused_with_the_nearest_name(target: str) -> None:
+    with pytest.raises(InputError, match=f"'{target}'.*did you mean .*hidden'"):
+        AdapterPack(net(), ["up", target])
+
+
+def test_a_target_outside_the_pack_is_refused() -> None:
+    pack = AdapterPack(net(), ["up", "down"])
+    assert pack.select(["up"]) == ["up"]
+    with pytest.raises(InputError, match="'hidden'"):
+        pack.select(["hidden"])
+
+
+class _Chosen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(INPUTS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+def test_a_layer_that_is_not_linear_is_no_target() -> None:
+    with pytest.raises(InputError, match="'norm' names no linear layer"):
+        AdapterPack(_Chosen(), ["norm"])
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield

@@ -1,0 +1,196 @@
+"""A tiny causal classifier with jobs of every kind: what the tests of the pack engine train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.folder import Folder
+from trainables.jobs import Job, ListQueue, Report
+from trainables.pack.bank import AdapterPack, Path
+from trainables.pack.checkpoint import Factors
+from trainables.pack.engine import AdapterPlan, Losses, PackEngine
+
+INPUTS, CLASSES = 6, 5
+DEFAULTS: dict[str, Any] = {
+    "rank": 2, "alpha": 4.0, "target_modules": ["up", "hidden", "down"], "lr": 0.05, "lr_schedule": "constant",
+    "weight_decay": 0.01, "batch_size": 2, "epochs": 3, "patience": 100, "min_delta": 0.0, "clip_norm": 1.0,
+    "report_every": 100, "examples": 6, "fault": None, "fault_epoch": 2, "script": None,
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """Inputs [N, T, I] -> logits [N, T, C]; a token sees itself and those before it. ``idle`` takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(INPUTS, 8)
+        self.body = nn.ModuleDict({"hidden": nn.Linear(8, 8)})
+        self.down = nn.Linear(8, CLASSES)
+        self.idle = nn.Linear(INPUTS, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.up(x))
+        x = x + x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        return self.down(torch.tanh(self.body["hidden"](x)))
+
+
+@dataclass(frozen=True)
+class Sequence_:
+    """One example: inputs [T, I], classes [T]; its losses are those of ``script``, one for each call, if it has one."""
+
+    inputs: Tensor
+    classes: Tensor
+    script: Iterator[float] | None = None
+
+
+def net(dtype: torch.dtype = torch.float64) -> Net:
+    """Return the frozen base, the same one every time."""
+    torch.manual_seed(0)
+    return Net().to(dtype).eval().requires_grad_(False)
+
+
+def job(trial_id: str, seed: int = 0, **config: Any) -> Job:
+    """Return a job with `DEFAULTS` but for ``config``."""
+    assert config.keys() <= DEFAULTS.keys()
+    return Job(trial_id, f"task-{trial_id}", seed, DEFAULTS | config)
+
+
+def draw(seed: int, epoch: int, count: int, dtype: torch.dtype) -> list[Sequence_]:
+    """Return random sequences of 1 to 5 tokens, labelled by a map that is the seed's own."""
+    generator = torch.Generator().manual_seed(1000 * seed + epoch)
+    teacher = torch.randn(INPUTS, CLASSES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows = []
+    for _ in range(count):
+        length = int(torch.randint(1, 6, (), generator=generator))
+        inputs = torch.randn(length, INPUTS, generator=generator, dtype=torch.float64)
+        rows.append(Sequence_(inputs.to(dtype), (inputs @ teacher).argmax(-1)))
+    return rows
+
+
+def pad(rows: Sequence[Sequence_ | None]) -> tuple[Tensor, Tensor]:
+    """Return inputs [N, T, I] and classes [N, T], the classes of padding -100."""
+    real = [row for row in rows if row is not None]
+    longest = max(len(row.classes) for row in real)
+    inputs = real[0].inputs.new_zeros(len(rows), longest, INPUTS)
+    classes = torch.full((len(rows), longest), -100)
+    for i, row in enumerate(rows):
+        if row is not None:
+            inputs[i, : len(row.classes)], classes[i, : len(row.classes)] = row.inputs, row.classes
+    return inputs, classes
+
+
+class TinyWorkload:
+    """Jobs of `job` on a `Net`; a job's ``fault`` says where it goes wrong (``fault_epoch``: when).
+
+    Attributes:
+        exported: Factors by trial id.
+        evaluations: Trial ids of each batch that was evaluated.
+        logits: What each adapter gave for its validation examples when it was evaluated, by trial id.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float64, targets: Sequence[str] = ("all-linear",), path: Path = "bmm") -> None:
+        self.dtype = dtype
+        self.model = net(dtype)
+        self.pack = AdapterPack(self.model, targets, path)
+        self.exported: dict[str, Factors] = {}
+        self.evaluations: list[list[str]] = []
+        self.logits: dict[str, Tensor] = {}
+
+    def plan(self, job: Job) -> AdapterPlan[Sequence_]:
+        config = job.config
+        if config["fault"] == "plan":
+            raise RuntimeError("no plan")
+
+        def examples(epoch: int) -> list[Sequence_]:
+            rows = draw(job.seed, epoch, config["examples"], self.dtype)
+            if epoch == config["fault_epoch"]:
+                if config["fault"] == "examples":
+                    raise RuntimeError("no examples")
+                if config["fault"] == "nan":
+                    rows[-1].inputs.fill_(torch.nan)
+            return rows
+
+        validation = draw(job.seed, 0, 3, self.dtype)
+        if config["script"] is not None:
+            validation = [Sequence_(validation[0].inputs, validation[0].classes, iter(config["script"]))]
+        names = ("rank", "alpha", "lr", "lr_schedule", "weight_decay", "batch_size", "epochs", "patience", "min_delta")
+        return AdapterPlan(
+            **{name: config[name] for name in (*names, "clip_norm", "report_every")},
+            target_modules=tuple(config["target_modules"]),
+            steps_per_epoch=-(-config["examples"] // config["batch_size"]),
+            examples=examples,
+            validation=validation,
+            facts={"num_examples": config["examples"]},
+        )
+
+    def losses(self, rows: Sequence[Sequence_ | None]) -> Losses:
+        inputs, classes = pad(rows)
+        losses = F.cross_entropy(self.model(inputs).transpose(1, 2), classes, reduction="none").sum(1)
+        count = (classes != -100).sum(1)
+        for i, row in enumerate(rows):
+            if row is not None and row.script is not None:
+                losses[i] = next(row.script) * count[i]
+        return Losses(losses, count, [0 if row is None else len(row.classes) for row in rows], classes.numel())
+
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Sequence_]]]) -> list[dict[str, Any]]:
+        self.evaluations.append([job.trial_id for job, _ in finished])
+        if any(job.config["fault"] == "evaluate" for job, _ in finished):
+            raise RuntimeError("no evaluation")
+        width = max(len(plan.validation) for _, plan in finished)
+        rows = [row for _, plan in finished for row in [*plan.validation, *[None] * (width - len(plan.validation))]]
+        logits = self.model(pad(rows)[0])
+        for place, (job, _) in enumerate(finished):
+            self.logits[job.trial_id] = logits[place * width : (place + 1) * width]
+        return [{"final_cell_accuracy": 0.5} for _ in finished]
+
+    def export(self, job: Job, plan: AdapterPlan[Sequence_], factors: Factors) -> str:
+        if job.config["fault"] == "export":
+            raise OSError("no space left")
+        self.exported[job.trial_id] = factors
+        return f"adapters/{job.task_id}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An engine after its queue ran dry."""
+
+    engine: PackEngine[Sequence_]
+    workload: TinyWorkload
+    reports: list[Report]
+
+    def last(self, trial_id: str) -> Report:
+        return [report for report in self.reports if report.trial_id == trial_id][-1]
+
+    def history(self, trial_id: str) -> list[Mapping[str, Any]]:
+        """Everything that was said of a trial's epochs but for how long they took."""
+        rows = [row for report in self.reports if report.trial_id == trial_id for row in report.history]
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def train(
+    jobs: Sequence[Job] | ListQueue, slots: int, *, rank: int = 4, dtype: torch.dtype = torch.float64, path: Path = "bmm",
+    targets: Sequence[str] = ("all-linear",), folder: Folder | None = None, signature: str = "tiny",
+) -> Trained:  # fmt: skip
+    """Train jobs in a fresh engine."""
+    workload = TinyWorkload(dtype, targets, path)
+    engine = PackEngine(workload.pack, workload, slots, rank, folder, signature, dtype)
+    queue = jobs if isinstance(jobs, ListQueue) else ListQueue(jobs)
+    engine.run(queue)
+    return Trained(engine, workload, queue.reports)
+
+
+def same(a: Factors, b: Factors) -> bool:
+    """Whether two adapters are bit-identical."""
+    return a.keys() == b.keys() and all(torch.equal(x, y) for n in a for x, y in zip(a[n], b[n], strict=True))
+
+
+def distance(a: Factors, b: Factors) -> float:
+    """Largest absolute difference between two adapters."""
+    assert a.keys() == b.keys()
+    return max(float((x - y).abs().max()) for n in a for x, y in zip(a[n], b[n], strict=True))
