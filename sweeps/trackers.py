@@ -29,7 +29,9 @@ def log_to_wandb(store: ResultsStore, summary: Mapping[str, Any], mode: str) -> 
             config=record.get("settings"), resume="allow",
             settings=wandb.Settings(silent=True, console="off", init_timeout=60),
         )  # fmt: skip
-        run.log({"trials": wandb.Table(dataframe=store.latest_trials().to_pandas().astype(str))})
+        trials = store.latest_trials()
+        cells = [[str(cell) for cell in row.values()] for row in trials.to_pylist()]
+        run.log({"trials": wandb.Table(columns=trials.column_names, data=cells)})
         run.summary.update({name: value for name, value in summary.items() if isinstance(value, int | float)})
         run.finish()
     except Exception as error:

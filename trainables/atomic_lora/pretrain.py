@@ -22,6 +22,7 @@ from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Champion, save_champion
 from trainables.context import Run
+from trainables.folder import Folder
 from trainables.monitor import ComponentMonitor
 from trainables.schedules import cosine_warm_restarts
 
@@ -33,7 +34,8 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
     """Train a Champion and report once an epoch; every ``eval_every`` epochs and at the end with held-out metrics.
 
     Args:
-        settings: ``config`` (`ChampionConfig` fields), ``data``, ``tasks`` (ids, or None for all) and ``seed``.
+        settings: ``config`` (`ChampionConfig` fields), ``data``, ``tasks`` (ids, or None for all), ``seed`` and
+            ``folder``, where the trained ``champion.safetensors`` goes.
         run: Where it runs. Checkpoints hold ``champion.safetensors`` and ``state.pt``.
 
     Raises:
@@ -63,6 +65,10 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first_epoch, step, facts = state["epoch"], state["step"], state["facts"]
+        if first_epoch == config.epochs:
+            # killed between its end and the note of it
+            run.report(state["metrics"])
+            return
     cycle = first_cycle(config.epochs * steps_per_epoch(tasks, config))
     for epoch in range(first_epoch + 1, config.epochs + 1):
         started, losses, norms, examples, tokens = time.perf_counter(), [], [], 0, 0
@@ -106,14 +112,17 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
             metrics |= autoregressive(model, held_out, device)
             metrics |= {f"untrained_{name}": value for name, value in facts["untrained"].items()}
         with tempfile.TemporaryDirectory() as folder:
-            known = {k: v for k, v in metrics.items() if "/" not in k}
-            save_champion(Path(folder, "champion.safetensors"), model, config, facts | {"metrics": known})
+            file = Path(folder, "champion.safetensors")
+            save_champion(file, model, config, facts | {"metrics": {k: v for k, v in metrics.items() if "/" not in k}})
+            if last:
+                Folder(settings["folder"]).write(file.name, file.read_bytes())
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "epoch": epoch,
                 "step": step,
                 "facts": facts,
+                "metrics": metrics,
             }
             torch.save(state, Path(folder, "state.pt"))
             run.report(metrics, Path(folder))
@@ -135,7 +144,7 @@ def epoch_batches(tasks: Mapping[str, Task], config: ChampionConfig, seed: int, 
     examples = [
         example
         for task in tasks.values()
-        for example in training_examples(task, len(task.train) * config.views_per_pair, seed, epoch)
+        for example in training_examples(task, len(task.train) * config.views_per_pair, seed, epoch, avoid=task.test)
     ]
     rng = np.random.default_rng([seed, epoch])
     shuffled = [examples[i] for i in rng.permutation(len(examples))]

@@ -59,6 +59,9 @@ class AdapterWorkload:
         task = self.tasks[job.task_id]
         held_out = split_pairs(task, config.validation_pairs)
         pairs = task.train[: len(task.train) - len(held_out)]
+        validation = validation_examples(task, pairs, held_out)
+        # a few test pairs are mirror images or recolourings of a demonstration: no view may show them
+        avoid = (*task.test, *(example.query for example in validation))
         return AdapterPlan(
             rank=config.rank,
             alpha=config.alpha,
@@ -73,8 +76,8 @@ class AdapterWorkload:
             min_delta=config.min_delta,
             clip_norm=config.clip_norm,
             report_every=config.report_every,
-            examples=lambda epoch: training_examples(task, config.examples_per_epoch, job.seed, epoch, pairs),
-            validation=validation_examples(task, pairs, held_out),
+            examples=lambda epoch: training_examples(task, config.examples_per_epoch, job.seed, epoch, pairs, avoid),
+            validation=validation,
             facts={"num_examples": len(pairs)},
         )
 

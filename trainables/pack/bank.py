@@ -115,7 +115,8 @@ def initial_factors(
     factors = {}
     for name in names:
         inputs, outputs = layers[name]
-        generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+        # 32 bits: torch's CPU generator ignores those above
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         bound = 1.0 / math.sqrt(inputs)
         a = torch.empty(rank, inputs, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
         factors[name] = (a, torch.zeros(outputs, rank, dtype=torch.float64))

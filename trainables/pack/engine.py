@@ -223,12 +223,12 @@ class PackEngine(Generic[E]):
                 if not jobs and idle:
                     if not self.finished:
                         return
-                    self._evaluate(queue)
+                    self._evaluate_some(queue)
                     continue
             if any(self.slots):
                 self._step(queue)
-            if len(self.finished) >= self.bank.slots:
-                self._evaluate(queue)
+            while len(self.finished) >= self.bank.slots:
+                self._evaluate_some(queue)
 
     def _cancel(self, queue: JobQueue) -> None:
         cancelled = queue.cancelled()
@@ -441,9 +441,13 @@ class PackEngine(Generic[E]):
 
     # ---------------------------------------------------------------------------------------------------------- results
 
-    def _evaluate(self, queue: JobQueue) -> None:
-        """Evaluate and export the adapters that wait aside, all in one batch; one that raises fails alone."""
-        batch, self.finished = self.finished, []
+    def _evaluate_some(self, queue: JobQueue) -> None:
+        """Evaluate the adapters that wait aside, as many as the shelf holds."""
+        batch, self.finished = self.finished[: self.shelf.slots], self.finished[self.shelf.slots :]
+        self._evaluate(batch, queue)
+
+    def _evaluate(self, batch: Sequence[Finished[E]], queue: JobQueue) -> None:
+        """Evaluate and export a batch of adapters; one that raises fails alone."""
         try:
             rows = self._evaluated(batch)
         except Exception as error:
@@ -452,8 +456,7 @@ class PackEngine(Generic[E]):
                 return
             # find the culprit: each for itself
             for item in batch:
-                self.finished = [item]
-                self._evaluate(queue)
+                self._evaluate([item], queue)
             return
         for item, metrics in zip(batch, rows, strict=True):
             try:

