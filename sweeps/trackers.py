@@ -36,4 +36,6 @@ def log_to_wandb(store: ResultsStore, summary: Mapping[str, Any], mode: str) -> 
         run.finish()
     except Exception as error:
         # a tracker is a view: the rows are safe in the store
-        logger.warning("Weights & Biases could not be written (%s: %s); the results are complete.", type(error).__name__, error)
+        logger.warning(
+            "Weights & Biases could not be written (%s: %s); the results are complete.", type(error).__name__, error
+        )

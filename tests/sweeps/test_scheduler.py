@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
+from sweeps.scheduler import NO_CONTROLLER as NO_TUNE
 from sweeps.scheduler import Decision, GroupedASHA
 
 
@@ -25,7 +26,7 @@ def make(max_t: int = 45, grace_period: int = 5) -> GroupedASHA:
     )
 
 
-def trial(task: str, sample: int) -> FakeTrial:
+def trial(task: str, sample: int) -> Any:
     return FakeTrial(f"tune-{task}-{sample}", {"task_id": task, "key": f"{task}-{sample}"})
 
 
@@ -33,13 +34,13 @@ def run(scheduler: Any, trials: list[FakeTrial], loss: dict[str, float], epochs:
     """Report every trial at every epoch, epoch by epoch; return the stopped ones."""
     stopped: set[str] = set()
     for each in trials:
-        scheduler.on_trial_add(None, each)
+        scheduler.on_trial_add(NO_TUNE, each)
     for epoch in epochs:
         for each in trials:
             if each.trial_id not in stopped:
                 result = {"epoch": epoch, "eval_loss": loss[each.trial_id] / epoch}
-                if scheduler.on_trial_result(None, each, result) == "STOP":
-                    scheduler.on_trial_complete(None, each, result)
+                if scheduler.on_trial_result(NO_TUNE, each, result) == "STOP":
+                    scheduler.on_trial_complete(NO_TUNE, each, result)
                     stopped.add(each.trial_id)
     return stopped
 
@@ -71,10 +72,10 @@ def test_decision_holds_rung_value_and_cutoff() -> None:
     scheduler = make()
     trials = [trial("a", i) for i in range(4)]
     for each in trials:
-        scheduler.on_trial_add(None, each)
+        scheduler.on_trial_add(NO_TUNE, each)
     assert scheduler.decision("a-0") is None
     actions = [
-        scheduler.on_trial_result(None, each, {"epoch": 5, "eval_loss": loss})
+        scheduler.on_trial_result(NO_TUNE, each, {"epoch": 5, "eval_loss": loss})
         for each, loss in zip(trials, (1.0, 2.0, 3.0, 0.5), strict=True)
     ]
     assert actions == ["CONTINUE", "STOP", "STOP", "CONTINUE"]
@@ -89,26 +90,26 @@ def test_trial_at_its_last_epoch_is_not_stopped() -> None:
     scheduler = make(max_t=15)
     for i, loss in enumerate((1.0, 5.0)):
         each = trial("a", i)
-        scheduler.on_trial_add(None, each)
-        scheduler.on_trial_result(None, each, {"epoch": 5, "eval_loss": 1.0 - i})
-        assert scheduler.on_trial_result(None, each, {"epoch": 15, "eval_loss": loss}) == "CONTINUE"
+        scheduler.on_trial_add(NO_TUNE, each)
+        scheduler.on_trial_result(NO_TUNE, each, {"epoch": 5, "eval_loss": 1.0 - i})
+        assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 15, "eval_loss": loss}) == "CONTINUE"
 
 
 def test_failed_trials_leave_no_trace_in_the_rungs() -> None:
     scheduler = make()
     for i, loss in enumerate((math.nan, math.inf)):
         each = trial("a", i)
-        scheduler.on_trial_add(None, each)
-        assert scheduler.on_trial_result(None, each, {"epoch": 5, "eval_loss": loss}) == "CONTINUE"
-        scheduler.on_trial_complete(None, each, {"epoch": 5, "eval_loss": loss})
+        scheduler.on_trial_add(NO_TUNE, each)
+        assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 5, "eval_loss": loss}) == "CONTINUE"
+        scheduler.on_trial_complete(NO_TUNE, each, {"epoch": 5, "eval_loss": loss})
     assert scheduler.rungs("a")[5] == {}
 
 
 def test_fewer_epochs_than_the_first_rung() -> None:
     scheduler = make(max_t=3)
     each = trial("a", 0)
-    scheduler.on_trial_add(None, each)
-    assert scheduler.on_trial_result(None, each, {"epoch": 3, "eval_loss": 1.0}) == "CONTINUE"
+    scheduler.on_trial_add(NO_TUNE, each)
+    assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 3, "eval_loss": 1.0}) == "CONTINUE"
 
 
 def test_replay_equals_uninterrupted() -> None:

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainables.arc import Example, Pair, Task, fingerprint, load_tasks, test_examples, training_examples, validation_examples
+from trainables.arc import (
+    Example,
+    Pair,
+    Task,
+    fingerprint,
+    load_tasks,
+    test_examples,
+    training_examples,
+    validation_examples,
+)
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.data import collate, example_tokens
 from trainables.atomic_lora.decoding import generate, grid_metrics
@@ -46,7 +55,13 @@ class AdapterWorkload:
     """
 
     def __init__(
-        self, base: Base, base_name: str, tasks: Mapping[str, Task], folder: Folder, target_modules: Sequence[str], bf16: bool
+        self,
+        base: Base,
+        base_name: str,
+        tasks: Mapping[str, Task],
+        folder: Folder,
+        target_modules: Sequence[str],
+        bf16: bool,
     ) -> None:
         self.base, self.base_name, self.tasks, self.folder, self.bf16 = base, base_name, tasks, folder, bf16
         self.pack = AdapterPack(base.model, target_modules)
@@ -167,7 +182,9 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
     tasks = load_tasks(settings["data"])
     chosen = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
     folder = Folder(settings["folder"])
-    workload = AdapterWorkload(base, settings["base"], chosen, folder, settings["target_modules"], has_fast_bf16(run.device))
+    workload = AdapterWorkload(
+        base, settings["base"], chosen, folder, settings["target_modules"], has_fast_bf16(run.device)
+    )
     signature = f"base {base.fingerprint}, data {fingerprint(tasks)}"
     engine: PackEngine[Example] = PackEngine(
         workload.pack, workload, choose_slots(settings["slots"], run.device), settings["rank"], folder, signature

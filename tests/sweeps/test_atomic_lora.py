@@ -1,0 +1,268 @@
+"""The main job as a user runs it: a real command, a real Ray, a tiny Champion."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from sweeps import atomic_lora, atomic_lora_search
+from sweeps.cli import run_main
+from trainables.arc import load_tasks
+from trainables.atomic_lora.config import ChampionConfig
+from trainables.atomic_lora.model import Champion, load_champion, save_champion
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ChampionConfig(
+    width=32, heads=2, feedforward=48, decoder_layers=1, context_width=16, context_heads=2, context_feedforward=32
+)
+SMALLEST = ["0d3d703e", "25ff71a9", "a85d4709", "d037b0a7"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained Champion."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("base") / "champion.safetensors"
+    model = Champion(TINY)
+    # without a preference for ending a row an untrained model writes the largest grids there are
+    torch.nn.init.constant_(model.head.bias[10:13], 2.0)
+    save_champion(path, model, TINY, {})
+    return path
+
+
+def command(base: Path, results: Path, run_id: str, *more: str, script: str = "atomic_lora") -> list[str]:
+    fixed = ["--preset", "smoke", "--num-gpus", "0", "--base", str(base)]
+    place = ["--results-dir", str(results), "--run-id", run_id]
+    return [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), *fixed, *place, *more]
+
+
+def run(*args: Any, script: str = "atomic_lora", timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args, script=script), capture_output=True, text=True, timeout=timeout)
+
+
+def rows(results: Path, run_id: str, kind: str = "trials", sweep: str = "atomic_lora") -> pd.DataFrame:
+    folder = results / sweep / run_id / kind
+    return pd.read_parquet(folder) if folder.exists() and any(folder.glob("*.parquet")) else pd.DataFrame()
+
+
+# --------------------------------------------------------------------------------------------------- bad input, no Ray
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str, main: Any = atomic_lora.main) -> str:
+    """Run a command line that must be refused, and return its one sentence."""
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main, list(argv))
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert error.count("\n") == 1 and "Traceback" not in error
+    return error
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "007bbfb7" in refused(capsys, "--tasks", "007bbfb8")
+
+
+def test_a_base_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no such checkpoint" in refused(capsys, "--base", str(tmp_path / "none.safetensors"))
+
+
+def test_a_base_of_another_shape_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "champion.safetensors"
+    save_champion(path, Champion(TINY), ChampionConfig(), {})
+    assert "its configuration asks for" in refused(capsys, "--base", str(path))
+
+
+def test_a_layer_that_the_base_does_not_have_is_refused(capsys: pytest.CaptureFixture[str], base: Path) -> None:
+    error = refused(capsys, "--base", str(base), "--set", "target_modules=linear3")
+    assert "linear3" in error and "linear1" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "format"),
+        ("[]", "0 examples"),
+        ("{]", "format"),
+        (json.dumps([{"input": [[1] * 31], "output": [[1]]}] * 9), "30x30"),
+        (json.dumps([{"input": [[11]], "output": [[1]]}] * 9), "value 11"),
+        (json.dumps([{"input": [[1]]}] * 9), "format"),
+    ],
+)
+def test_a_bad_re_arc_file_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, said: str
+) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "0a1b2c3d.json").write_text(content)
+    error = refused(capsys, "--data", f"re-arc:{tmp_path}")
+    assert said in error and "0a1b2c3d.json" in error
+
+
+def test_an_empty_re_arc_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no re-ARC task files" in refused(capsys, "--data", f"re-arc:{tmp_path}")
+
+
+def test_a_setting_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "rank" in refused(capsys, "--set", "ranc=8")
+
+
+def test_results_that_cannot_be_written_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, base: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    error = refused(capsys, "--base", str(base), "--preset", "smoke", "--results-dir", str(tmp_path / "file"))
+    assert "cannot be written" in error
+
+
+def test_a_search_without_anything_to_search_is_refused(capsys: pytest.CaptureFixture[str], base: Path) -> None:
+    error = refused(capsys, "--preset", "smoke", "--base", str(base), main=atomic_lora_search.main)
+    assert "--sweep" in error
+
+
+# ----------------------------------------------------------------------------------------------------------- real runs
+
+
+@pytest.fixture(scope="module")
+def swept(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A complete smoke sweep over four tasks with two configurations each."""
+    results = tmp_path_factory.mktemp("results")
+    more = ("--tasks", ",".join(SMALLEST), "--num-samples", "2", "--sweep", "rank=2,4", "--wandb", "offline")
+    return results, run(base, results, "a", *more)
+
+
+@pytest.mark.slow
+def test_every_task_and_sample_has_its_row(swept: tuple[Path, subprocess.CompletedProcess[str]], base: Path) -> None:
+    results, process = swept
+    assert process.returncode == 0, process.stderr
+    trials, history = rows(results, "a"), rows(results, "a", "history")
+    assert sorted(zip(trials["task_id"], trials["sample"], strict=True)) == [(t, s) for t in SMALLEST for s in (0, 1)]
+    assert set(trials["status"]) <= {"success", "stopped"}
+    done = trials[trials["status"] == "success"]
+    for name in ("base_grid_accuracy", "final_grid_accuracy", "final_cell_accuracy", "copy_cell_accuracy"):
+        assert done[name].between(0, 1).all()
+    assert (
+        done["checkpoint"].notna().all() and (done["epochs"] == 2).all() and (trials["config/rank"].isin([2, 4])).all()
+    )
+    assert not history.duplicated(["trial_id", "epoch"]).any()
+    assert (history.groupby("trial_id")["epoch"].max() == trials.set_index("trial_id")["epochs"]).all()
+    # derived from the base's own learning rate, not typed twice
+    assert history["lr"].tolist() == pytest.approx([TINY.lr] * len(history))
+    assert (history[["grad_norm/decoder", "grad_norm/encoder", "grad_norm/context_encoder"]] > 0).all(axis=None)
+    assert "exact-match accuracy" in process.stdout and "adapters per hour" in process.stderr
+
+
+@pytest.mark.slow
+def test_the_adapters_load_in_peft(swept: tuple[Path, subprocess.CompletedProcess[str]], base: Path) -> None:
+    from peft import PeftModel
+
+    results, _ = swept
+    folder = results / "atomic_lora" / "a"
+    trials = rows(results, "a")
+    place = trials[trials["status"] == "success"]["checkpoint"].iloc[0]
+    model = PeftModel.from_pretrained(load_champion(base).model, str(folder / place))
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+    assert not list((folder / "checkpoints").glob("*.safetensors")), "finished adapters need no rung checkpoint"
+
+
+@pytest.mark.slow
+def test_the_same_command_again_does_nothing_and_more_samples_extend_it(
+    swept: tuple[Path, subprocess.CompletedProcess[str]], base: Path
+) -> None:
+    results, _ = swept
+    before = rows(results, "a").set_index("trial_id")["finished_at"]
+    more = ("--tasks", ",".join(SMALLEST), "--sweep", "rank=2,4")
+    again = run(base, results, "a", *more, "--num-samples", "2")
+    assert again.returncode == 0, again.stderr
+    assert rows(results, "a").set_index("trial_id")["finished_at"].equals(before)
+    extended = run(base, results, "a", *more, "--num-samples", "3")
+    assert extended.returncode == 0, extended.stderr
+    after = rows(results, "a").set_index("trial_id")["finished_at"]
+    assert len(after) == 12 and after[before.index].equals(before)
+
+
+@pytest.mark.slow
+def test_a_run_id_with_other_settings_is_refused(
+    swept: tuple[Path, subprocess.CompletedProcess[str]], base: Path
+) -> None:
+    results, _ = swept
+    other = run(
+        base, results, "a", "--tasks", ",".join(SMALLEST), "--num-samples", "2", "--sweep", "rank=2,4", "--seed", "1"
+    )
+    assert other.returncode == 2 and "seed" in other.stderr and "--run-id" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+@pytest.mark.slow
+def test_wandb_offline_leaves_a_run(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    results, _ = swept
+    assert list((results / "atomic_lora" / "a" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing_and_two_runs_share_the_machine(base: Path, tmp_path: Path) -> None:
+    more = ("--tasks", ",".join(SMALLEST), "--set", "epochs=40", "--set", "patience=40", "--set", "report_every=2")
+    processes = {name: subprocess.Popen(command(base, tmp_path, name, *more)) for name in ("killed", "beside")}
+    checkpoints = tmp_path / "atomic_lora" / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes["killed"].send_signal(signal.SIGKILL)
+    processes["killed"].wait()
+    killed_at = rows(tmp_path, "killed", "history")
+    assert processes["beside"].wait(240) == 0
+    again = run(base, tmp_path, "killed", *more)
+    assert again.returncode == 0, again.stderr
+    for name in ("killed", "beside"):
+        trials, history = rows(tmp_path, name), rows(tmp_path, name, "history")
+        assert sorted(trials["task_id"]) == SMALLEST
+        assert sorted(zip(history["task_id"], history["epoch"], strict=True)) == [
+            (t, e) for t in SMALLEST for e in range(1, 41)
+        ]
+    assert len(killed_at) < 160, "the kill came too late to show anything"
+    curves = [
+        rows(tmp_path, name, "history").set_index(["task_id", "epoch"])["eval_loss"] for name in ("killed", "beside")
+    ]
+    assert (curves[0].sort_index() - curves[1].sort_index()).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_flushes(base: Path, tmp_path: Path, number: signal.Signals) -> None:
+    more = ("--tasks", ",".join(SMALLEST), "--set", "epochs=4000", "--set", "patience=4000")
+    process = subprocess.Popen(command(base, tmp_path, "s", *more), stderr=subprocess.PIPE, text=True)
+    checkpoints = tmp_path / "atomic_lora" / "s" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while len(list(checkpoints.glob("*.safetensors"))) < len(SMALLEST) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--run-id" in error
+    history = rows(tmp_path, "s", "history")
+    assert set(history["task_id"]) == set(SMALLEST) and rows(tmp_path, "s").empty
+    assert len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST)
+
+
+@pytest.mark.slow
+def test_a_panel_search_compares_configurations_on_the_same_tasks(base: Path, tmp_path: Path) -> None:
+    more = ("--num-samples", "3", "--sweep", "rank=2,4", "--sweep", "lr_multiple=loguniform(0.1, 1.0)")
+    process = run(base, tmp_path, "p", *more, script="atomic_lora_search")
+    assert process.returncode == 0, process.stderr
+    trials = rows(tmp_path, "p", sweep="atomic_lora_search")
+    panels = trials.groupby("config_hash")["task_id"].apply(lambda ids: tuple(sorted(ids)))
+    assert len(panels) == 3 and len(set(panels)) == 1 and len(panels.iloc[0]) == 4
+    again = run(base, tmp_path, "p", *more, script="atomic_lora_search")
+    assert again.returncode == 0 and len(rows(tmp_path, "p", sweep="atomic_lora_search")) == 12
+
+
+def test_the_smallest_tasks_are_what_these_tests_say() -> None:
+    tasks = load_tasks()
+    assert max(tasks[task_id].tokens for task_id in SMALLEST) <= 30

@@ -1,0 +1,30 @@
+"""Pre-training through the runner, as an ordinary family: in the Tune trial itself, and as a Ray Train run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from trainables.atomic_lora.model import load_champion
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pre_training_leaves_rows_and_a_base(tmp_path: Path, workers: int) -> None:
+    fixed = ["--preset", "smoke", "--num-gpus", "0", "--set", "epochs=2", "--workers-per-trial", str(workers)]
+    place = ["--results-dir", str(tmp_path), "--run-id", "c"]
+    command = [sys.executable, str(ROOT / "sweeps" / "champion.py"), *fixed, *place]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert process.returncode == 0, process.stderr
+    folder = tmp_path / "champion" / "c"
+    trial = pd.read_parquet(folder / "trials").iloc[0]
+    assert trial["status"] == "success" and trial["epochs"] == 2
+    history = pd.read_parquet(folder / "history")
+    assert history["epoch"].tolist() == [1, 2] and (history["grad_norm/context_encoder"] > 0).all()
+    assert load_champion(next(folder.glob("models/*/champion.safetensors"))).config.width == 32

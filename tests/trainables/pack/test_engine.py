@@ -1,0 +1,389 @@
+"""The pack engine on a tiny network: isolation, refills, rungs, cancelling, resuming, patience and what it reports."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainables.pack.tiny import Trained, distance, job, same, train
+from trainables.folder import Folder
+from trainables.jobs import Job, ListQueue, Report
+from trainables.pack.checkpoint import parse_slot
+
+torch.set_num_threads(1)
+
+
+def _statuses(done: Trained) -> dict[str, str]:
+    return {report.trial_id: report.status for report in done.reports}
+
+
+# ------------------------------------------------------------------------------------------------------------- isolation
+
+# the middle job ends at the same moment whether it is healthy or not, so that the batches are the same before and after
+SICK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a loss that is NaN in its second epoch": ({"epochs": 2}, {"epochs": 3, "fault": "nan"}),
+    "an absurd learning rate": ({"epochs": 1}, {"epochs": 3, "lr": 1e200}),
+    "examples that raise in its second epoch": ({"epochs": 1}, {"epochs": 3, "fault": "examples"}),
+    "an evaluation that raises": ({"epochs": 2}, {"epochs": 2, "fault": "evaluate"}),
+    "an export that raises": ({"epochs": 2}, {"epochs": 2, "fault": "export"}),
+}
+REASONS = ["DivergedError: train_loss is nan in epoch 2", "DivergedError: ", "RuntimeError: no examples", "no evaluation", "no space left"]
+
+
+@pytest.mark.parametrize(("name", "reason"), list(zip(SICK, REASONS, strict=True)), ids=list(SICK))
+def test_a_job_that_goes_wrong_leaves_its_neighbours_bit_identical(name: str, reason: str) -> None:
+    def run(middle: dict[str, Any]) -> Trained:
+        left, right = job("left", 1, epochs=5, rank=3), job("right", 2, epochs=4, lr=0.1, batch_size=3)
+        # both runs refill the middle slot
+        return train([left, job("middle", 3, **middle), right, job("after", 4, epochs=3, rank=1)], slots=3)
+
+    healthy, sick = (run(config) for config in SICK[name])
+    assert _statuses(healthy) == dict.fromkeys(("left", "middle", "right", "after"), "success")
+    assert _statuses(sick) == _statuses(healthy) | {"middle": "failed"}
+    for other in ("left", "right", "after"):
+        assert same(sick.workload.exported[other], healthy.workload.exported[other])
+        assert sick.history(other) == healthy.history(other)
+        assert all(torch.isfinite(t).all() for pair in sick.workload.exported[other].values() for t in pair)
+    report = sick.last("middle")
+    assert reason in (report.error or "")
+    assert "Traceback" in (report.traceback or "") and "middle" not in sick.workload.exported
+
+
+def test_a_job_whose_plan_raises_fails_alone() -> None:
+    done = train([job("a", fault="plan"), job("b")], slots=1)
+    assert _statuses(done) == {"a": "failed", "b": "success"}
+    assert done.last("a").error == "RuntimeError: no plan"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"rank": 5}, "ValueError: rank 5 is above the pack's largest rank 4."),
+        ({"target_modules": ["hiden"]}, "did you mean .*hidden"),
+        ({"lr_schedule": "cosin"}, "cosin"),
+        ({"batch_size": 0}, "arg 3 must not be zero|batch_size|division by zero"),
+        ({"examples": 0}, "no examples"),
+    ],
+    ids=["rank", "target", "schedule", "batch size", "no examples"],
+)
+def test_a_job_that_cannot_be_trained_fails_alone(config: dict[str, Any], reason: str) -> None:
+    done = train([job("a", **config), job("b")], slots=2)
+    assert _statuses(done) == {"a": "failed", "b": "success"}
+    assert re.search(reason, done.last("a").error or "")
+
+
+def test_padding_rows_have_no_effect() -> None:
+    # beside a job with batches of six, the rows of one with batches of one are mostly padding
+    alone = train([job("small", 1, batch_size=1, epochs=4)], slots=1)
+    beside = train([job("small", 1, batch_size=1, epochs=4), job("large", 2, batch_size=6, epochs=24)], slots=2)
+    assert distance(alone.workload.exported["small"], beside.workload.exported["small"]) < 1e-12
+    for row, other in zip(alone.history("small"), beside.history("small"), strict=True):
+        assert row == pytest.approx(other, rel=1e-12)
+        assert (row["tokens"], row["examples"]) == (other["tokens"], other["examples"])
+
+
+def test_zero_padding_of_smaller_ranks_stays_exactly_zero() -> None:
+    jobs = [job(str(rank), rank, rank=rank, epochs=6, weight_decay=0.1) for rank in (1, 2, 3)]
+    jobs.append(job("partial", 9, rank=2, target_modules=["down"], epochs=6))
+    done = train(jobs, slots=4)
+    bank = done.engine.bank
+    for slot, rank in enumerate((1, 2, 3, 2)):
+        for name in bank.a:
+            used = rank if slot < 3 or name == "down" else 0
+            # `idle` takes part in no job
+            used = 0 if name == "idle" else used
+            assert not bank.a[name][slot, used:].any() and not bank.b[name][slot, :, used:].any()
+            assert bool(bank.b[name][slot, :, :used].any()) == bool(used)
+
+
+# --------------------------------------------------------------------------------------------------------------- refills
+
+
+@pytest.mark.parametrize("first", [{}, {"fault": "nan"}, {"lr": 1e200}], ids=["finished", "nan", "diverged"])
+def test_a_refill_resets_everything(first: dict[str, Any]) -> None:
+    second = job("second", 2, rank=2, epochs=6, target_modules=["up", "down"], patience=3, lr_schedule="linear")
+    used = train([job("first", 1, rank=4, epochs=7, lr_schedule="cosine") if not first else job("first", 1, rank=4, **first), second], slots=1)
+    fresh = train([second], slots=1)
+    assert used.last("second").metrics["slot"] == 0
+    assert same(used.workload.exported["second"], fresh.workload.exported["second"])
+    assert used.history("second") == fresh.history("second")
+    assert torch.equal(used.engine.bank.flat, fresh.engine.bank.flat)
+    for name in ("first_moment", "second_moment", "best", "initial"):
+        assert torch.equal(getattr(used.engine, name), getattr(fresh.engine, name)), name
+
+
+def test_more_adapters_finish_at_once_than_are_evaluated_in_a_batch() -> None:
+    # the first waits aside for a second, and two come at the same step
+    jobs = [job("a", 1, epochs=1), job("b", 2, epochs=2), job("c", 3, epochs=1), job("d", 4, epochs=1)]
+    done = train(jobs, slots=2)
+    assert _statuses(done) == dict.fromkeys("abcd", "success")
+    assert [len(batch) for batch in done.workload.evaluations] == [2, 2]
+
+
+def test_seeds_give_different_adapters() -> None:
+    done = train([job("a", 1, epochs=1), job("b", 2, epochs=1)], slots=2)
+    assert not torch.allclose(done.workload.exported["a"]["up"][0], done.workload.exported["b"]["up"][0], atol=0.1)
+
+
+# ----------------------------------------------------------------------------------------------------------------- rungs
+
+
+def test_reports_come_at_rungs_only_and_every_epoch_once() -> None:
+    done = train([job("a", epochs=5, report_every=2), job("b", 1, epochs=4, report_every=2)], slots=2)
+    said = [(r.trial_id, r.status, r.epoch, [row["epoch"] for row in r.history]) for r in done.reports]
+    assert [s for s in said if s[0] == "a"] == [("a", "running", 2, [1, 2]), ("a", "running", 4, [3, 4]), ("a", "success", 5, [5])]
+    assert [s for s in said if s[0] == "b"] == [("b", "running", 2, [1, 2]), ("b", "success", 4, [3, 4])]
+
+
+def test_a_running_report_carries_the_losses_of_its_epoch() -> None:
+    done = train([job("a", epochs=3, report_every=2)], slots=1)
+    running = done.reports[0]
+    assert running.metrics["eval_loss"] == running.history[-1]["eval_loss"]
+    assert running.metrics["train_loss"] == running.history[-1]["train_loss"]
+
+
+def test_the_last_report_has_the_columns_of_the_trials_table() -> None:
+    metrics = train([job("a", epochs=2)], slots=1).last("a").metrics
+    expected = {"epochs": 2, "early_stopped": False, "num_examples": 6, "checkpoint": "adapters/task-a", "slot": 0, "gpu_seconds": 0.0}
+    assert {name: metrics[name] for name in expected} == expected
+    assert metrics["final_cell_accuracy"] == 0.5
+    assert metrics["best_loss"] <= metrics["final_loss"] == metrics["eval_loss"]
+    assert 0 < metrics["busy_seconds"] <= metrics["seconds"] and metrics["peak_memory_bytes"] > 0
+
+
+class _Queue(ListQueue):
+    """Calls ``seen`` with every report before it is kept."""
+
+    def __init__(self, jobs: Sequence[Job], seen: Callable[[Report], None]) -> None:
+        super().__init__(jobs)
+        self.seen = seen
+
+    def report(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            self.seen(report)
+        super().report(reports)
+
+
+def test_the_checkpoint_is_there_before_the_rung_is_reported(tmp_path: Path) -> None:
+    found = []
+
+    def seen(report: Report) -> None:
+        if report.status == "running":
+            data = Folder(tmp_path).read(f"checkpoints/{report.trial_id}.safetensors")
+            assert data is not None
+            facts = parse_slot(data, "tiny")[1]
+            found.append((report.epoch, facts["epoch"], len(facts["history"])))
+
+    train(_Queue([job("a", epochs=5, report_every=2)], seen), 1, folder=Folder(tmp_path))
+    assert found == [(2, 2, 2), (4, 4, 4)]
+
+
+# ------------------------------------------------------------------------------------------------------------ cancelling
+
+
+def test_a_cancelled_job_stops_and_its_slot_is_used_again() -> None:
+    def seen(report: Report) -> None:
+        if (report.trial_id, report.status) == ("a", "running"):
+            queue.cancel("a")
+
+    queue = _Queue([job("a", epochs=9, report_every=2), job("b", 1, epochs=9), job("c", 2, epochs=2)], seen)
+    done = train(queue, 2)
+    stopped = done.last("a")
+    assert (stopped.status, stopped.epoch, stopped.error) == ("stopped", 2, None)
+    assert stopped.metrics["eval_loss"] == done.reports[0].metrics["eval_loss"]
+    assert "a" not in done.workload.exported
+    assert done.last("c").status == "success" and done.last("c").metrics["slot"] == 0
+    fresh = train([job("c", 2, epochs=2)], 1)
+    assert distance(done.workload.exported["c"], fresh.workload.exported["c"]) < 1e-12
+
+
+def test_a_finished_adapter_can_be_cancelled_before_its_evaluation() -> None:
+    def seen(report: Report) -> None:
+        if (report.trial_id, report.epoch) == ("b", 4):
+            queue.cancel("a")
+
+    queue = _Queue([job("a", epochs=2), job("b", 1, epochs=6, report_every=4)], seen)
+    done = train(queue, 2)
+    assert _statuses(done) == {"a": "stopped", "b": "success"}
+    assert done.workload.evaluations == [["b"]]
+
+
+# -------------------------------------------------------------------------------------------------------------- resuming
+
+RESUMED = [
+    job("a", 1, epochs=9, report_every=2, rank=3, lr_schedule="cosine", target_modules=["up", "down"]),
+    job("b", 2, epochs=7, report_every=2, lr=0.1, lr_schedule="linear", batch_size=3, patience=5, min_delta=0.02),
+]
+
+
+def _killed_at(epoch: int, folder: Folder, **options: Any) -> list[Report]:
+    """Train until the last job has reported a rung, then die; return what was said."""
+
+    def seen(report: Report) -> None:
+        if (report.trial_id, report.epoch) == ("b", epoch):
+            raise KeyboardInterrupt
+
+    queue = _Queue(RESUMED, seen)
+    with pytest.raises(KeyboardInterrupt):
+        train(queue, 2, folder=folder, **options)
+    return queue.reports
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("epoch", [2, 4])
+def test_a_killed_engine_continues_as_if_nothing_had_happened(dtype: torch.dtype, epoch: int, tmp_path: Path) -> None:
+    unbroken = train(RESUMED, 2, dtype=dtype)
+    _killed_at(epoch, Folder(tmp_path), dtype=dtype)
+    resumed = train(RESUMED, 2, dtype=dtype, folder=Folder(tmp_path))
+    for name in ("a", "b"):
+        first = next(r for r in resumed.reports if r.trial_id == name)
+        assert first.epoch == epoch + 2 and [row["epoch"] for row in first.history] == list(range(1, epoch + 3))
+        assert resumed.history(name) == unbroken.history(name)
+        assert same(resumed.workload.exported[name], unbroken.workload.exported[name])
+        for column in ("best_loss", "final_loss", "epochs", "early_stopped"):
+            assert resumed.last(name).metrics[column] == unbroken.last(name).metrics[column]
+
+
+def test_patience_counts_on_over_a_kill(tmp_path: Path) -> None:
+    losses = [3.0, 2.0, 2.5, 2.5, 2.5, 2.5, 2.5]
+    first = job("b", epochs=20, patience=4, report_every=2, script=losses)
+    _killed_at_first_rung = _Queue([first], _raise_at(4))
+    with pytest.raises(KeyboardInterrupt):
+        train(_killed_at_first_rung, 1, folder=Folder(tmp_path))
+    again = replace(first, config={**first.config, "script": losses[4:]})
+    done = train([again], 1, folder=Folder(tmp_path))
+    assert done.last("b").epoch == 6 and done.last("b").metrics["best_loss"] == 2.0
+    unbroken = train([first], 1)
+    assert unbroken.last("b").epoch == 6
+    assert same(done.workload.exported["b"], unbroken.workload.exported["b"])
+
+
+def _raise_at(epoch: int) -> Callable[[Report], None]:
+    def seen(report: Report) -> None:
+        if report.epoch == epoch:
+            raise KeyboardInterrupt
+
+    return seen
+
+
+def test_a_job_continues_in_another_slot_of_a_larger_pack(tmp_path: Path) -> None:
+    unbroken = train(RESUMED, 2)
+    _killed_at(4, Folder(tmp_path))
+    resumed = train([job("new", 7), *RESUMED], 3, rank=6, folder=Folder(tmp_path))
+    assert resumed.last("a").metrics["slot"] == 1
+    for name in ("a", "b"):
+        assert distance(resumed.workload.exported[name], unbroken.workload.exported[name]) < 1e-12
+
+
+def test_a_checkpoint_of_another_base_is_not_continued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _killed_at(4, Folder(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        other = train(RESUMED, 2, folder=Folder(tmp_path), signature="another base")
+    assert "a starts anew: The checkpoint belongs to tiny, not to another base." in caplog.text
+    fresh = train(RESUMED, 2)
+    assert all(same(other.workload.exported[name], fresh.workload.exported[name]) for name in ("a", "b"))
+    assert other.reports[0].epoch == 2
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"\0" * len(d)], ids=["half", "empty", "zeros"])
+def test_a_corrupt_checkpoint_starts_anew_with_a_warning(
+    damage: Callable[[bytes], bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, name = Folder(tmp_path), "checkpoints/a.safetensors"
+    _killed_at(4, folder)
+    data = folder.read(name)
+    assert data is not None
+    folder.write(name, damage(data))
+    with caplog.at_level(logging.WARNING):
+        done = train(RESUMED, 2, folder=folder)
+    assert "a starts anew: The checkpoint cannot be read" in caplog.text
+    fresh = train(RESUMED, 2)
+    assert distance(done.workload.exported["a"], fresh.workload.exported["a"]) < 1e-12
+    assert [row["epoch"] for row in done.history("a")] == list(range(1, 10))
+
+
+# -------------------------------------------------------------------------------------------------------------- patience
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "min_delta", "epochs", "early", "best"),
+    [
+        ([5.0, 4.0, 4.0, 4.0], 2, 0.0, 4, True, 4.0),
+        # improvements below min_delta do not count, though their weights are kept
+        ([5.0, 4.96, 4.92, 4.88], 3, 0.2, 4, True, 4.88),
+        # many small steps add up to one that counts
+        ([5.0, 4.96, 4.92, 4.88, 4.84, 4.84, 4.84], 3, 0.1, 7, True, 4.84),
+        # patience that runs out with the last epoch is no early stop
+        ([5.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0], 9, 0.0, 10, False, 5.0),
+        # a rise in between starts no new count
+        ([5.0, 6.0, 4.0, 4.5, 4.5], 2, 0.0, 5, True, 4.0),
+    ],
+)
+def test_patience_counts_epochs_without_an_improvement_by_min_delta(
+    losses: list[float], patience: int, min_delta: float, epochs: int, early: bool, best: float
+) -> None:
+    last = train([job("a", epochs=10, patience=patience, min_delta=min_delta, script=losses)], 1).last("a")
+    assert (last.epoch, last.metrics["early_stopped"], last.metrics["best_loss"]) == (epochs, early, best)
+    assert (last.status, last.metrics["epochs"], last.metrics["final_loss"]) == ("success", epochs, losses[epochs - 1])
+
+
+def test_the_weights_of_the_best_epoch_are_kept() -> None:
+    stopped = train([job("a", epochs=2, script=[3.0, 2.0])], 1).workload.exported["a"]
+    went_on = train([job("a", epochs=5, script=[3.0, 2.0, 2.0, 4.0, 2.5])], 1).workload.exported["a"]
+    assert same(stopped, went_on)
+
+
+# --------------------------------------------------------------------------------------------------------------- history
+
+
+def test_a_component_without_a_gradient_fails_the_job_by_name() -> None:
+    done = train([job("a", target_modules=["up", "idle"]), job("b", 1, target_modules=["up"])], 2)
+    assert _statuses(done) == {"a": "failed", "b": "success"}
+    assert (done.last("a").error or "").startswith("DeadComponentError: No gradient reached idle in the first epoch")
+
+
+def test_norms_are_recorded_for_each_component_that_is_adapted() -> None:
+    row = train([job("a", epochs=1, examples=2, target_modules=["up", "hidden"])], 1).history("a")[0]
+    norms = {name: value for name, value in row.items() if "/" in name}
+    assert sorted(norms) == ["grad_norm/body", "grad_norm/up", "update_norm/body", "update_norm/up"]
+    assert all(value > 0 for value in norms.values())
+    # of a single step, the squares of the components' norms add up to that of the whole
+    assert row["grad_norm"] == pytest.approx(math.hypot(norms["grad_norm/up"], norms["grad_norm/body"]), rel=1e-12)
+
+
+def test_update_norms_are_distances_from_the_initial_weights() -> None:
+    done = train([job("a", epochs=3)], 1)
+    engine = done.engine
+    place = engine.bank.columns["up"]
+    change = (engine.bank.flat - engine.initial)[0, place.start : place.end].norm()
+    assert done.history("a")[-1]["update_norm/up"] == pytest.approx(float(change), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [1, 1, 1, 1]), ("linear", [10 / 12, 7 / 12, 4 / 12, 1 / 12])]
+    + [("cosine", [(1 + math.cos(math.pi * step / 12)) / 2 for step in (2, 5, 8, 11)])],
+)  # fmt: skip
+def test_the_learning_rate_in_the_history_is_the_one_used_last(schedule: str, factors: list[float]) -> None:
+    history = train([job("a", lr=0.5, epochs=4, lr_schedule=schedule)], 1).history("a")
+    assert [row["lr"] for row in history] == pytest.approx([0.5 * f for f in factors])
+    assert [row["step"] for row in history] == [3, 6, 9, 12]
+
+
+def test_examples_and_tokens_are_counted_for_each_job_alone() -> None:
+    done = train([job("a", examples=5, batch_size=4), job("b", 1, examples=7, batch_size=1)], 2)
+    for name, seed, count in (("a", 0, 5), ("b", 1, 7)):
+        plan = done.workload.plan(job(name, seed, examples=count))
+        for row in done.history(name):
+            assert row["examples"] == count
+            assert row["tokens"] == sum(len(e.classes) for e in plan.examples(row["epoch"]))
+    assert done.engine.stats.examples == 3 * (5 + 7)
+    assert 0 < done.engine.stats.padding_waste < 1
