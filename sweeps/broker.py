@@ -23,7 +23,7 @@ import ray
 
 from trainables.jobs import Job, Report
 
-# a job that is in progress every time its worker dies, this often, without a report in between, is taken to be the cause
+# a job that is in progress each time its worker dies, this often and with no report in between, is taken for the cause
 MAX_DEATHS = 3
 # a worker that starts this often in a row without any report will not get better by starting again; it is more than
 # MAX_DEATHS + 1, so that a worker gets to work once without the job that killed it
@@ -163,11 +163,14 @@ class PoolBroker:
     # the trials' side
 
     async def next_rung(self, trial: str) -> dict[str, Any]:
-        """Wait until the unit of a Tune trial gets to its next rung, then return Tune's result: ``epoch``, ``eval_loss`` and ``done``.
+        """Wait until the unit of a Tune trial gets to its next rung.
 
         A panel is at a rung when all of its running jobs are; a job that is ahead, because it continued from a
         checkpoint, waits for the others. The loss is the mean over the panel, each ended job with its last loss, and
         infinite as soon as one job failed.
+
+        Returns:
+            Tune's result: ``epoch``, ``eval_loss`` and ``done``.
         """
         await self._gate.wait()
         while True:
@@ -218,7 +221,7 @@ class PoolBroker:
                 break
         if token not in self._workers.values():
             return [], set(), False
-        jobs = []
+        jobs: list[Job] = []
         while self._queue and len(jobs) < limit:
             live = self._live[self._queue.popleft()]
             live.token = token
@@ -340,8 +343,9 @@ class PoolBroker:
         if loss is None:  # a last report may speak of the evaluation only
             loss = live.last.metrics.get("eval_loss") if live.last else None
         failed = report.status == "failed"
-        finite = loss is not None and math.isfinite(loss)
-        rung = _Rung(report.epoch, loss if finite and not failed else math.inf, report.status != "running", failed)
+        if failed or loss is None or not math.isfinite(loss):
+            loss = math.inf
+        rung = _Rung(report.epoch, loss, report.status != "running", failed)
         unit.unread[report.trial_id].append(rung)
         self._changed[live.unit].set()
 

@@ -29,7 +29,7 @@ from trainables.errors import InputError
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweeps", "search_spaces", "trainables")
 
-# read by the driver, by Tune's trials and by Train's controller and workers, so it goes into this process and all others
+# read by the driver, Tune's trials, Train's controller and its workers, so it goes into this process and all others
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows go to Parquet; Tune's own loggers double the cost of a result
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stop_on_signals handles it, and SIGTERM too

@@ -1,47 +1,36 @@
 """Run jobs as Tune trials through the adapter pool: thin trials, one broker, one long-lived Ray Train run.
 
-`AdapterPool` is the Train run: a worker for each GPU, or one on the CPU, each running the family's pool loop. `PoolTrial`
-is what Tune sees of a unit of work: it waits for rungs and never imports torch. `run_pool_sweep` puts them together
-and hands every report to the caller, on the caller's thread. What is stored, and what is left to do when a run is
-repeated, is the caller's business.
+`PoolTrial` is what Tune sees of a unit of work: it waits for rungs and never imports torch. `run_pool_sweep` puts
+trials, broker and pool together and hands every report to the caller, on the caller's thread. What is stored, and what
+is left to do when a run is repeated, is the caller's business.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
-import os
 import shutil
 import tempfile
-import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
-import ray.train
 import ray.tune
-from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.schedulers import FIFOScheduler
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.broker import BrokerQueue, PoolBroker
+from sweeps.adapter_pool import AdapterPool, PoolError, PoolLoop
+from sweeps.broker import PoolBroker
 from sweeps.scheduler import Decision, GroupedASHA
-from sweeps.train_run import TrainRun, use_threads
 from trainables.jobs import Job, Report
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 logger = logging.getLogger(__name__)
-
-PoolLoop = str | Callable[[dict[str, Any], Any, Any], None]
 
 # how often reports are fetched from the broker, in seconds
 COLLECT_S = 0.2
@@ -59,10 +48,6 @@ class StopFlag(Protocol):
     def is_set(self) -> bool: ...
 
 
-class PoolError(RuntimeError):
-    """The machinery of the pool broke, as opposed to one of its jobs."""
-
-
 @dataclass(frozen=True)
 class PoolOutcome:
     """How a pool sweep ended.
@@ -76,101 +61,6 @@ class PoolOutcome:
     interrupted: bool
     counts: Mapping[str, int]
     seconds: float
-
-
-class AdapterPool:
-    """A Ray Train run whose workers train the jobs of a broker until it is closed.
-
-    Args:
-        broker: Handle of the `PoolBroker` actor.
-        pool_loop: ``pool_loop(settings, run, queue)`` or its name, ``"package.module:function"``.
-        settings: Passed to the loop.
-        num_workers: One for each GPU, or 1.
-        use_gpu: Whether each worker gets a GPU.
-        storage_path: Where Train keeps its notes; every machine of the cluster must reach it.
-        max_failures: Times that workers may die before the pool gives up; it gives up earlier when they die at once.
-        threads: CPU threads for each worker; None shares out the machine's cores.
-    """
-
-    def __init__(
-        self,
-        broker: Any,
-        pool_loop: PoolLoop,
-        settings: dict[str, Any],
-        *,
-        num_workers: int,
-        use_gpu: bool,
-        storage_path: str,
-        max_failures: int = 100,
-        threads: int | None = None,
-    ) -> None:
-        self._broker = broker
-        # every worker trains alone, so the plain trainer, which sets up no process group, is the right one
-        self._trainer = DataParallelTrainer(
-            partial(_work, broker, pool_loop, settings, threads),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"adapter-pool-{uuid.uuid4().hex[:8]}",
-                storage_path=storage_path,
-                failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),
-            ),
-        )
-        self._thread = threading.Thread(target=self._run, name="adapter-pool", daemon=True)
-
-    def start(self) -> None:
-        """Start the workers and return at once. If they cannot run, the broker fails every job with the reason."""
-        self._thread.start()
-
-    def close(self, timeout: float) -> bool:
-        """Tell the workers to end; returns whether they did within ``timeout`` seconds, and else lets them fall."""
-        ray.get(self._broker.close.remote(), timeout=timeout)
-        self._thread.join(timeout)
-        ended = not self._thread.is_alive()
-        # a worker that cannot reach its broker ends too
-        ray.kill(self._broker)
-        return ended
-
-    def _run(self) -> None:
-        # outside the main thread, where Train would replace the handler of Ctrl-C
-        try:
-            self._trainer.fit()
-            reason = "The adapter pool ended although there were jobs left."
-        except Exception as error:
-            reason = f"The adapter pool failed: {error}"
-        try:
-            ray.get(self._broker.give_up.remote(reason))
-        except ray.exceptions.RayError:
-            logger.warning("The adapter pool outlived its broker: %s", reason)
-
-
-def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any], threads: int | None) -> None:
-    """What a Train worker of the pool runs."""
-    context = ray.train.get_context()
-    try:
-        token = ray.get(broker.register.remote(context.get_world_rank()))
-    except ray.exceptions.RayActorError:
-        return
-    if token is None:
-        return
-    try:
-        use_threads(threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
-        if isinstance(pool_loop, str):
-            module, _, function = pool_loop.partition(":")
-            loop = getattr(importlib.import_module(module), function)
-        else:
-            loop = pool_loop
-        loop(dict(settings), TrainRun(), BrokerQueue(broker, token))
-        if not ray.get(broker.is_over.remote()):
-            raise PoolError("The pool loop returned before the queue was closed.")
-    except ray.exceptions.RayActorError:
-        return
-    except Exception:
-        ray.get(broker.crashed.remote(token, traceback.format_exc()))
-        raise
 
 
 class PoolTrial(ray.tune.Trainable):
@@ -209,18 +99,18 @@ def run_pool_sweep(
 ) -> PoolOutcome:
     """Run units of jobs as Tune trials through an adapter pool, until all are done or a stop is asked for.
 
-    Ray must be connected. Each unit is one Tune trial; ``trial.config`` of one has ``unit`` (its index), ``task_id`` and
+    Ray must be connected. Each unit is one Tune trial; its ``trial.config`` has ``unit`` (an index), ``task_id`` and
     ``trial_id`` of its first job, which is what the ``group`` and ``key`` of a `GroupedASHA` see. In a search
     (``make_jobs``) the trials come from ``param_space`` and ``searcher`` instead.
 
     Args:
         units: The jobs of each trial.
         pool_loop, pool_settings, num_workers, use_gpu, threads: See `AdapterPool`.
-        on_reports: Gets every report exactly once, in the order of each job's reports, called on this thread a few times
-            a second. The last report of a job that ASHA saw carries ``rung`` and ``asha_cutoff`` in its metrics, and
+        on_reports: Gets every report exactly once, those of one job in order; called on this thread a few times a
+            second, with nothing where nothing is new. The last report of a job that ASHA saw carries ``rung`` and ``asha_cutoff`` in its metrics, and
             ``stop_reason="asha"`` where ASHA stopped it.
-        on_trial_done: Called with the trial ids of a unit, ``done`` or ``error``, and ASHA's last decision, when its Tune
-            trial is over; the last reports of its jobs may still be on their way.
+        on_trial_done: Called with the trial ids of a unit, ``done`` or ``error``, and ASHA's last decision, when its
+            Tune trial is over; the last reports of its jobs may still be on their way.
         should_stop: Once set, no job is begun, running jobs are stopped, their reports are handed over, and the call
             returns within about 15 s.
         scheduler: Tune scheduler, for example a `GroupedASHA`; None lets every trial run to its end.
@@ -277,6 +167,7 @@ def run_pool_sweep(
     try:
         if units or make_jobs is not None:
             driver.wait_for_pool()
+        if (units or make_jobs is not None) and not driver.stopping:
             _tuner(space, scheduler, searcher, num_samples, max_concurrent, storage, driver).fit()
         driver.finish()
     finally:
@@ -487,8 +378,7 @@ class _Driver:
     def _hand_over(self) -> None:
         answer, self._answer = self._answer, None
         self._collected, reports, self.counts = self._get(answer)
-        if reports:
-            self._on_reports([self._with_decision(report) for report in reports])
+        self._on_reports([self._with_decision(report) for report in reports])
 
     def _with_decision(self, report: Report) -> Report:
         key = self._keys.get(report.trial_id)

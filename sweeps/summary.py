@@ -8,6 +8,7 @@ Everything is read from the results folder, so it can be asked again at any time
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import shlex
@@ -69,9 +70,9 @@ def summarise(store: ResultsStore) -> dict[str, Any]:
     }
 
 
-def print_summary(summary: Mapping[str, Any], file: TextIO | None = None) -> None:
+def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, console: Console | None = None) -> None:
     """Print what `summarise` returns as a table, in colour on a terminal and in plain ASCII elsewhere."""
-    console = Console(file=file, highlight=False)
+    console = console or Console(file=file, highlight=False)
     if not console.is_terminal:
         console = Console(file=file, highlight=False, width=110, color_system=None)
     title = f"{summary['sweep']} / {summary['run_id']}"
@@ -139,21 +140,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sweeps.results", description="Print the summary of a run.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of the run, a path or a URI")
     parser.add_argument("--export-json", metavar="FILE", help="write the run, the summary and all rows to one file")
+    parser.add_argument("--export-svg", metavar="FILE", help="write the summary as a picture")
     args = parser.parse_args(argv)
     try:
         store = ResultsStore.open(args.run_dir)
         summary = summarise(store)
         if args.export_json:
-            text = json.dumps(export(store, summary), allow_nan=False)
-            try:
-                Path(args.export_json).write_text(text + "\n")
-            except OSError as error:
-                raise InputError(f"{args.export_json!r} cannot be written ({error}); name another file.") from error
+            _write(args.export_json, json.dumps(export(store, summary), allow_nan=False) + "\n")
+        if args.export_svg:
+            console = Console(record=True, file=io.StringIO(), force_terminal=True, width=100, highlight=False)
+            print_summary(summary, console=console)
+            _write(args.export_svg, console.export_svg(title="python -m sweeps.results"))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print_summary(summary)
     return 0
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise InputError(f"{path!r} cannot be written ({error}); name another file.") from error
 
 
 _MEANS = (

@@ -54,7 +54,7 @@ class TrainRun:
             self.device = str(get_device())
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None = None) -> None:
-        """Report metrics and, on rank 0, a directory to continue from. All workers must call it the same number of times."""
+        """Report metrics and, from rank 0, a directory to continue from. All workers must call it equally often."""
         kept = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint and self.rank == 0 else None
         ray.train.report({**metrics, REPORT: dict(metrics)}, checkpoint=kept)
 

@@ -147,15 +147,14 @@ with connect("local", num_gpus=0, num_cpus=2), stop_on_signals() as stop:
     with said.open("w") as out:
         process = subprocess.Popen([sys.executable, str(script)], stdout=out, env=environment, start_new_session=True)
     try:
-        started = time.monotonic()
-        while len(said.read_text().splitlines()) < 8 and time.monotonic() - started < 60:
+        while len(said.read_text().splitlines()) < 8 and process.poll() is None:
             time.sleep(0.1)
         asked = time.monotonic()
         if number == signal.SIGINT:  # Ctrl-C reaches the whole process group
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        process.wait(timeout=60)
+        process.wait(timeout=120)
         seconds = time.monotonic() - asked
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""GroupedASHA: groups are independent, decisions are recorded, and a replay gives the rungs of a run without a break."""
+"""GroupedASHA: groups are independent, decisions are recorded, a replay gives the rungs of an unbroken run."""
 
 from __future__ import annotations
 

