@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from trainables.arc import MAX_TOKENS, load_tasks, training_examples
 from trainables.atomic_lora import data

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweeps.adapter_pool import AdapterPool, PoolError, PoolLoop
 from sweeps.broker import PoolBroker
 from sweeps.scheduler import Decision, GroupedASHA
+from sweeps.train_run import TRIAL_RESOURCES, trial_error
 from trainables.jobs import Job, Report
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ def run_pool_sweep(
         units: The jobs of each trial.
         pool_loop, pool_settings, num_workers, use_gpu, threads: See `AdapterPool`.
         on_reports: Gets every report exactly once, those of one job in order; called on this thread a few times a
-            second, with nothing where nothing is new. The last report of a job that ASHA saw carries ``rung`` and ``asha_cutoff`` in its metrics, and
-            ``stop_reason="asha"`` where ASHA stopped it.
+            second, with nothing where nothing is new. The last report of a job that ASHA saw carries ``rung`` and
+            ``asha_cutoff`` in its metrics, and ``stop_reason="asha"`` where ASHA stopped it.
         on_trial_done: Called with the trial ids of a unit, ``done`` or ``error``, and ASHA's last decision, when its
             Tune trial is over; the last reports of its jobs may still be on their way.
         should_stop: Once set, no job is begun, running jobs are stopped, their reports are handed over, and the call
@@ -222,8 +223,7 @@ def _tuner(
     driver: _Driver,
 ) -> ray.tune.Tuner:
     return ray.tune.Tuner(
-        # next to nothing: what a trial waits for must never be kept from starting by those who wait
-        ray.tune.with_resources(PoolTrial, {"CPU": 0.01}),
+        ray.tune.with_resources(PoolTrial, TRIAL_RESOURCES),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
             scheduler=scheduler,
@@ -315,7 +315,7 @@ class _Driver:
         if error is None:
             self._broker.cancel.remote(key)
         else:
-            self._broker.fail.remote(key, f"Its Tune trial failed: {error}")
+            self._broker.fail.remote(key, f"Its Tune trial failed: {error.splitlines()[-1]}", error)
         if self._on_trial_done:
             decision = self._asha.decision(self._asha.key_of(trial)) if self._asha else None
             self._on_trial_done(trial_ids, status, decision)
@@ -415,7 +415,7 @@ class _Callback(ray.tune.Callback):
         self._driver.end(trial, "done")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.end(trial, "error", str(trial.get_error()))
+        self._driver.end(trial, "error", trial_error(trial))
 
 
 class _Stopper(ray.tune.Stopper):

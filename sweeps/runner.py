@@ -216,7 +216,8 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             should_stop=stop,
             scheduler=scheduler,
             max_concurrent=min(TUNE_TRIALS, slots * info.pool_workers),
-            lookahead=2 * slots * info.pool_workers,
+            # a job that begins before its trial is judged late by ASHA; without it, the more the better
+            lookahead=(6 if scheduler is None else 1) * slots * info.pool_workers,
             storage_path=None if info.local else store.folder.sub("cluster").location,
         )
     return _close(sweep, store, outcome.interrupted, {job.trial_id for job in jobs})

@@ -9,6 +9,7 @@ has a runner of its own, see ``sweeps/pool.py``.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 TrainLoop = Callable[[dict[str, Any], Any], None]
 # Tune mixes its own values into a result; under this key goes what the loop reported
 REPORT = "report"
+# of a trial that only waits for others: nothing, so that it can never keep them from starting. Tune wants it to be
+# something, though, so it is a byte of memory
+TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 
 
 class TrainRun:
@@ -204,8 +208,8 @@ def run_ordinary(
     callback = _Callback(make_trial, scheduler, on_report, on_trial_end, should_stop)
     try:
         ray.tune.Tuner(
-            # a Train run reserves its own resources; a trial that held a CPU besides could keep it from starting
-            ray.tune.with_resources(train_trial, {"CPU": 0.01} if workers_per_trial else resources),
+            # a Train run reserves its own resources
+            ray.tune.with_resources(train_trial, TRIAL_RESOURCES if workers_per_trial else resources),
             param_space=space,
             tune_config=ray.tune.TuneConfig(
                 scheduler=scheduler,
@@ -278,6 +282,13 @@ def use_threads(count: int) -> None:
         sys.modules["torch"].set_num_threads(count)
 
 
+def trial_error(trial: Trial) -> str:
+    """Return what Tune wrote down about the failure of a trial, its traceback last."""
+    # Trial.get_error() looks in the storage, where the file comes later
+    text = Path(trial.error_file).read_text() if trial.error_file else "Tune gave no reason."
+    return re.sub(r"\x1b\[\d+m", "", text).strip()
+
+
 class _Callback(ray.tune.Callback):
     """Hands Tune's events to the caller; without arguments it is what is left of a pickled one."""
 
@@ -317,8 +328,8 @@ class _Callback(ray.tune.Callback):
         self._end(trial, "stopped" if decision and decision.stopped else "success")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        text = str(trial.get_error())
-        self._end(trial, "failed", text.strip().splitlines()[-1], text)
+        text = trial_error(trial)
+        self._end(trial, "failed", text.splitlines()[-1], text)
 
     def _end(self, trial: Trial, status: str, error: str | None = None, traceback: str | None = None) -> None:
         if self._on_trial_end:

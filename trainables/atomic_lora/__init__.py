@@ -1,1 +1,1 @@
-"""Family 1: a small encoder-decoder (the Champion) trained on all ARC tasks, and one LoRA adapter per task on top of it."""
+"""A small encoder-decoder (the Champion) trained on all ARC tasks, and one LoRA adapter per task on top of it."""

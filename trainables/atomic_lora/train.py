@@ -40,6 +40,11 @@ from trainables.pack.engine import AdapterPlan, Losses, PackEngine
 
 # adapters in training at once where nobody says otherwise: measured in benchmarks/, docs/log.md
 CPU_SLOTS, CUDA_SLOTS = 8, 64
+# adapters evaluated at once, at least: decoding is a long chain of small operations, whose cost hardly grows with rows
+EVALUATION_SLOTS = 32
+
+# metrics that the bare base has as well
+COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")
 
 
 class AdapterWorkload:
@@ -116,16 +121,16 @@ class AdapterWorkload:
         rows = []
         for task_id, own in zip(task_ids, adapted, strict=True):
             base = self._base_metrics[task_id]
-            rows.append({
-                **{f"base_{name}": base[name] for name in ("grid_accuracy", "cell_accuracy", "size_accuracy", "teacher_forced_cell_accuracy")},
-                **{f"final_{name}": own[name] for name in ("grid_accuracy", "cell_accuracy", "size_accuracy")},
-                **{name: own[name] for name in ("teacher_forced_cell_accuracy", "copy_grid_accuracy", "copy_cell_accuracy", "change_recall")},
-            })  # fmt: skip
+            rows.append(
+                {f"base_{name}": base[name] for name in (*COMPARED, "teacher_forced_cell_accuracy")}
+                | {f"final_{name}": own[name] for name in COMPARED}
+                | {name: value for name, value in own.items() if name not in COMPARED}
+            )
         return rows
 
     @torch.no_grad()
     def _solve(self, task_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Metrics on the test pairs of each task; the rows are slot-major, as many for each task as the one with most has."""
+        """Metrics on the test pairs of each task; rows are slot-major, equally many for each task."""
         examples = [test_examples(self.tasks[task_id]) for task_id in task_ids]
         width = max(map(len, examples))
         rows = [row for task in examples for row in [*task, *[None] * (width - len(task))]]
@@ -186,8 +191,17 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
         base, settings["base"], chosen, folder, settings["target_modules"], has_fast_bf16(run.device)
     )
     signature = f"base {base.fingerprint}, data {fingerprint(tasks)}"
+    slots = choose_slots(settings["slots"], run.device)
     engine: PackEngine[Example] = PackEngine(
-        workload.pack, workload, choose_slots(settings["slots"], run.device), settings["rank"], folder, signature
+        workload.pack,
+        workload,
+        slots,
+        settings["rank"],
+        folder,
+        signature,
+        evaluation_slots=max(slots, EVALUATION_SLOTS),
+        # as autocast would round them at every token
+        evaluation_dtype=torch.bfloat16 if workload.bf16 else torch.float32,
     )
     engine.run(queue)
     return engine

@@ -126,6 +126,8 @@ def initial_factors(
 class PackedLoRALinear(nn.Module):
     """A frozen linear layer whose rows, slot by slot, each get the update of their own adapter."""
 
+    pack: AdapterPack
+
     def __init__(self, base: nn.Linear, name: str, pack: AdapterPack) -> None:
         super().__init__()
         self.base = base

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig
 from safetensors.torch import load as load_tensors
@@ -72,8 +72,9 @@ def save_peft(folder: Path, factors: Factors, alpha: float, base_name: str) -> N
         base_name: Recorded as the adapter's base model.
     """
     rank = next(iter(factors.values()))[0].shape[0]
+    # PEFT asks for an int alpha and takes any number
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=list(factors),
+        r=rank, lora_alpha=cast(int, alpha), lora_dropout=0.0, bias="none", target_modules=list(factors),
         base_model_name_or_path=base_name, inference_mode=True,
     )  # fmt: skip
     config.save_pretrained(str(folder))

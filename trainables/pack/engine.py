@@ -188,16 +188,21 @@ class PackEngine(Generic[E]):
         folder: Where rung checkpoints go (``checkpoints/<trial_id>.safetensors``); None keeps none.
         signature: Names the base; a checkpoint of another one is not continued.
         dtype: Type of the adapters and their optimizer state.
+        evaluation_slots: Finished adapters that are evaluated together; as many as train together by default.
+        evaluation_dtype: Type of finished adapters while they are evaluated, ``dtype`` by default.
     """
 
     def __init__(
         self, pack: AdapterPack, workload: Workload[E], slots: int, rank: int, folder: Folder | None = None,
-        signature: str = "", dtype: torch.dtype = torch.float32,
+        signature: str = "", dtype: torch.dtype = torch.float32, evaluation_slots: int | None = None,
+        evaluation_dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.pack, self.workload, self.folder, self.signature = pack, workload, folder, signature
         self.device = next(pack.model.parameters()).device
         self.bank = AdapterBank(pack.layers, slots, rank, self.device, dtype)
-        self.shelf = AdapterBank(pack.layers, slots, rank, self.device, dtype, trainable=False)
+        self.shelf = AdapterBank(
+            pack.layers, evaluation_slots or slots, rank, self.device, evaluation_dtype or dtype, trainable=False
+        )
         assert self.bank.grad is not None
         self.grad = self.bank.grad
         self.first_moment, self.second_moment = torch.zeros_like(self.bank.flat), torch.zeros_like(self.bank.flat)
@@ -230,7 +235,7 @@ class PackEngine(Generic[E]):
                     continue
             if any(self.slots):
                 self._step(queue)
-            while len(self.finished) >= self.bank.slots:
+            while len(self.finished) >= self.shelf.slots:
                 self._evaluate_some(queue)
 
     def _cancel(self, queue: JobQueue) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.trainables.pack.tiny import Sequence_, TinyWorkload, job, net, same, train
+from tests.trainables.pack.tiny import Row, TinyWorkload, job, net, same, train
 from trainables.arc import PAD, load_tasks
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
@@ -62,7 +62,7 @@ def train_alone(
     """Train one adapter from ``start`` on a copy of ``base``; ``loss_of(model, examples)`` is a mean over tokens."""
     alpha: Any = plan.alpha
     config = LoraConfig(r=plan.rank, lora_alpha=alpha, target_modules=list(start), lora_dropout=0.0, bias="none")
-    model = get_peft_model(copy.deepcopy(base), config)  # type: ignore[arg-type]
+    model: Any = get_peft_model(copy.deepcopy(base), config)  # type: ignore[arg-type]
     layers = {name: model.base_model.model.get_submodule(name) for name in start}
     for name, (a, b) in start.items():
         for side, value in ((layers[name].lora_A, a), (layers[name].lora_B, b)):
@@ -152,7 +152,7 @@ TINY_JOBS = [
 ]  # fmt: skip
 
 
-def _tiny_loss(model: nn.Module, examples: Sequence[Sequence_]) -> Tensor:
+def _tiny_loss(model: nn.Module, examples: Sequence[Row]) -> Tensor:
     # one row after another, nothing padded
     logits = torch.cat([model(e.inputs[None])[0] for e in examples])
     return F.cross_entropy(logits, torch.cat([e.classes for e in examples]))
@@ -316,9 +316,10 @@ def _llama(dtype: torch.dtype) -> LlamaForCausalLM:
     torch.manual_seed(5)
     config = LlamaConfig(
         vocab_size=13, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=16, attn_implementation="sdpa",
+        num_key_value_heads=2, max_position_embeddings=16,
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+    model: Any = LlamaForCausalLM(config)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
 class LlamaWorkload:

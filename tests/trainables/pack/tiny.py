@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 @dataclass(frozen=True)
-class Sequence_:
+class Row:
     """One example: inputs [T, I], classes [T]; its losses are those of ``script``, one for each call, if it has one."""
 
     inputs: Tensor
@@ -61,7 +61,7 @@ def job(trial_id: str, seed: int = 0, **config: Any) -> Job:
     return Job(trial_id, f"task-{trial_id}", seed, DEFAULTS | config)
 
 
-def draw(seed: int, epoch: int, count: int, dtype: torch.dtype) -> list[Sequence_]:
+def draw(seed: int, epoch: int, count: int, dtype: torch.dtype) -> list[Row]:
     """Return random sequences of 1 to 5 tokens, labelled by a map that is the seed's own."""
     generator = torch.Generator().manual_seed(1000 * seed + epoch)
     teacher = torch.randn(INPUTS, CLASSES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -69,11 +69,11 @@ def draw(seed: int, epoch: int, count: int, dtype: torch.dtype) -> list[Sequence
     for _ in range(count):
         length = int(torch.randint(1, 6, (), generator=generator))
         inputs = torch.randn(length, INPUTS, generator=generator, dtype=torch.float64)
-        rows.append(Sequence_(inputs.to(dtype), (inputs @ teacher).argmax(-1)))
+        rows.append(Row(inputs.to(dtype), (inputs @ teacher).argmax(-1)))
     return rows
 
 
-def pad(rows: Sequence[Sequence_ | None]) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Row | None]) -> tuple[Tensor, Tensor]:
     """Return inputs [N, T, I] and classes [N, T], the classes of padding -100."""
     real = [row for row in rows if row is not None]
     longest = max(len(row.classes) for row in real)
@@ -104,12 +104,12 @@ class TinyWorkload:
         self.evaluations: list[list[str]] = []
         self.logits: dict[str, Tensor] = {}
 
-    def plan(self, job: Job) -> AdapterPlan[Sequence_]:
+    def plan(self, job: Job) -> AdapterPlan[Row]:
         config = job.config
         if config["fault"] == "plan":
             raise RuntimeError("no plan")
 
-        def examples(epoch: int) -> list[Sequence_]:
+        def examples(epoch: int) -> list[Row]:
             rows = draw(job.seed, epoch, config["examples"], self.dtype)
             if epoch == config["fault_epoch"]:
                 if config["fault"] == "examples":
@@ -120,7 +120,7 @@ class TinyWorkload:
 
         validation = draw(job.seed, 0, 3, self.dtype)
         if config["script"] is not None:
-            validation = [Sequence_(validation[0].inputs, validation[0].classes, iter(config["script"]))]
+            validation = [Row(validation[0].inputs, validation[0].classes, iter(config["script"]))]
         names = ("rank", "alpha", "lr", "lr_schedule", "weight_decay", "batch_size", "epochs", "patience", "min_delta")
         return AdapterPlan(
             **{name: config[name] for name in (*names, "clip_norm", "report_every")},
@@ -131,7 +131,7 @@ class TinyWorkload:
             facts={"num_examples": config["examples"]},
         )
 
-    def losses(self, rows: Sequence[Sequence_ | None]) -> Losses:
+    def losses(self, rows: Sequence[Row | None]) -> Losses:
         inputs, classes = pad(rows)
         losses = F.cross_entropy(self.model(inputs).transpose(1, 2), classes, reduction="none").sum(1)
         count = (classes != -100).sum(1)
@@ -140,7 +140,7 @@ class TinyWorkload:
                 losses[i] = next(row.script) * count[i]
         return Losses(losses, count, [0 if row is None else len(row.classes) for row in rows], classes.numel())
 
-    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Sequence_]]]) -> list[dict[str, Any]]:
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Row]]]) -> list[dict[str, Any]]:
         self.evaluations.append([job.trial_id for job, _ in finished])
         if any(job.config["fault"] == "evaluate" for job, _ in finished):
             raise RuntimeError("no evaluation")
@@ -151,7 +151,7 @@ class TinyWorkload:
             self.logits[job.trial_id] = logits[place * width : (place + 1) * width]
         return [{"final_cell_accuracy": 0.5} for _ in finished]
 
-    def export(self, job: Job, plan: AdapterPlan[Sequence_], factors: Factors) -> str:
+    def export(self, job: Job, plan: AdapterPlan[Row], factors: Factors) -> str:
         if job.config["fault"] == "export":
             raise OSError("no space left")
         self.exported[job.trial_id] = factors
@@ -162,7 +162,7 @@ class TinyWorkload:
 class Trained:
     """An engine after its queue ran dry."""
 
-    engine: PackEngine[Sequence_]
+    engine: PackEngine[Row]
     workload: TinyWorkload
     reports: list[Report]
 
