@@ -96,6 +96,9 @@ class AdapterPool:
             reason = "The adapter pool ended although there were jobs left."
         except Exception as error:
             reason = f"The adapter pool failed: {error}"
+        if not ray.is_initialized():
+            # the sweep is over already; a call now would start another Ray
+            return
         try:
             ray.get(self._broker.give_up.remote(reason))
         except ray.exceptions.RayError:

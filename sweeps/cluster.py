@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray._private.accelerators import get_accelerator_manager_for_resource
 
 from trainables.errors import InputError
 
@@ -142,6 +143,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) -> str | None:
     """Start a cluster on this machine; return a folder to remove at the end, if one was needed."""
+    _refuse_missing_gpus(num_gpus, _gpus_here(), "this machine")
     _ensure_token()
     # nothing here is preempted, and the watcher is one more process for each Train run
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -169,21 +171,24 @@ def _attach(address: str, options: dict[str, Any]) -> None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         # a submitted job brings its working directory; without one the other machines get the code from here
         runtime_env["py_modules"] = [str(ROOT / name) for name in PACKAGES]
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if host and port.isdecimal():
+            # Ray itself tries for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=address, runtime_env=runtime_env, **options)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         ray.shutdown()
         raise InputError(
-            f"No Ray cluster answers at {address!r} ({error}); leave --address out to start one."
+            f"No Ray cluster answers at {address!r} ({error}); leave --address out to start one, and set "
+            "RAY_AUTH_MODE=token if it is there and asks for a token."
         ) from error
 
 
 def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
     resources = ray.cluster_resources()
     there = int(resources.get("GPU", 0))
-    if num_gpus is not None and num_gpus > there:
-        where = "this machine" if local else "the cluster"
-        raise InputError(f"--num-gpus is {num_gpus}, but {where} has {there}; give {there} or less, or leave it out.")
+    _refuse_missing_gpus(num_gpus, there, "this machine" if local else "the cluster")
     context = ray.get_runtime_context()
     url = ray._private.worker.get_dashboard_url()
     return ClusterInfo(
@@ -195,6 +200,19 @@ def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
         state_api=_state_api_answers(context.gcs_address),
         dashboard_url=f"http://{url}" if url else None,
     )
+
+
+def _refuse_missing_gpus(asked: int | None, there: int, where: str) -> None:
+    if asked is not None and asked > there:
+        raise InputError(f"--num-gpus is {asked}, but {where} has {there}; give {there} or less, or leave it out.")
+
+
+def _gpus_here() -> int:
+    """Return how many GPUs Ray will find on this machine, without starting it."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    there = manager.get_current_node_num_accelerators()
+    return there if visible is None else min(there, len(visible))
 
 
 def _state_api_answers(address: str) -> bool:

@@ -31,7 +31,6 @@ def test_a_negative_number_of_gpus_is_refused() -> None:
         pass
 
 
-@pytest.mark.slow
 def test_more_gpus_than_there_are_are_refused_and_nothing_is_left() -> None:
     before = dict(os.environ)
     with pytest.raises(InputError, match=r"--num-gpus is 99, but this machine has \d+"), connect("local", num_gpus=99):
@@ -39,7 +38,6 @@ def test_more_gpus_than_there_are_are_refused_and_nothing_is_left() -> None:
     assert not ray.is_initialized() and dict(os.environ) == before
 
 
-@pytest.mark.slow
 def test_an_address_without_a_cluster_is_refused() -> None:
     with pytest.raises(InputError, match="127.0.0.1:1"), connect("127.0.0.1:1"):
         pass

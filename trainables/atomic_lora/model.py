@@ -239,7 +239,8 @@ class Champion(nn.Module):
         memory, mask = self.encode(source)
         caches = []
         for layer in cast(Iterable[DecoderLayer], self.decoder):
-            keys, values = layer.cross_attention.keys_values(memory)
+            # read at every token: worth one copy into the order in which they are read
+            keys, values = (t.contiguous() for t in layer.cross_attention.keys_values(memory))
             empty = keys.new_zeros(keys.shape[0], keys.shape[1], length, keys.shape[3])
             caches.append(LayerCache(empty, empty.clone(), keys, values, mask))
         return caches
