@@ -34,8 +34,9 @@ from trainables.jobs import Job, Report
 # exit codes: 0 all good, 1 something failed, 130 interrupted (2 is bad input, see sweeps/cli.py)
 FAILED, INTERRUPTED = 1, 130
 
-# Tune trials at once, each a process of about 115 MB; the pool has its next jobs at hand without them
-TUNE_TRIALS = 12
+# Tune trials at once, each a process of about 115 MB: a few keep up with a pool that gets its jobs ahead of them; where
+# ASHA judges, the jobs of every slot need theirs
+TUNE_TRIALS, JUDGED_TRIALS = 4, 16
 
 Grouping = Callable[[Mapping[str, Any]], str]
 
@@ -215,7 +216,7 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             on_reports=recorder.on_reports,
             should_stop=stop,
             scheduler=scheduler,
-            max_concurrent=min(TUNE_TRIALS, slots * info.pool_workers),
+            max_concurrent=min(JUDGED_TRIALS if scheduler else TUNE_TRIALS, slots * info.pool_workers),
             # a job that begins before its trial is judged late by ASHA; without it, the more the better
             lookahead=(6 if scheduler is None else 1) * slots * info.pool_workers,
             storage_path=None if info.local else store.folder.sub("cluster").location,
