@@ -452,7 +452,7 @@ def _close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[
     if sweep.args.wandb != "off":
         log_to_wandb(store, summary, sweep.args.wandb)
     if interrupted:
-        print("Interrupted: run the same command with the same --run-id to finish.", file=sys.stderr)
+        print(f"Interrupted: run the same command with --run-id {sweep.args.run_id} to finish.", file=sys.stderr)
         return INTERRUPTED
     rows = store.latest_trials().select(["trial_id", "status"]).to_pylist()
     failed = [
