@@ -25,7 +25,7 @@ VOCABULARY = 14
 MAX_SIDE = 30
 MAX_TOKENS = MAX_SIDE * (MAX_SIDE + 1) + 1
 CONTEXT_PAIRS = 2
-# share of training views that keep the task's own orientation and colours; docs/log.md has the comparison
+# share of training views that keep the task's own orientation and colours: chosen, not yet compared with others
 ORIGINAL_SHARE = 0.5
 
 Grid = np.ndarray

@@ -47,7 +47,7 @@ class AdapterConfig:
         clip_norm: Largest norm of the adapter's own gradient.
         examples_per_epoch: Augmented examples drawn for each epoch.
         validation_pairs: Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``;
-            with 0 the loss is measured on all demonstrations as they are, of which training sees only augmented views.
+            with 0 the loss is measured on the demonstrations in colours that training never shows.
         report_every: Epochs between two rungs: reports, checkpoints and ASHA decisions happen there.
     """
 

@@ -10,8 +10,8 @@ import torch
 from trainables.arc import CONTEXT_PAIRS, PAD, Example, Pair, encode, grid_tokens
 from trainables.atomic_lora.model import GridBatch
 
-# A longer context pair is read at every second (third, ...) token: attention over whole pairs took over half of the
-# training time, for a vector of 32 numbers (docs/log.md).
+# A longer context pair is read at every second (third, ...) token: attention over whole pairs is a large part of
+# a training step, for a vector of 32 numbers (benchmarks/context.py shows how large).
 CONTEXT_TOKENS = 384
 
 

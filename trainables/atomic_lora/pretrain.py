@@ -1,4 +1,4 @@
-"""Pre-training of the Champion on the demonstration pairs of all tasks; the test pairs are only ever measured on.
+"""Pre-training of the Champion on the demonstration pairs of all tasks; the test pairs are only measured on.
 
 `pretrain(config, run)` is an ordinary training loop: it runs in a plain process, straight in a Tune trial, or as a Ray
 Train worker, and resumes from `run.checkpoint()`.

@@ -38,9 +38,9 @@ from trainables.pack.bank import AdapterPack
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.engine import AdapterPlan, Losses, PackEngine
 
-# adapters in training at once where nobody says otherwise: measured in benchmarks/, docs/log.md
+# adapters in training at once where nobody says otherwise: guesses, not yet benchmarked
 CPU_SLOTS, CUDA_SLOTS = 8, 64
-# adapters evaluated at once, at least: decoding is a long chain of small operations, whose cost hardly grows with rows
+# adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 32
 
 # metrics that the bare base has as well

@@ -33,7 +33,7 @@ from trainables.schedules import DECAYS
 
 log = logging.getLogger(__name__)
 
-# A slot's gradients lie in one row of a flat buffer, so a layer's stack is not dense; no slowdown was measured.
+# A slot's gradients lie in one row of a flat buffer, so a layer's stack is not dense: that is intended.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
