@@ -50,7 +50,9 @@ SPACE = SearchSpace(
     rung_setting="eval_every",
     presets={
         "smoke": Preset("a tiny model, one epoch", SMOKE_VALUES, tasks="smallest:8"),
-        "demo": Preset("the published size, about an hour on two CPU cores", {"epochs": 42, "eval_every": 3}),
+        "demo": Preset(
+            "the published size, about an hour on two CPU cores", {"epochs": 45, "eval_every": 3, "views_per_pair": 4}
+        ),
         "full": Preset("the published size and budget"),
     },
 )

@@ -87,8 +87,13 @@ class ListQueue:
         return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
 
     def cancel(self, trial_id: str) -> None:
-        """Ask for one job to be stopped at the next opportunity."""
-        self._cancelled.add(trial_id)
+        """Ask for one job to be stopped at the next opportunity; one that nobody took yet is over at once."""
+        untaken = [job for job in self._waiting if job.trial_id == trial_id]
+        for job in untaken:
+            self._waiting.remove(job)
+            self.report([Report(trial_id, "stopped", 0)])
+        if not untaken:
+            self._cancelled.add(trial_id)
 
     def cancelled(self) -> set[str]:
         taken, self._cancelled = self._cancelled, set()

@@ -25,10 +25,19 @@ def test_jobs_come_in_order_and_once() -> None:
 
 def test_a_cancellation_is_told_once() -> None:
     queue = ListQueue(_jobs(2))
+    queue.take(2, wait=False)
     queue.cancel("t1")
     queue.cancel("t0")
     assert queue.cancelled() == {"t0", "t1"}
     assert queue.cancelled() == set()
+
+
+def test_a_job_that_nobody_took_can_be_cancelled() -> None:
+    queue = ListQueue(_jobs(3))
+    queue.cancel("t1")
+    assert queue.cancelled() == set()
+    assert [job.trial_id for job in queue.take(9, wait=False)] == ["t0", "t2"]
+    assert [(report.trial_id, report.status) for report in queue.reports] == [("t1", "stopped")]
 
 
 def test_reports_are_kept_in_order() -> None:

@@ -8,7 +8,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ChampionConfig:
-    """The Champion and its pre-training: the published settings but for those that `docs/log.md` explains."""
+    """The Champion and its pre-training: the published settings but for those that `docs/log.md` explains.
+
+    ``views_per_pair`` is the most examples that an epoch draws of a pair; large pairs get fewer, at least one.
+    ``eval_every`` counts the epochs between evaluations on held-out pairs, which are also its checkpoints.
+    """
 
     width: int = 160
     heads: int = 4

@@ -47,6 +47,12 @@ def example_tokens(example: Example) -> int:
     return own + sum(_pair_tokens(pair) for pair in example.context)
 
 
+def longest_part(example: Example) -> int:
+    """Number of tokens of the longest of an example's padded sequences: input, output, or one context pair."""
+    own = grid_tokens(example.query.input), grid_tokens(example.query.output)
+    return max(*own, *(_pair_tokens(pair) for pair in example.context))
+
+
 def _empty(*shape: int) -> np.ndarray:
     array = np.zeros(shape, dtype=np.int64)
     array[..., 0, :] = PAD

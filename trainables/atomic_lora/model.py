@@ -72,7 +72,13 @@ class Attention(nn.Module):
         self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """Attend from x [N, U, D] to keys and values; ``mask``, True: may attend, broadcasts to [N, heads, U, T]."""
-        y = F.scaled_dot_product_attention(self.split(self.q_proj(x)), keys, values, attn_mask=mask, is_causal=causal)
+        queries = self.split(self.q_proj(x))
+        # on CPUs the backward pass of this kernel is many times slower in bfloat16 (benchmarks/attention.py)
+        exact = x.device.type == "cpu" and torch.is_grad_enabled()
+        if exact:
+            queries, keys, values = queries.to(x.dtype), keys.to(x.dtype), values.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):
+            y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 

@@ -17,7 +17,7 @@ import torch
 
 from trainables.arc import Example, Task, fingerprint, load_tasks, test_examples, training_examples
 from trainables.atomic_lora.config import ChampionConfig
-from trainables.atomic_lora.data import collate, example_tokens
+from trainables.atomic_lora.data import collate, example_tokens, longest_part
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Champion, save_champion
@@ -26,8 +26,8 @@ from trainables.folder import Folder
 from trainables.monitor import ComponentMonitor
 from trainables.schedules import cosine_warm_restarts
 
-# batches that are sorted by length together: enough for little padding, few enough for batches to stay mixed
-BUCKET = 16
+# tokens of all views of one pair in an epoch, where ``views_per_pair`` allows more than one
+VIEW_TOKENS = 400
 
 
 def pretrain(settings: Mapping[str, Any], run: Run) -> None:
@@ -130,8 +130,13 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
 
 def steps_per_epoch(tasks: Mapping[str, Task], config: ChampionConfig) -> int:
     """Number of optimizer steps in an epoch."""
-    count = sum(len(task.train) * config.views_per_pair for task in tasks.values())
+    count = sum(views_of(task, config) for task in tasks.values())
     return max(1, -(-count // config.batch_size))
+
+
+def views_of(task: Task, config: ChampionConfig) -> int:
+    """Number of examples of a task in an epoch: small ones are cheap and count as much in a mean over tasks."""
+    return len(task.train) * max(1, min(config.views_per_pair, VIEW_TOKENS // task.tokens))
 
 
 def first_cycle(steps: int) -> int:
@@ -140,18 +145,17 @@ def first_cycle(steps: int) -> int:
 
 
 def epoch_batches(tasks: Mapping[str, Task], config: ChampionConfig, seed: int, epoch: int) -> Iterator[list[Example]]:
-    """Yield one epoch's batches in random order: every pair ``views_per_pair`` times, similar lengths together."""
+    """Yield one epoch's batches in random order: `views_of` every task, similar sizes together."""
     examples = [
         example
         for task in tasks.values()
-        for example in training_examples(task, len(task.train) * config.views_per_pair, seed, epoch, avoid=task.test)
+        for example in training_examples(task, views_of(task, config), seed, epoch, avoid=task.test)
     ]
     rng = np.random.default_rng([seed, epoch])
-    shuffled = [examples[i] for i in rng.permutation(len(examples))]
-    batches = []
-    for start in range(0, len(shuffled), BUCKET * config.batch_size):
-        bucket = sorted(shuffled[start : start + BUCKET * config.batch_size], key=example_tokens)
-        batches += [bucket[i : i + config.batch_size] for i in range(0, len(bucket), config.batch_size)]
+    # a batch is padded to its longest part, so examples whose longest parts are alike go together
+    ordered = sorted((examples[i] for i in rng.permutation(len(examples))), key=longest_part)
+    size = config.batch_size
+    batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     for index in rng.permutation(len(batches)):
         yield batches[index]
 

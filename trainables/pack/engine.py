@@ -41,6 +41,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 KEPT = ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history")
 
 E = TypeVar("E")
+T = TypeVar("T")
 
 
 class DivergedError(RuntimeError):
@@ -214,6 +215,8 @@ class PackEngine(Generic[E]):
         self.norm_sums = torch.zeros(1 + len(self.components), slots, device=self.device, dtype=dtype)
         self.slots: list[Slot[E] | None] = [None] * slots
         self.finished: list[Finished[E]] = []
+        # slots that share one batch; halved when memory runs out
+        self.together = slots
         self.stats = EngineStats()
 
     # ------------------------------------------------------------------------------------------------------------- loop
@@ -261,6 +264,8 @@ class PackEngine(Generic[E]):
                 raise ValueError(f"rank {plan.rank} is above the pack's largest rank {self.bank.rank}.")
             if plan.lr_schedule not in DECAYS:
                 raise ValueError(f"lr_schedule {plan.lr_schedule!r} is none of {', '.join(DECAYS)}.")
+            if not plan.validation:
+                raise ValueError("there are no examples to validate on.")
             slot = Slot(index, job, plan, self.pack.select(plan.target_modules))
             self._load(slot)
         except Exception as error:
@@ -315,8 +320,35 @@ class PackEngine(Generic[E]):
                 batches.append((slot, self._next_batch(slot)))
             except Exception as error:
                 self._fail(slot, error, queue)
-        if not batches:
+        for start in range(0, len(batches), self.together):
+            self._isolate(batches[start : start + self.together], self._train, queue, slot_of=lambda batch: batch[0])
+        ended = [slot for slot, _ in batches if self.slots[slot.index] is slot and not slot.waiting]
+        if ended:
+            self._end_epoch(ended, queue)
+        for slot, _ in batches:
+            slot.busy_seconds += (time.perf_counter() - begun) / len(batches)
+
+    def _isolate(
+        self, items: Sequence[T], act: Callable[[Sequence[T]], None], queue: JobQueue, slot_of: Callable[[T], Slot[E]]
+    ) -> None:
+        """Apply ``act`` to all items together; where that raises, to each half, until only the culprit fails."""
+        try:
+            act(items)
             return
+        except Exception as error:
+            if len(items) == 1:
+                self._fail(slot_of(items[0]), error, queue)
+                return
+            if isinstance(error, torch.OutOfMemoryError):
+                self.together = max(1, min(self.together, len(items)) // 2)
+                log.warning("Out of memory with %d adapters in a batch; from now on %d.", len(items), self.together)
+        # out of the handler: the error holds on to the tensors of the batch that was too large
+        half = len(items) // 2
+        self._isolate(items[:half], act, queue, slot_of)
+        self._isolate(items[half:], act, queue, slot_of)
+
+    def _train(self, batches: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:
+        """Take one optimizer step of some slots, in one batch."""
         slots = [slot for slot, _ in batches]
         losses, per_slot = self._forward([rows for _, rows in batches], slots)
         self.grad.zero_()
@@ -334,12 +366,6 @@ class PackEngine(Generic[E]):
         self.stats.examples += sum(len(rows) for _, rows in batches)
         self.stats.tokens += sum(losses.tokens)
         self.stats.padded_tokens += losses.padded_tokens
-        ended = [slot for slot in slots if not slot.waiting]
-        if ended:
-            self._end_epoch(ended, queue)
-        share = (time.perf_counter() - begun) / len(slots)
-        for slot in slots:
-            slot.busy_seconds += share
 
     def _next_batch(self, slot: Slot[E]) -> Sequence[E]:
         if not slot.waiting:
@@ -402,17 +428,29 @@ class PackEngine(Generic[E]):
     # ----------------------------------------------------------------------------------------------------------- epochs
 
     def _end_epoch(self, ended: Sequence[Slot[E]], queue: JobQueue) -> None:
+        validated: list[tuple[Slot[E], Tensor]] = []
+
+        @torch.no_grad()
+        def validate(slots: Sequence[Slot[E]]) -> None:
+            validated.extend(zip(slots, self._forward([slot.plan.validation for slot in slots], slots)[1], strict=True))
+
+        for start in range(0, len(ended), self.together):
+            self._isolate(ended[start : start + self.together], validate, queue, slot_of=lambda slot: slot)
+        if not validated:
+            return
+        ended = [slot for slot, _ in validated]
         with torch.no_grad():
-            _, evaluation = self._forward([slot.plan.validation for slot in ended], ended)
             changes = self._squares(self.bank.flat - self.initial).sqrt()
             rows = torch.tensor([slot.index for slot in ended], device=self.device)
+            sums = torch.cat([self.loss_sums[None], self.norm_sums, changes])[:, rows]
             # the epoch's one synchronisation with the device
-            numbers = torch.cat([self.loss_sums[None], self.norm_sums, changes])[:, rows].double().cpu()
-            evaluation_losses = evaluation.double().tolist()
+            *numbers, evaluation_losses = (
+                torch.cat([sums, torch.stack([loss for _, loss in validated])[None].to(sums)]).double().cpu()
+            )
         count = len(self.components)
         for place, slot in enumerate(ended):
             steps = -(-slot.epoch_examples // slot.plan.batch_size)
-            column = numbers[:, place].tolist()
+            column = [float(values[place]) for values in numbers]
             self.loss_sums[slot.index] = 0
             self.norm_sums[:, slot.index] = 0
             slot.epoch += 1
@@ -421,7 +459,7 @@ class PackEngine(Generic[E]):
             updates = {c: n for c, n in zip(self.components, column[2 + count :], strict=True) if c in adapted}
             slot.history.append({
                 "epoch": slot.epoch, "step": slot.step, "train_loss": column[0] / steps,
-                "eval_loss": evaluation_losses[place], "lr": slot.lr, "grad_norm": column[1] / steps,
+                "eval_loss": float(evaluation_losses[place]), "lr": slot.lr, "grad_norm": column[1] / steps,
                 "examples": slot.epoch_examples, "tokens": slot.epoch_tokens,
                 "seconds": time.perf_counter() - slot.epoch_started,
                 **{f"grad_norm/{name}": norm for name, norm in norms.items()},
@@ -460,22 +498,13 @@ class PackEngine(Generic[E]):
     # ---------------------------------------------------------------------------------------------------------- results
 
     def _evaluate_some(self, queue: JobQueue) -> None:
-        """Evaluate the adapters that wait aside, as many as the shelf holds."""
+        """Evaluate the adapters that wait aside, as many as the shelf holds; one that raises fails alone."""
         batch, self.finished = self.finished[: self.shelf.slots], self.finished[self.shelf.slots :]
-        self._evaluate(batch, queue)
+        self._isolate(batch, lambda items: self._evaluate(items, queue), queue, slot_of=lambda item: item.slot)
 
     def _evaluate(self, batch: Sequence[Finished[E]], queue: JobQueue) -> None:
-        """Evaluate and export a batch of adapters; one that raises fails alone."""
-        try:
-            rows = self._evaluated(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                self._fail(batch[0].slot, error, queue)
-                return
-            # find the culprit: each for itself
-            for item in batch:
-                self._evaluate([item], queue)
-            return
+        """Evaluate and export a batch of adapters."""
+        rows = self._evaluated(batch)
         for item, metrics in zip(batch, rows, strict=True):
             try:
                 place = self.workload.export(item.slot.job, item.slot.plan, self._factors(item))

@@ -17,7 +17,7 @@ from trainables.atomic_lora import pretrain as module
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.data import example_tokens
 from trainables.atomic_lora.model import Champion, load_champion
-from trainables.atomic_lora.pretrain import epoch_batches, first_cycle, pretrain, steps_per_epoch
+from trainables.atomic_lora.pretrain import epoch_batches, first_cycle, pretrain, steps_per_epoch, views_of
 from trainables.context import PlainRun
 from trainables.monitor import DeadComponentError
 from trainables.schedules import cosine_warm_restarts
@@ -174,8 +174,17 @@ def test_an_epoch_holds_every_pair_in_the_announced_number_of_steps(
     config = replace(TINY, batch_size=batch_size, views_per_pair=views)
     batches = list(epoch_batches(chosen, config, seed=0, epoch=1))
     assert len(batches) == steps_per_epoch(chosen, config)
-    assert sum(map(len, batches)) == views * sum(len(task.train) for task in chosen.values())
+    drawn = sum(map(len, batches))
+    assert drawn == sum(views_of(task, config) for task in chosen.values())
+    pairs = sum(len(task.train) for task in chosen.values())
+    assert drawn == pairs if views == 1 else pairs < drawn < views * pairs
     assert all(0 < len(batch) <= batch_size for batch in batches)
+
+
+def test_small_tasks_have_more_views(tasks: dict[str, Task]) -> None:
+    config = replace(TINY, views_per_pair=4)
+    small, large = (choose(tasks.values(), key=lambda task: task.tokens) for choose in (min, max))
+    assert views_of(small, config) == 4 * len(small.train) and views_of(large, config) == len(large.train)
 
 
 def test_epochs_are_deterministic_and_differ(tasks: dict[str, Task]) -> None:

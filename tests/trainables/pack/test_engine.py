@@ -65,6 +65,34 @@ def test_a_job_that_goes_wrong_leaves_its_neighbours_bit_identical(name: str, re
     assert "Traceback" in (report.traceback or "") and "middle" not in sick.workload.exported
 
 
+def test_a_batch_that_raises_fails_the_job_at_fault_alone() -> None:
+    def run(fault: str | None) -> Trained:
+        return train([job("left", 1), job("middle", 3, fault=fault), job("right", 2)], slots=3)
+
+    healthy, sick = run(None), run("batch")
+    assert _statuses(sick) == {"left": "success", "middle": "failed", "right": "success"}
+    assert "RuntimeError: a bad batch" in (sick.last("middle").traceback or "")
+    for other in ("left", "right"):
+        # the others took some steps in smaller batches, whose sums round otherwise
+        assert distance(sick.workload.exported[other], healthy.workload.exported[other]) < 1e-12
+
+
+def test_where_memory_runs_out_smaller_batches_go_on_and_nothing_is_lost() -> None:
+    jobs = [job(f"t{i}", i, epochs=3, batch_size=2) for i in range(6)]
+    # validation has three rows a job
+    roomy, tight = train(jobs, slots=4), train(jobs, slots=4, fits=6)
+    assert set(_statuses(tight).values()) == {"success"}
+    assert tight.engine.together == 2 and max(tight.workload.batches) <= 6
+    for one in jobs:
+        assert distance(tight.workload.exported[one.trial_id], roomy.workload.exported[one.trial_id]) < 1e-12
+
+
+def test_a_job_that_does_not_fit_at_all_fails() -> None:
+    done = train([job("a", batch_size=2), job("b", batch_size=3)], slots=2, fits=2)
+    assert _statuses(done) == {"a": "failed", "b": "failed"}
+    assert "OutOfMemoryError: no room for 3 rows" in (done.last("b").error or "")
+
+
 def test_a_job_whose_plan_raises_fails_alone() -> None:
     done = train([job("a", fault="plan"), job("b")], slots=1)
     assert _statuses(done) == {"a": "failed", "b": "success"}
@@ -79,8 +107,9 @@ def test_a_job_whose_plan_raises_fails_alone() -> None:
         ({"lr_schedule": "cosin"}, "'cosin' is none of constant, linear, cosine"),
         ({"batch_size": 0}, "by zero"),
         ({"examples": 0}, "epoch 1 has no examples"),
+        ({"fault": "validation"}, "no examples to validate on"),
     ],
-    ids=["rank", "target", "schedule", "batch size", "no examples"],
+    ids=["rank", "target", "schedule", "batch size", "no examples", "no validation"],
 )
 def test_a_job_that_cannot_be_trained_fails_alone(config: dict[str, Any], reason: str) -> None:
     done = train([job("a", **config), job("b")], slots=2)

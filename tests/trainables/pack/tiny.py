@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,11 +42,15 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Row:
-    """One example: inputs [T, I], classes [T]; its losses are those of ``script``, one for each call, if it has one."""
+    """One example: inputs [T, I], classes [T]; its losses are those of ``script``, one for each call, if it has one.
+
+    A batch that holds a ``poisoned`` row raises.
+    """
 
     inputs: Tensor
     classes: Tensor
     script: Iterator[float] | None = None
+    poisoned: bool = False
 
 
 def net(dtype: torch.dtype = torch.float64) -> Net:
@@ -89,6 +93,8 @@ class TinyWorkload:
     """Jobs of `job` on a `Net`; a job's ``fault`` says where it goes wrong (``fault_epoch``: when).
 
     Attributes:
+        fits: Rows that one batch may have before memory runs out.
+        batches: Number of rows of each batch.
         exported: Factors by trial id.
         evaluations: Trial ids of each batch that was evaluated.
         logits: What each adapter gave for its validation examples when it was evaluated, by trial id.
@@ -100,6 +106,8 @@ class TinyWorkload:
         self.dtype = dtype
         self.model = net(dtype)
         self.pack = AdapterPack(self.model, targets, path)
+        self.fits = 10**9
+        self.batches: list[int] = []
         self.exported: dict[str, Factors] = {}
         self.evaluations: list[list[str]] = []
         self.logits: dict[str, Tensor] = {}
@@ -116,9 +124,11 @@ class TinyWorkload:
                     raise RuntimeError("no examples")
                 if config["fault"] == "nan":
                     rows[-1].inputs.fill_(torch.nan)
+                if config["fault"] == "batch":
+                    rows[-1] = replace(rows[-1], poisoned=True)
             return rows
 
-        validation = draw(job.seed, 0, 3, self.dtype)
+        validation = [] if config["fault"] == "validation" else draw(job.seed, 0, 3, self.dtype)
         if config["script"] is not None:
             validation = [Row(validation[0].inputs, validation[0].classes, iter(config["script"]))]
         names = ("rank", "alpha", "lr", "lr_schedule", "weight_decay", "batch_size", "epochs", "patience", "min_delta")
@@ -132,6 +142,11 @@ class TinyWorkload:
         )
 
     def losses(self, rows: Sequence[Row | None]) -> Losses:
+        if len(rows) > self.fits:
+            raise torch.OutOfMemoryError(f"no room for {len(rows)} rows")
+        if any(row is not None and row.poisoned for row in rows):
+            raise RuntimeError("a bad batch")
+        self.batches.append(len(rows))
         inputs, classes = pad(rows)
         losses = F.cross_entropy(self.model(inputs).transpose(1, 2), classes, reduction="none").sum(1)
         count = (classes != -100).sum(1)
@@ -178,9 +193,11 @@ class Trained:
 def train(
     jobs: Sequence[Job] | ListQueue, slots: int, *, rank: int = 4, dtype: torch.dtype = torch.float64,
     path: Path = "bmm", targets: Sequence[str] = ("all-linear",), folder: Folder | None = None, signature: str = "tiny",
+    fits: int = 10**9,
 ) -> Trained:  # fmt: skip
     """Train jobs in a fresh engine."""
     workload = TinyWorkload(dtype, targets, path)
+    workload.fits = fits
     engine = PackEngine(workload.pack, workload, slots, rank, folder, signature, dtype)
     queue = jobs if isinstance(jobs, ListQueue) else ListQueue(jobs)
     engine.run(queue)
