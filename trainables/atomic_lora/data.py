@@ -47,10 +47,11 @@ def example_tokens(example: Example) -> int:
     return own + sum(_pair_tokens(pair) for pair in example.context)
 
 
-def longest_part(example: Example) -> int:
-    """Number of tokens of the longest of an example's padded sequences: input, output, or one context pair."""
-    own = grid_tokens(example.query.input), grid_tokens(example.query.output)
-    return max(*own, *(_pair_tokens(pair) for pair in example.context))
+def padded_lengths(example: Example) -> tuple[int, ...]:
+    """Tokens of an example's input, output and context pairs, each of which a batch pads to its longest."""
+    pairs = [_pair_tokens(pair) for pair in example.context[:CONTEXT_PAIRS]]
+    longest = max(pairs, default=1)
+    return grid_tokens(example.query.input), grid_tokens(example.query.output), *(longest,) * CONTEXT_PAIRS
 
 
 def _empty(*shape: int) -> np.ndarray:

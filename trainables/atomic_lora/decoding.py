@@ -28,15 +28,19 @@ from trainables.arc import (
 )
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.model import Champion
+from trainables.pack.bank import AdapterPack
 
-# the cache grows in blocks, and rows that are done are looked for once a block
+# the cache grows in blocks, and rows that are done are dropped once a block
 BLOCK = 32
 BLANK = np.zeros((1, 1), dtype=np.int8)
 
 
 @torch.no_grad()
 def generate(
-    model: Champion, examples: Sequence[Example | None], device: str | torch.device = "cpu"
+    model: Champion,
+    examples: Sequence[Example | None],
+    device: str | torch.device = "cpu",
+    pack: AdapterPack | None = None,
 ) -> list[Grid | None]:
     """Return the model's answer to each example's query; the query's own output is never read.
 
@@ -44,39 +48,61 @@ def generate(
         model: The Champion, bare or with packed adapters on it.
         examples: Rows in the order that the adapters expect; None for a row to be left out.
         device: Where the model is.
+        pack: The pack on the model, if there is one and a bank in use: it is narrowed to the slots that still have rows
+            to write.
 
     Returns:
-        A grid for each row; None for a row that was left out.
+        A grid for each row; None for a row that was left out or that spells no grid.
     """
+    if pack is None or pack.bank is None:
+        return _generate(model, examples, device, None)
+    with pack.use(pack.bank):
+        return _generate(model, examples, device, pack)
+
+
+def _generate(
+    model: Champion, examples: Sequence[Example | None], device: str | torch.device, pack: AdapterPack | None
+) -> list[Grid | None]:
     # the batch is built without the answers, so that none can leak
     batch = collate([e and Example(e.context, Pair(e.query.input, BLANK)) for e in examples]).to(device)
     context = model.context_encoder(batch.context)
+    caches = model.start_cache(batch.source, BLOCK)
     rows = torch.zeros(len(examples), dtype=torch.long, device=device)
     columns, width = torch.zeros_like(rows), torch.zeros_like(rows)
     done = torch.tensor([e is None for e in examples], device=device)
     previous = torch.full_like(rows, BOS)
-    written: list[Tensor] = []
-    caches = model.start_cache(batch.source, BLOCK)
+    answers = torch.full((len(examples), MAX_TOKENS), PAD, device=device)
+    # rows that are decoded together or not at all: those of a slot
+    together = len(examples) // pack.bank.slots if pack is not None and pack.bank is not None else 1
+    left = torch.arange(len(examples), device=device)
     for length in range(1, MAX_TOKENS + 1):
-        if length % BLOCK == 0:
-            if bool(done.all()):
-                break
-            for cache in caches:
-                cache.keys, cache.values = (
-                    torch.cat([t, torch.zeros_like(t[:, :, :BLOCK])], 2) for t in (cache.keys, cache.values)
+        if length % BLOCK == 1:
+            # dropped first: the longest answers are often those of a few
+            alive = (~done).unflatten(0, (-1, together)).any(1)
+            if not bool(alive.all()):
+                if not bool(alive.any()):
+                    break
+                keep = alive.repeat_interleave(together)
+                rows, columns, width, done, previous, left, context = (
+                    t[keep] for t in (rows, columns, width, done, previous, left, context)
                 )
+                caches = [cache.keep(keep) for cache in caches]
+                if pack is not None:
+                    pack.narrow(alive.nonzero()[:, 0])
+            if length > 1:
+                caches = [cache.grow(BLOCK) for cache in caches]
         logits = model.step(previous, rows, columns, context, caches, length)
         token = logits.float().masked_fill(~allowed(rows, columns, width), -torch.inf).argmax(-1)
         token = torch.where(done, PAD, token)
-        written.append(token)
+        answers[left, length - 1] = token
         ends_row = token == ROW_END
         width = torch.where(ends_row & (rows == 0), columns, width)
         done = done | (token == EOS)
         rows = torch.where(ends_row, rows + 1, rows)
         columns = torch.where(ends_row, 0, torch.where(done, columns, columns + 1))
         previous = token
-    answers = torch.stack(written, 1).cpu().numpy()
-    return [None if e is None else decode(row.tolist()) for e, row in zip(examples, answers, strict=True)]
+    spelled = answers.cpu().numpy()
+    return [None if e is None else decode(row.tolist()) for e, row in zip(examples, spelled, strict=True)]
 
 
 def allowed(rows: Tensor, columns: Tensor, width: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,6 +142,15 @@ class LayerCache:
     memory_keys: Tensor
     memory_values: Tensor
     memory_mask: Tensor
+
+    def keep(self, rows: Tensor) -> LayerCache:
+        """Return the cache of some rows, bool [N]."""
+        return LayerCache(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def grow(self, tokens: int) -> LayerCache:
+        """Return the cache with room for more tokens."""
+        keys, values = (F.pad(t, (0, 0, 0, tokens)) for t in (self.keys, self.values))
+        return replace(self, keys=keys, values=values)
 
 
 class Embedding(nn.Module):

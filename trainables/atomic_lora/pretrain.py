@@ -17,7 +17,7 @@ import torch
 
 from trainables.arc import Example, Task, fingerprint, load_tasks, test_examples, training_examples
 from trainables.atomic_lora.config import ChampionConfig
-from trainables.atomic_lora.data import collate, example_tokens, longest_part
+from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Champion, save_champion
@@ -153,7 +153,8 @@ def epoch_batches(tasks: Mapping[str, Task], config: ChampionConfig, seed: int, 
     ]
     rng = np.random.default_rng([seed, epoch])
     # a batch is padded to its longest part, so examples whose longest parts are alike go together
-    ordered = sorted((examples[i] for i in rng.permutation(len(examples))), key=longest_part)
+    shuffled = (examples[i] for i in rng.permutation(len(examples)))
+    ordered = sorted(shuffled, key=lambda example: max(padded_lengths(example)))
     size = config.batch_size
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     for index in rng.permutation(len(batches)):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from trainables.arc import (
     Example,
@@ -25,7 +26,7 @@ from trainables.arc import (
     validation_examples,
 )
 from trainables.atomic_lora.config import AdapterConfig
-from trainables.atomic_lora.data import collate, example_tokens
+from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.decoding import generate, grid_metrics
 from trainables.atomic_lora.evaluation import mean_metrics
 from trainables.atomic_lora.loss import cell_hits, row_losses
@@ -35,13 +36,17 @@ from trainables.context import Run
 from trainables.folder import Folder
 from trainables.jobs import Job, JobQueue
 from trainables.pack.bank import AdapterPack
+from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import Factors, save_peft
-from trainables.pack.engine import AdapterPlan, Losses, PackEngine
+from trainables.pack.engine import PackEngine
+from trainables.pack.plan import AdapterPlan, Losses
 
-# adapters in training at once where nobody says otherwise: guesses, not yet benchmarked
-CPU_SLOTS, CUDA_SLOTS = 8, 64
+# adapters in training at once where nobody says otherwise
+CPU_SLOTS, CUDA_SLOTS = 32, 64
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 32
+# a CPU is busy with a few thousand tokens; a GPU wants everything at once, and halves its batches where memory ends
+CPU_COST, CUDA_COST = BatchCost(overhead=1_000, limit=32_000), BatchCost()
 
 # metrics that the bare base has as well
 COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")
@@ -71,6 +76,11 @@ class AdapterWorkload:
         self.base, self.base_name, self.tasks, self.folder, self.bf16 = base, base_name, tasks, folder, bf16
         self.pack = AdapterPack(base.model, target_modules)
         self.device = next(base.model.parameters()).device
+        if bf16:
+            # once, instead of at every product: autocast does not remember frozen weights
+            for module in base.model.modules():
+                if isinstance(module, nn.Linear):
+                    module.bfloat16()
         self._base_metrics: dict[str, dict[str, Any]] = {}
 
     def plan(self, job: Job) -> AdapterPlan[Example]:
@@ -101,14 +111,17 @@ class AdapterWorkload:
             facts={"num_examples": len(pairs)},
         )
 
+    def lengths(self, row: Example) -> tuple[int, ...]:
+        """Tokens of input, output and context pairs."""
+        return padded_lengths(row)
+
     def losses(self, rows: Sequence[Example | None]) -> Losses:
         """Cross-entropy of each row's target tokens."""
         batch = collate(rows, pin=self.device.type == "cuda").to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.base.model(batch)
         total, count = row_losses(logits, batch.target[:, 0])
-        padded = batch.source[:, 0].numel() + batch.target[:, 0].numel() + batch.context[:, :, 0].numel()
-        return Losses(total, count, [0 if row is None else example_tokens(row) for row in rows], padded)
+        return Losses(total, count, [0 if row is None else example_tokens(row) for row in rows])
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[dict[str, Any]]:
         """Solve the held-out test pairs with each adapter and, once per task, with the bare base."""
@@ -137,7 +150,7 @@ class AdapterWorkload:
         batch = collate(rows).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.base.model(batch)
-            answers = generate(self.base.model, rows, self.device)
+            answers = generate(self.base.model, rows, self.device, self.pack)
         hits, cells = (t.tolist() for t in cell_hits(logits, batch.target[:, 0]))
         results = []
         for place, task in enumerate(examples):
@@ -202,6 +215,7 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
         evaluation_slots=max(slots, EVALUATION_SLOTS),
         # as autocast would round them at every token
         evaluation_dtype=torch.bfloat16 if workload.bf16 else torch.float32,
+        cost=CUDA_COST if workload.device.type == "cuda" else CPU_COST,
     )
     engine.run(queue)
     return engine

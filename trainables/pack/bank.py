@@ -10,6 +10,7 @@ LoRA is from Hu et al. (2021), "LoRA: Low-Rank Adaptation of Large Language Mode
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,10 +45,10 @@ class AdapterBank:
         rank: R, the largest rank that fits.
         device: Where the bank lives.
         dtype: Its floating-point type.
-        trainable: Whether gradients are kept.
 
     Attributes:
-        flat: [S, P] all factors; the gradient of each lies at the same place in ``grad`` [S, P] (trainable banks only).
+        flat: [S, P] all factors.
+        grad: [S, P] the gradient of each, at the same place; None but in a bank that `take` made trainable.
         a: [S, R, I] views by layer name.
         b: [S, O, R] views by layer name.
         scale: [layers, S], alpha / rank, 0 where a slot does not adapt a layer.
@@ -56,24 +57,27 @@ class AdapterBank:
 
     def __init__(
         self, layers: Mapping[str, tuple[int, int]], slots: int, rank: int, device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32, trainable: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
-        self.slots, self.rank = slots, rank
+        self.layers, self.rank = dict(layers), rank
         self.columns: dict[str, Columns] = {}
+        self.index = {name: i for i, name in enumerate(layers)}
         width = 0
         for name, (inputs, outputs) in layers.items():
             self.columns[name] = Columns(width, width + rank * inputs, width + rank * (inputs + outputs))
             width = self.columns[name].end
-        self.flat = torch.zeros(slots, width, device=device, dtype=dtype)
-        self.grad = torch.zeros_like(self.flat) if trainable else None
-        self.scale = torch.zeros(len(layers), slots, device=device, dtype=dtype)
-        self.index = {name: i for i, name in enumerate(layers)}
+        flat = torch.zeros(slots, width, device=device, dtype=dtype)
+        self._hold(flat, flat.new_zeros(len(self.layers), slots), trainable=False)
+
+    def _hold(self, flat: Tensor, scale: Tensor, trainable: bool) -> None:
+        self.flat, self.scale = flat, scale
+        self.grad = torch.zeros_like(flat) if trainable else None
         self.a: dict[str, Tensor] = {}
         self.b: dict[str, Tensor] = {}
-        for name, (inputs, outputs) in layers.items():
+        for name, (inputs, outputs) in self.layers.items():
             place = self.columns[name]
-            self.a[name] = self._view(place.start, place.middle, (rank, inputs))
-            self.b[name] = self._view(place.middle, place.end, (outputs, rank))
+            self.a[name] = self._view(place.start, place.middle, (self.rank, inputs))
+            self.b[name] = self._view(place.middle, place.end, (outputs, self.rank))
 
     def _view(self, start: int, end: int, shape: tuple[int, int]) -> Tensor:
         view = self.flat[:, start:end].unflatten(1, shape)
@@ -82,6 +86,17 @@ class AdapterBank:
             # autograd adds into a gradient that is already there: the flat buffer fills itself
             view.grad = self.grad[:, start:end].unflatten(1, shape)
         return view
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return len(self.flat)
+
+    def take(self, rows: Tensor, trainable: bool = False) -> AdapterBank:
+        """Return a bank with copies of the slots ``rows`` [k], in their order; a trainable one collects gradients."""
+        bank = copy.copy(self)
+        bank._hold(self.flat.index_select(0, rows), self.scale.index_select(1, rows), trainable)
+        return bank
 
     @torch.no_grad()
     def write(self, slot: int, factors: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> None:
@@ -136,23 +151,26 @@ class PackedLoRALinear(nn.Module):
         object.__setattr__(self, "pack", pack)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [rows, ..., I] -> [rows, ..., O]; rows are slot-major, the same number for each active slot."""
+        """x [rows, ..., I] -> [rows, ..., O]; rows are slot-major, the same number for each slot of the bank."""
         y = self.base(x)
-        bank, active, path = self.pack.bank, self.pack.active, self.pack.path
+        bank = self.pack.bank
         if bank is None:
             return y
         a, b, scale = bank.a[self.name], bank.b[self.name], bank.scale[bank.index[self.name]]
-        if active is not None:
-            a, b, scale = a.index_select(0, active), b.index_select(0, active), scale.index_select(0, active)
-        slots = a.shape[0]
-        packed = x.reshape(slots, -1, x.shape[-1])  # [S, B * T, I]
-        if path == "loop":
-            update = torch.stack([F.linear(F.linear(packed[s], a[s]), b[s]) * scale[s] for s in range(slots)])
+        packed = x.reshape(bank.slots, -1, x.shape[-1])  # [S, B * T, I]
+        if self.pack.path == "loop":
+            update = torch.stack([F.linear(F.linear(packed[s], a[s]), b[s]) * scale[s] for s in range(bank.slots)])
             return y + update.view_as(y)
+        cast = x.dtype != a.dtype and not torch.is_autocast_enabled(x.device.type)
+        if cast:
+            # as PEFT does where the base is in another precision than its adapters
+            packed = packed.to(a.dtype)
         hidden = torch.bmm(packed, a.transpose(1, 2))  # [S, B * T, R]
         hidden = hidden * scale[:, None, None].to(hidden.dtype)
+        if cast:
+            return (y + torch.bmm(hidden, b.transpose(1, 2)).view_as(y)).to(y.dtype)
         # the sum with the base's output is part of the product: one pass over [S, B * T, O] less, each way
-        return torch.baddbmm(y.reshape(slots, -1, y.shape[-1]), hidden, b.transpose(1, 2)).view_as(y)
+        return torch.baddbmm(y.reshape(bank.slots, -1, y.shape[-1]), hidden, b.transpose(1, 2)).view_as(y)
 
 
 class AdapterPack:
@@ -167,8 +185,7 @@ class AdapterPack:
 
     Attributes:
         layers: (in features, out features) of the wrapped layers by name.
-        bank: The bank in use, or None for the bare base.
-        active: Slots whose rows the batch holds, in order [k], or None for all.
+        bank: The bank in use, whose slots' rows the batch holds in their order, or None for the bare base.
 
     Raises:
         InputError: If a target names no linear layer of the model.
@@ -178,8 +195,14 @@ class AdapterPack:
         self.model = model
         self.path = path
         self.bank: AdapterBank | None = None
-        self.active: Tensor | None = None
-        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        # as in PEFT, ``all-linear`` leaves the output head of a language model alone
+        spared = head if list(target_modules) == ["all-linear"] else None
+        linears = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not spared
+        }
         chosen = {name: linears[name] for name in matching(linears, target_modules)}
         self.layers = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
         for name in self.layers:
@@ -191,14 +214,19 @@ class AdapterPack:
         return matching(self.layers, target_modules)
 
     @contextmanager
-    def use(self, bank: AdapterBank | None, active: Tensor | None = None) -> Iterator[None]:
-        """Apply ``bank`` (its ``active`` slots [k]) to the batches within the block."""
-        before = self.bank, self.active
-        self.bank, self.active = bank, active
+    def use(self, bank: AdapterBank | None) -> Iterator[None]:
+        """Apply ``bank`` to the batches within the block; within it the bank may be narrowed (`narrow`)."""
+        before = self.bank
+        self.bank = bank
         try:
             yield
         finally:
-            self.bank, self.active = before
+            self.bank = before
+
+    def narrow(self, rows: Tensor) -> None:
+        """Keep only the slots ``rows`` [k] of the bank in use, until the end of the ``use`` block."""
+        assert self.bank is not None
+        self.bank = self.bank.take(rows)
 
 
 def matching(names: Mapping[str, object], targets: Sequence[str]) -> list[str]:

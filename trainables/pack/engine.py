@@ -19,7 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,10 @@ from trainables.folder import Folder
 from trainables.jobs import Job, JobQueue, Report, Status
 from trainables.monitor import DeadComponentError, require_gradients
 from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
+from trainables.pack.batching import BatchCost, group, padded_tokens
 from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
+from trainables.pack.optimizer import SlotStep, StackedAdamW
+from trainables.pack.plan import AdapterPlan, Losses, Workload
 from trainables.schedules import DECAYS
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,6 @@ log = logging.getLogger(__name__)
 # A slot's gradients lie in one row of a flat buffer, so a layer's stack is not dense: that is intended.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 # what a rung checkpoint keeps of a `Slot` beside its tensors
 KEPT = ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history")
 
@@ -46,80 +48,6 @@ T = TypeVar("T")
 
 class DivergedError(RuntimeError):
     """An adapter's loss is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class AdapterPlan(Generic[E]):
-    """A job as the engine sees it.
-
-    Attributes:
-        rank: LoRA rank, at most the engine's.
-        alpha: LoRA alpha.
-        target_modules: Layers to adapt, as `AdapterPack.select` understands them.
-        lr: Peak learning rate.
-        lr_schedule: A name in `schedules.DECAYS`, over ``epochs * steps_per_epoch`` steps.
-        steps_per_epoch: Steps that an epoch's examples make.
-        weight_decay: Decoupled weight decay.
-        batch_size: Examples per step.
-        epochs: Most epochs.
-        patience: Epochs without an improvement of the evaluation loss by ``min_delta`` before it stops.
-        min_delta: Smallest improvement that counts.
-        clip_norm: Largest gradient norm.
-        report_every: Epochs between rungs.
-        examples: Gives the examples of an absolute epoch (from 1), the same ones whenever it is asked.
-        validation: Examples that the evaluation loss is measured on.
-        facts: Columns of the job's row that are known beforehand.
-    """
-
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
-    lr: float
-    lr_schedule: str
-    steps_per_epoch: int
-    weight_decay: float
-    batch_size: int
-    epochs: int
-    patience: int
-    min_delta: float
-    clip_norm: float
-    report_every: int
-    examples: Callable[[int], Sequence[E]]
-    validation: Sequence[E]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What a workload computes for a batch of N rows.
-
-    Attributes:
-        total: Summed loss of each row, [N], differentiable.
-        count: Number of tokens it is summed over, [N].
-        tokens: Real tokens of each row, for accounting.
-        padded_tokens: Tokens that the model computed on, padding included, over all rows.
-    """
-
-    total: Tensor
-    count: Tensor
-    tokens: Sequence[int]
-    padded_tokens: int
-
-
-class Workload(Protocol[E]):
-    """What the engine trains on: one for each model family."""
-
-    def plan(self, job: Job) -> AdapterPlan[E]:
-        """Turn a job into a plan. An exception fails this job alone."""
-
-    def losses(self, rows: Sequence[E | None]) -> Losses:
-        """Run the model on rows, slot-major; None is a row of padding, whose total and count are 0."""
-
-    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[E]]]) -> list[dict[str, Any]]:
-        """Return held-out metrics of the finished adapters, one in each active slot, in order."""
-
-    def export(self, job: Job, plan: AdapterPlan[E], factors: Factors) -> str:
-        """Write a finished adapter and return where it is."""
 
 
 @dataclass
@@ -163,10 +91,11 @@ class Finished(Generic[E]):
 
 @dataclass
 class EngineStats:
-    """Counts since the engine was made: optimizer steps of the pack, examples, tokens with and without padding, and
-    slots in use summed over steps."""
+    """Counts since the engine was made: optimizer steps of the pack, batches that they took, examples, tokens with and
+    without padding, and slots in use summed over steps."""
 
     steps: int = 0
+    batches: int = 0
     examples: int = 0
     tokens: int = 0
     padded_tokens: int = 0
@@ -191,26 +120,28 @@ class PackEngine(Generic[E]):
         dtype: Type of the adapters and their optimizer state.
         evaluation_slots: Finished adapters that are evaluated together; as many as train together by default.
         evaluation_dtype: Type of finished adapters while they are evaluated, ``dtype`` by default.
+        cost: What a batch costs the device; decides which slots share one.
+        component: Names the component that a layer's gradient norms are recorded under; by default the first part
+            of the layer's name.
     """
 
     def __init__(
         self, pack: AdapterPack, workload: Workload[E], slots: int, rank: int, folder: Folder | None = None,
         signature: str = "", dtype: torch.dtype = torch.float32, evaluation_slots: int | None = None,
-        evaluation_dtype: torch.dtype | None = None,
+        evaluation_dtype: torch.dtype | None = None, cost: BatchCost | None = None,
+        component: Callable[[str], str] | None = None,
     ) -> None:  # fmt: skip
         self.pack, self.workload, self.folder, self.signature = pack, workload, folder, signature
         self.device = next(pack.model.parameters()).device
         self.bank = AdapterBank(pack.layers, slots, rank, self.device, dtype)
-        self.shelf = AdapterBank(
-            pack.layers, evaluation_slots or slots, rank, self.device, evaluation_dtype or dtype, trainable=False
-        )
-        assert self.bank.grad is not None
-        self.grad = self.bank.grad
-        self.first_moment, self.second_moment = torch.zeros_like(self.bank.flat), torch.zeros_like(self.bank.flat)
-        self.best, self.initial = torch.zeros_like(self.bank.flat), torch.zeros_like(self.bank.flat)
+        self.optimizer = StackedAdamW(self.bank.flat)
+        self.grad, self.best, self.initial = (torch.zeros_like(self.bank.flat) for _ in range(3))
+        self.evaluation_slots, self.evaluation_dtype = evaluation_slots or slots, evaluation_dtype or dtype
+        self.cost = cost or BatchCost()
+        self.component = component or (lambda layer: layer.partition(".")[0])
         self.components: dict[str, list[str]] = {}
         for name in pack.layers:
-            self.components.setdefault(name.partition(".")[0], []).append(name)
+            self.components.setdefault(self.component(name), []).append(name)
         self.loss_sums = torch.zeros(slots, device=self.device, dtype=dtype)
         self.norm_sums = torch.zeros(1 + len(self.components), slots, device=self.device, dtype=dtype)
         self.slots: list[Slot[E] | None] = [None] * slots
@@ -238,7 +169,7 @@ class PackEngine(Generic[E]):
                     continue
             if any(self.slots):
                 self._step(queue)
-            while len(self.finished) >= self.shelf.slots:
+            while len(self.finished) >= self.evaluation_slots:
                 self._evaluate_some(queue)
 
     def _cancel(self, queue: JobQueue) -> None:
@@ -277,7 +208,8 @@ class PackEngine(Generic[E]):
     def _load(self, slot: Slot[E]) -> None:
         # everything that the slot's last tenant left is overwritten
         i, plan = slot.index, slot.plan
-        for buffer in (self.first_moment, self.second_moment, self.best, self.initial):
+        self.optimizer.reset(i)
+        for buffer in (self.grad, self.best):
             buffer[i].zero_()
         self.loss_sums[i] = 0
         self.norm_sums[:, i] = 0
@@ -307,7 +239,7 @@ class PackEngine(Generic[E]):
         self.folder.write(f"checkpoints/{slot.job.trial_id}.safetensors", dump_slot(states, facts, self.signature))
 
     def _buffers(self) -> dict[str, Tensor]:
-        first, second = self.first_moment, self.second_moment
+        first, second = self.optimizer.first_moment, self.optimizer.second_moment
         return {"first_moment": first, "second_moment": second, "best": self.best, "weights": self.bank.flat}
 
     # ------------------------------------------------------------------------------------------------------------ steps
@@ -320,8 +252,16 @@ class PackEngine(Generic[E]):
                 batches.append((slot, self._next_batch(slot)))
             except Exception as error:
                 self._fail(slot, error, queue)
-        for start in range(0, len(batches), self.together):
-            self._isolate(batches[start : start + self.together], self._train, queue, slot_of=lambda batch: batch[0])
+        trained: list[Slot[E]] = []
+
+        def backward(items: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:
+            self._backward(items)
+            trained.extend(slot for slot, _ in items)
+
+        for items in self._grouped(batches):
+            self._isolate(items, backward, queue, slot_of=lambda batch: batch[0])
+        if trained:
+            self._update(trained)
         ended = [slot for slot, _ in batches if self.slots[slot.index] is slot and not slot.waiting]
         if ended:
             self._end_epoch(ended, queue)
@@ -347,25 +287,34 @@ class PackEngine(Generic[E]):
         self._isolate(items[:half], act, queue, slot_of)
         self._isolate(items[half:], act, queue, slot_of)
 
-    def _train(self, batches: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:
-        """Take one optimizer step of some slots, in one batch."""
-        slots = [slot for slot, _ in batches]
-        losses, per_slot = self._forward([rows for _, rows in batches], slots)
-        self.grad.zero_()
+    def _grouped(self, batches: Sequence[tuple[Slot[E], Sequence[E]]]) -> list[list[tuple[Slot[E], Sequence[E]]]]:
+        """Return the slots with their rows in the batches in which they cost least."""
+        lengths = [self._lengths(rows) for _, rows in batches]
+        groups = group(lengths, [len(rows) for _, rows in batches], self.cost, self.together)
+        return [[batches[i] for i in indices] for indices in groups]
+
+    def _lengths(self, rows: Sequence[E]) -> list[int]:
+        return [max(kind) for kind in zip(*map(self.workload.lengths, rows), strict=True)]
+
+    def _backward(self, batches: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:
+        """Compute the gradients of some slots, in one batch."""
+        index = self._index([slot for slot, _ in batches])
+        bank = self.bank.take(index, trainable=True)
+        losses, per_slot = self._forward(bank, [rows for _, rows in batches])
         # a sum, so that each slot's gradient is that of its own mean alone
         per_slot.sum().backward()
-        self._update(slots, per_slot.detach())
+        assert bank.grad is not None
+        self.grad.index_copy_(0, index, bank.grad)
+        self.loss_sums.index_add_(0, index, per_slot.detach().to(self.loss_sums))
         tokens = iter(losses.tokens)
-        width = len(losses.tokens) // len(slots)
+        width = len(losses.tokens) // len(batches)
         for slot, rows in batches:
-            slot.step += 1
             slot.epoch_examples += len(rows)
             slot.epoch_tokens += sum(next(tokens) for _ in range(width))
-        self.stats.steps += 1
-        self.stats.slots_used += len(slots)
+        self.stats.batches += 1
         self.stats.examples += sum(len(rows) for _, rows in batches)
         self.stats.tokens += sum(losses.tokens)
-        self.stats.padded_tokens += losses.padded_tokens
+        self.stats.padded_tokens += padded_tokens([self._lengths(rows) for _, rows in batches], len(losses.tokens))
 
     def _next_batch(self, slot: Slot[E]) -> Sequence[E]:
         if not slot.waiting:
@@ -377,47 +326,34 @@ class PackEngine(Generic[E]):
             slot.epoch_started, slot.epoch_examples, slot.epoch_tokens = time.perf_counter(), 0, 0
         return slot.waiting.pop()
 
-    def _forward(self, batches: Sequence[Sequence[E]], slots: Sequence[Slot[E]]) -> tuple[Losses, Tensor]:
-        """Return the workload's losses and each slot's mean loss over its own tokens, [k]."""
+    def _forward(self, bank: AdapterBank, batches: Sequence[Sequence[E]]) -> tuple[Losses, Tensor]:
+        """Return the workload's losses and each slot's mean loss over its own tokens, [k], of a bank of k slots."""
         width = max(len(rows) for rows in batches)
         rows = [row for batch in batches for row in [*batch, *[None] * (width - len(batch))]]
-        with self.pack.use(self.bank, self._index(slots)):
+        with self.pack.use(bank):
             losses = self.workload.losses(rows)
         total, count = losses.total.unflatten(0, (-1, width)).sum(1), losses.count.unflatten(0, (-1, width)).sum(1)
         return losses, total / count
 
-    def _index(self, slots: Sequence[Slot[E]]) -> Tensor | None:
-        if len(slots) == self.bank.slots:
-            return None
+    def _index(self, slots: Sequence[Slot[E]]) -> Tensor:
         return torch.tensor([slot.index for slot in slots], device=self.device)
 
     @torch.no_grad()
-    def _update(self, slots: Sequence[Slot[E]], losses: Tensor) -> None:
-        """Clip each slot's gradient by its own norm and take one step of AdamW (Loshchilov and Hutter, 2019)."""
-        rows = len(self.slots)
-        # active, learning rate, decay factor, both bias corrections, clip norm: one copy to the device for all
-        table = [[0.0] * rows, [0.0] * rows, [1.0] * rows, [1.0] * rows, [1.0] * rows, [1.0] * rows]
+    def _update(self, slots: Sequence[Slot[E]]) -> None:
+        """Take one optimizer step with the gradients of ``slots``."""
+        steps = []
         for slot in slots:
-            i, plan = slot.index, slot.plan
+            plan = slot.plan
             slot.lr = plan.lr * DECAYS[plan.lr_schedule](slot.step, plan.epochs * plan.steps_per_epoch)
-            step = slot.step + 1
-            bias1, bias2 = 1.0 - BETA1**step, math.sqrt(1.0 - BETA2**step)
-            values = (1.0, slot.lr, 1.0 - slot.lr * plan.weight_decay, bias1, bias2, plan.clip_norm)
-            for column, value in zip(table, values, strict=True):
-                column[i] = value
-        columns = torch.tensor(table, dtype=self.bank.flat.dtype).to(self.device, non_blocking=True)
-        active, lr, decay, bias1_, bias2_, clip = columns
+            slot.step += 1
+            steps.append(SlotStep(slot.index, slot.step, slot.lr, plan.weight_decay, plan.clip_norm))
         squares = self._squares(self.grad)
         norm = squares.sum(0).sqrt()
-        self.norm_sums += torch.cat([norm[None], squares.sqrt()]) * active
         index = self._index(slots)
-        losses = losses.to(self.loss_sums)
-        self.loss_sums += losses if index is None else torch.zeros_like(self.loss_sums).index_copy(0, index, losses)
-        grad = self.grad.mul_((clip / (norm + 1e-6)).clamp_max(1.0)[:, None])
-        self.first_moment.lerp_(grad, ((1.0 - BETA1) * active)[:, None])
-        self.second_moment.lerp_(grad.square(), ((1.0 - BETA2) * active)[:, None])
-        denominator = self.second_moment.sqrt().div_(bias2_[:, None]).add_(EPSILON)
-        self.bank.flat.mul_(decay[:, None]).addcdiv_(self.first_moment * (-lr / bias1_)[:, None], denominator)
+        self.norm_sums.index_add_(1, index, torch.cat([norm[None], squares.sqrt()])[:, index])
+        self.optimizer.step(steps, self.grad, norm)
+        self.stats.steps += 1
+        self.stats.slots_used += len(slots)
 
     def _squares(self, values: Tensor) -> Tensor:
         """Return the sum of squares of each component of each slot, [components, S], of values [S, P]."""
@@ -431,11 +367,13 @@ class PackEngine(Generic[E]):
         validated: list[tuple[Slot[E], Tensor]] = []
 
         @torch.no_grad()
-        def validate(slots: Sequence[Slot[E]]) -> None:
-            validated.extend(zip(slots, self._forward([slot.plan.validation for slot in slots], slots)[1], strict=True))
+        def validate(items: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:
+            bank = self.bank.take(self._index([slot for slot, _ in items]))
+            losses = self._forward(bank, [rows for _, rows in items])[1]
+            validated.extend((slot, loss) for (slot, _), loss in zip(items, losses, strict=True))
 
-        for start in range(0, len(ended), self.together):
-            self._isolate(ended[start : start + self.together], validate, queue, slot_of=lambda slot: slot)
+        for items in self._grouped([(slot, slot.plan.validation) for slot in ended]):
+            self._isolate(items, validate, queue, slot_of=lambda item: item[0])
         if not validated:
             return
         ended = [slot for slot, _ in validated]
@@ -454,7 +392,7 @@ class PackEngine(Generic[E]):
             self.loss_sums[slot.index] = 0
             self.norm_sums[:, slot.index] = 0
             slot.epoch += 1
-            adapted = {name.partition(".")[0] for name in slot.names}
+            adapted = {self.component(name) for name in slot.names}
             norms = {c: n / steps for c, n in zip(self.components, column[2 : 2 + count], strict=True) if c in adapted}
             updates = {c: n for c, n in zip(self.components, column[2 + count :], strict=True) if c in adapted}
             slot.history.append({
@@ -498,8 +436,8 @@ class PackEngine(Generic[E]):
     # ---------------------------------------------------------------------------------------------------------- results
 
     def _evaluate_some(self, queue: JobQueue) -> None:
-        """Evaluate the adapters that wait aside, as many as the shelf holds; one that raises fails alone."""
-        batch, self.finished = self.finished[: self.shelf.slots], self.finished[self.shelf.slots :]
+        """Evaluate the adapters that wait aside, as many as go together; one that raises fails alone."""
+        batch, self.finished = self.finished[: self.evaluation_slots], self.finished[self.evaluation_slots :]
         self._isolate(batch, lambda items: self._evaluate(items, queue), queue, slot_of=lambda item: item.slot)
 
     def _evaluate(self, batch: Sequence[Finished[E]], queue: JobQueue) -> None:
@@ -517,10 +455,10 @@ class PackEngine(Generic[E]):
     @torch.no_grad()
     def _evaluated(self, batch: Sequence[Finished[E]]) -> list[dict[str, Any]]:
         begun = time.perf_counter()
+        bank = AdapterBank(self.pack.layers, len(batch), self.bank.rank, self.device, self.evaluation_dtype)
         for place, item in enumerate(batch):
-            self.shelf.write(place, self._factors(item), item.slot.plan.alpha)
-        active = None if len(batch) == self.shelf.slots else torch.arange(len(batch), device=self.device)
-        with self.pack.use(self.shelf, active):
+            bank.write(place, self._factors(item), item.slot.plan.alpha)
+        with self.pack.use(bank):
             rows = self.workload.evaluate([(item.slot.job, item.slot.plan) for item in batch])
         share = (time.perf_counter() - begun) / len(batch)
         for item in batch:

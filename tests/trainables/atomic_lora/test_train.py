@@ -22,6 +22,7 @@ from trainables.errors import InputError
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import AdapterBank, initial_factors
+from trainables.pack.batching import padded_tokens
 
 torch.set_num_threads(1)
 
@@ -157,7 +158,7 @@ def test_json_lists_become_tuples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "device", "number"), [("auto", "cpu", 8), ("auto", "cuda:0", 64), (3, "cpu", 3), ("5", "cpu", 5)]
+    ("slots", "device", "number"), [("auto", "cpu", 32), ("auto", "cuda:0", 64), (3, "cpu", 3), ("5", "cpu", 5)]
 )
 def test_slots(slots: int | str, device: str, number: int) -> None:
     assert choose_slots(slots, device) == number
@@ -176,14 +177,20 @@ def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
     assert padded.count.tolist()[:2] == [alone.count[0], 0] and padded.count[3] == 0
     assert padded.total[[1, 3]].tolist() == [0.0, 0.0]
     assert padded.tokens[0] == alone.tokens[0] and padded.tokens[1] == 0
-    assert padded.padded_tokens > alone.padded_tokens >= alone.tokens[0]
+
+
+def test_lengths_are_those_that_a_batch_is_padded_to(workload: AdapterWorkload, tasks: Mapping[str, Task]) -> None:
+    rows = [training_examples(task, 1, 1, 1)[0] for task in list(tasks.values())[:7]]
+    batch = collate(rows)
+    sizes = batch.source[:, 0].numel(), batch.target[:, 0].numel(), batch.context[:, :, 0].numel()
+    assert padded_tokens([workload.lengths(row) for row in rows], len(rows)) == sum(sizes)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
 
 
 def _bank(workload: AdapterWorkload, slots: int, size: float) -> AdapterBank:
-    bank = AdapterBank(workload.pack.layers, slots, 2, trainable=False)
+    bank = AdapterBank(workload.pack.layers, slots, 2)
     for slot in range(slots):
         factors = initial_factors(workload.pack.layers, list(workload.pack.layers), 2, slot)
         generator = torch.Generator().manual_seed(slot)
@@ -226,7 +233,7 @@ def test_each_task_is_solved_by_its_own_adapter(workload: AdapterWorkload, small
     with workload.pack.use(bank):
         together = workload.evaluate(jobs)
     for slot in range(2):
-        with workload.pack.use(bank, torch.tensor([slot])):
+        with workload.pack.use(bank.take(torch.tensor([slot]))):
             assert workload.evaluate([jobs[slot]])[0] == pytest.approx(together[slot])
 
 

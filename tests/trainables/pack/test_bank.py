@@ -41,7 +41,7 @@ def _bank(slots: int = 3, rank: int = 4) -> AdapterBank:
 
 
 def test_gradients_of_all_layers_land_in_the_flat_buffer() -> None:
-    bank = _bank()
+    bank = _bank().take(torch.arange(3), trainable=True)
     assert bank.grad is not None
     loss = torch.stack([(bank.a[n] ** 2).sum() + 3.0 * bank.b[n].sum() for n in LAYERS]).sum()
     loss.backward()
@@ -91,29 +91,28 @@ def test_initial_factors_depend_on_seed_and_layer_only() -> None:
 # --------------------------------------------------------------------------------------------------------------- layers
 
 
-def _outputs(path: Path, active: torch.Tensor | None, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _outputs(path: Path, slots: list[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     model = net()
     pack = AdapterPack(model, list(LAYERS), path)
-    bank = _bank()
+    bank = _bank().take(torch.tensor(slots), trainable=True)
     x = torch.randn(rows, 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with pack.use(bank, active):
+    with pack.use(bank):
         y = model(x)
     y.square().sum().backward()
     assert bank.grad is not None
     return y.detach(), bank.grad
 
 
-@pytest.mark.parametrize("active", [None, [0, 2], [2, 1]])
-def test_loop_path_equals_bmm_path(active: list[int] | None) -> None:
-    index = None if active is None else torch.tensor(active)
-    loop, loop_grad = _outputs("loop", index, 6)
-    bmm, bmm_grad = _outputs("bmm", index, 6)
+@pytest.mark.parametrize("slots", [[0, 1, 2], [0, 2], [2, 1]])
+def test_loop_path_equals_bmm_path(slots: list[int]) -> None:
+    loop, loop_grad = _outputs("loop", slots, 6)
+    bmm, bmm_grad = _outputs("bmm", slots, 6)
     torch.testing.assert_close(bmm, loop, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(bmm_grad, loop_grad, rtol=1e-12, atol=1e-12)
 
 
 def test_each_slots_rows_see_their_own_adapter_alone() -> None:
-    y, _ = _outputs("bmm", None, 6)
+    y, _ = _outputs("bmm", [0, 1, 2], 6)
     x = torch.randn(6, 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for slot in range(3):
         model: Any = get_peft_model(net(), LoraConfig(r=slot + 1, lora_alpha=2 + slot, target_modules=list(LAYERS)))
@@ -124,6 +123,39 @@ def test_each_slots_rows_see_their_own_adapter_alone() -> None:
         torch.testing.assert_close(
             y[2 * slot : 2 * slot + 2], model(x[2 * slot : 2 * slot + 2]), rtol=1e-12, atol=1e-12
         )
+
+
+def test_a_taken_bank_is_a_copy_of_its_slots() -> None:
+    bank = _bank()
+    taken = bank.take(torch.tensor([2, 0]))
+    assert torch.equal(taken.flat, bank.flat[[2, 0]]) and torch.equal(taken.scale, bank.scale[:, [2, 0]])
+    bank.flat.zero_()
+    assert taken.flat.any() and taken.slots == 2 and taken.grad is None
+
+
+def test_a_narrowed_pack_is_whole_again_after_its_block() -> None:
+    pack, bank = AdapterPack(net(), list(LAYERS)), _bank()
+    x = torch.randn(1, 3, INPUTS, dtype=torch.float64)
+    with pack.use(bank):
+        all_three = pack.model(x.repeat(3, 1, 1))
+        pack.narrow(torch.tensor([1]))
+        torch.testing.assert_close(pack.model(x), all_three[1:2], rtol=1e-13, atol=1e-13)
+    assert pack.bank is None and bank.slots == 3
+
+
+def test_adapters_in_float32_on_a_bfloat16_base_compute_as_pefts_do() -> None:
+    model: Any = get_peft_model(net(torch.bfloat16), LoraConfig(r=2, lora_alpha=3, target_modules=["up", "down"]))
+    pack = AdapterPack(net(torch.bfloat16), ["up", "down"])
+    bank = AdapterBank(pack.layers, 1, 2)
+    factors = _random_factors(2, 0, ("up", "down"))
+    bank.write(0, factors, alpha=3.0)
+    for name, (a, b) in factors.items():
+        layer = model.base_model.model.get_submodule(name)
+        assert layer.lora_A.default.weight.dtype == torch.float32
+        layer.lora_A.default.weight.data, layer.lora_B.default.weight.data = a.float(), b.float()
+    x = torch.randn(2, 3, INPUTS, dtype=torch.bfloat16)
+    with pack.use(bank):
+        assert torch.equal(pack.model(x), model(x))
 
 
 def test_without_a_bank_the_model_is_the_bare_base() -> None:

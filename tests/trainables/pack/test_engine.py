@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from tests.trainables.pack.tiny import Trained, distance, job, same, train
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue, Report
+from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import parse_slot
 
 torch.set_num_threads(1)
@@ -85,6 +87,15 @@ def test_where_memory_runs_out_smaller_batches_go_on_and_nothing_is_lost() -> No
     assert tight.engine.together == 2 and max(tight.workload.batches) <= 6
     for one in jobs:
         assert distance(tight.workload.exported[one.trial_id], roomy.workload.exported[one.trial_id]) < 1e-12
+
+
+def test_which_slots_share_a_batch_does_not_matter() -> None:
+    jobs = [job(f"t{i}", i, epochs=3, batch_size=1 + i % 3) for i in range(7)]
+    together, apart = train(jobs, slots=4), train(jobs, slots=4, cost=BatchCost(overhead=2.0))
+    assert apart.engine.stats.batches > together.engine.stats.batches
+    assert apart.engine.stats.padding_waste < together.engine.stats.padding_waste
+    for one in jobs:
+        assert distance(apart.workload.exported[one.trial_id], together.workload.exported[one.trial_id]) < 1e-12
 
 
 def test_a_job_that_does_not_fit_at_all_fails() -> None:
@@ -159,8 +170,8 @@ def test_a_refill_resets_everything(first: dict[str, Any]) -> None:
     assert same(used.workload.exported["second"], fresh.workload.exported["second"])
     assert used.history("second") == fresh.history("second")
     assert torch.equal(used.engine.bank.flat, fresh.engine.bank.flat)
-    for name in ("first_moment", "second_moment", "best", "initial"):
-        assert torch.equal(getattr(used.engine, name), getattr(fresh.engine, name)), name
+    for name in ("optimizer.first_moment", "optimizer.second_moment", "best", "initial"):
+        assert torch.equal(attrgetter(name)(used.engine), attrgetter(name)(fresh.engine)), name
 
 
 def test_more_adapters_finish_at_once_than_are_evaluated_in_a_batch() -> None:

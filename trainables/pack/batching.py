@@ -1,0 +1,69 @@
+"""Which slots share a batch: similar sizes together, so that little is padded, and as few batches as that allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class BatchCost:
+    """What a batch costs a device, in tokens.
+
+    Attributes:
+        overhead: Fixed cost of a batch, as the number of tokens that take as long; infinite: always one batch.
+        limit: Padded tokens that a batch of several slots may have, for the memory's sake.
+    """
+
+    overhead: float = math.inf
+    limit: float = math.inf
+
+
+def group(
+    lengths: Sequence[Sequence[int]], rows: Sequence[int], cost: BatchCost, most: int | None = None
+) -> list[list[int]]:
+    """Partition k slots into batches of the least total cost among those of neighbours in size.
+
+    A batch of slots i costs ``cost.overhead`` and its padded tokens: slots x largest ``rows`` x sum over the kinds of
+    sequences of the largest length.
+
+    Args:
+        lengths: For each slot the lengths of its longest sequences, one of each kind, [k, kinds].
+        rows: Rows of each slot, [k].
+        cost: Of a batch on the device.
+        most: Slots that a batch may have.
+
+    Returns:
+        Batches of indices 0 to k - 1; each index once, in ascending order within a batch.
+    """
+    count = len(lengths)
+    most = min(most or count, count)
+    if math.isinf(cost.overhead) and math.isinf(cost.limit):
+        return [list(range(start, min(start + most, count))) for start in range(0, count, most)]
+    table, heights = np.asarray(lengths), np.asarray(rows)
+    order = np.lexsort((np.arange(count), -table.sum(1)))
+    table, heights = table[order], heights[order]
+    best, ends = np.zeros(count + 1), np.zeros(count, dtype=int)
+    for start in range(count - 1, -1, -1):
+        stop = min(start + most, count)
+        sizes = np.arange(1, stop - start + 1)
+        padded = np.maximum.accumulate(table[start:stop]).sum(1) * np.maximum.accumulate(heights[start:stop]) * sizes
+        allowed = (padded <= cost.limit) | (sizes == 1)
+        # an overhead without bound means the fewest batches that the limit allows
+        overhead = cost.overhead if math.isfinite(cost.overhead) else float(table.sum() * heights.max() * count + 1)
+        totals = np.where(allowed, overhead + padded + best[start + 1 : stop + 1], math.inf)
+        pick = int(totals.argmin())
+        best[start], ends[start] = totals[pick], start + pick + 1
+    batches, start = [], 0
+    while start < count:
+        batches.append(sorted(order[start : ends[start]].tolist()))
+        start = int(ends[start])
+    return batches
+
+
+def padded_tokens(lengths: Sequence[Sequence[int]], rows: int) -> int:
+    """Return the tokens that a batch of ``rows`` rows computes on, padding included."""
+    return rows * int(np.asarray(lengths).max(0).sum())

@@ -1,0 +1,89 @@
+"""What the pack engine is told of a job, and what it asks of a model family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from trainables.jobs import Job
+from trainables.pack.checkpoint import Factors
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class AdapterPlan(Generic[E]):
+    """A job as the engine sees it.
+
+    Attributes:
+        rank: LoRA rank, at most the engine's.
+        alpha: LoRA alpha.
+        target_modules: Layers to adapt, as `AdapterPack.select` understands them.
+        lr: Peak learning rate.
+        lr_schedule: A name in `schedules.DECAYS`, over ``epochs * steps_per_epoch`` steps.
+        steps_per_epoch: Steps that an epoch's examples make.
+        weight_decay: Decoupled weight decay.
+        batch_size: Examples per step.
+        epochs: Most epochs.
+        patience: Epochs without an improvement of the evaluation loss by ``min_delta`` before it stops.
+        min_delta: Smallest improvement that counts.
+        clip_norm: Largest gradient norm.
+        report_every: Epochs between rungs.
+        examples: Gives the examples of an absolute epoch (from 1), the same ones whenever it is asked.
+        validation: Examples that the evaluation loss is measured on.
+        facts: Columns of the job's row that are known beforehand.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    lr: float
+    lr_schedule: str
+    steps_per_epoch: int
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    patience: int
+    min_delta: float
+    clip_norm: float
+    report_every: int
+    examples: Callable[[int], Sequence[E]]
+    validation: Sequence[E]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a workload computes for a batch of N rows.
+
+    Attributes:
+        total: Summed loss of each row, [N], differentiable.
+        count: Number of tokens it is summed over, [N].
+        tokens: Real tokens of each row, for accounting.
+    """
+
+    total: Tensor
+    count: Tensor
+    tokens: Sequence[int]
+
+
+class Workload(Protocol[E]):
+    """What the engine trains on: one for each model family."""
+
+    def plan(self, job: Job) -> AdapterPlan[E]:
+        """Turn a job into a plan. An exception fails this job alone."""
+
+    def lengths(self, row: E) -> tuple[int, ...]:
+        """Return the lengths of a row's sequences; a batch is padded to the longest of each kind."""
+
+    def losses(self, rows: Sequence[E | None]) -> Losses:
+        """Run the model on rows, slot-major; None is a row of padding, whose total and count are 0."""
+
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[E]]]) -> list[dict[str, Any]]:
+        """Return held-out metrics of the finished adapters, one in each slot of the bank in use."""
+
+    def export(self, job: Job, plan: AdapterPlan[E], factors: Factors) -> str:
+        """Write a finished adapter and return where it is."""
