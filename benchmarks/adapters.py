@@ -46,7 +46,7 @@ from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, load_champion
 from trainables.atomic_lora.pretrain import has_fast_bf16
-from trainables.atomic_lora.train import CPU_COST, CUDA_COST, AdapterWorkload
+from trainables.atomic_lora.train import CPU_COST, CUDA_COST, ChampionWorkload
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors
@@ -72,7 +72,7 @@ class Tally:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-class Untested(AdapterWorkload):
+class Untested(ChampionWorkload):
     """The workload of the sweep without its decoding and without writing adapters."""
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[dict[str, Any]]:

@@ -80,12 +80,13 @@ class SearchSpace:
         sets: Sequence[str] = (),
         sweeps: Sequence[str] = (),
         num_samples: int = 1,
+        defaults: Mapping[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Domain]]:
         """Return the checked configuration and the swept domains.
 
-        Values come from the dataclass's defaults, then the preset, the configuration file and the command line. What is
-        swept is what ``sweeps`` and the file say; where neither says anything and more than one sample is asked for, it
-        is the preset's sweep without the settings that were fixed explicitly.
+        Values come from the dataclass's defaults, then ``defaults``, the preset, the configuration file and the command
+        line. What is swept is what ``sweeps`` and the file say; where neither says anything and more than one sample is
+        asked for, it is the preset's sweep without the settings that were fixed explicitly.
 
         Args:
             preset: Name of a preset.
@@ -93,6 +94,7 @@ class SearchSpace:
             sets: Texts given with ``--set``.
             sweeps: Texts given with ``--sweep``.
             num_samples: Number of configurations that will be drawn.
+            defaults: Values that replace the dataclass's own; the preset's sweep leaves them alone.
 
         Raises:
             InputError: If anything is unknown, of the wrong type or out of range.
@@ -102,8 +104,10 @@ class SearchSpace:
             raise InputError(f"There is no preset {preset!r} among {', '.join(self.presets)}{near}")
         chosen = self.presets[preset]
         file = load_config_file(config_path, self.config) if config_path else None
-        config = resolve(self.config, chosen.values, file, sets, self.validate)
-        domains = _swept(self.config, chosen.sweep, file or ConfigFile(""), sets, sweeps, num_samples)
+        defaults = defaults or {}
+        config = resolve(self.config, {**defaults, **chosen.values}, file, sets, self.validate)
+        preset_sweep = {name: domain for name, domain in chosen.sweep.items() if name not in defaults}
+        domains = _swept(self.config, preset_sweep, file or ConfigFile(""), sets, sweeps, num_samples)
         validate_domains(config, domains, self.validate)
         return config, domains
 

@@ -2,6 +2,7 @@
 
 python sweeps/atomic_lora.py --preset demo
 python sweeps/atomic_lora.py --num-gpus 1
+python sweeps/atomic_lora.py --base hf:Qwen/Qwen2.5-0.5B --num-gpus 1
 python sweeps/atomic_lora.py --num-samples 9 --sweep rank=4,8,16 --tasks 007bbfb7,00d62c1b
 """
 
@@ -21,6 +22,8 @@ from sweeps import cli
 from sweeps.runner import Pool, Sweep, run_pool
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
 
+# of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise
+HF_DEFAULTS = {"target_modules": ("all-linear",)}
 DEFAULT_BASE = Path(__file__).resolve().parents[1] / "trainables" / "atomic_lora" / "base"
 
 
@@ -52,7 +55,10 @@ def prepare(
     parser = cli.common_parser(space, description)
     cli.task_options(parser)
     args = parser.parse_args(argv)
-    config, domains = space.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+    hub = (args.base or "").startswith("hf:")
+    config, domains = space.resolve(
+        args.preset, args.config, args.sets, args.sweeps, args.num_samples, HF_DEFAULTS if hub else {}
+    )
     everything = load_tasks(args.data)
     sizes = {task_id: task.tokens for task_id, task in everything.items()}
     taxonomy = cli.read_taxonomy(args.taxonomy)
@@ -63,7 +69,7 @@ def prepare(
         sizes,
         (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
     )
-    base = str(Path(args.base or DEFAULT_BASE).expanduser().absolute())
+    base = absolute(args.base or str(DEFAULT_BASE))
     settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint(base, config, domains)}
     sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
     pool = Pool(
@@ -74,17 +80,26 @@ def prepare(
     return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
 
 
+def absolute(base: str) -> str:
+    """Return a base as every machine's worker understands it: paths in full, names on a hub as they are."""
+    if not base.startswith("hf:"):
+        return str(Path(base).expanduser().absolute())
+    folder = Path(base.removeprefix("hf:")).expanduser()
+    return f"hf:{folder.absolute()}" if folder.exists() else base
+
+
 def base_fingerprint(base: str, config: object, domains: Mapping[str, object]) -> str:
-    """Load the base once, to refuse a wrong one, or layers that it does not have, before anything starts."""
+    """Refuse a base that cannot be loaded, or layers that it does not have, before anything starts."""
     from search_spaces.space import extremes
+    from trainables.atomic_lora import causal_lm
     from trainables.atomic_lora.model import load_champion
     from trainables.pack.bank import AdapterPack
 
-    loaded = load_champion(base)
+    hub = base.startswith(causal_lm.PREFIX)
     swept = domains.get("target_modules")
     for modules in extremes(swept) if swept else [config.target_modules]:  # type: ignore[attr-defined,arg-type]
-        AdapterPack(load_champion(base).model, modules)
-    return loaded.fingerprint
+        AdapterPack(causal_lm.skeleton(base) if hub else load_champion(base).model, modules)
+    return causal_lm.fingerprint(base) if hub else load_champion(base).fingerprint
 
 
 def slots(option: int | str, on_gpu: bool) -> int:

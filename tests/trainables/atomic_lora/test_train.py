@@ -16,7 +16,7 @@ from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
-from trainables.atomic_lora.train import AdapterWorkload, adapter_config, choose_slots, split_pairs, train_adapters
+from trainables.atomic_lora.train import ChampionWorkload, adapter_config, choose_slots, split_pairs, train_adapters
 from trainables.context import PlainRun
 from trainables.errors import InputError
 from trainables.folder import Folder
@@ -66,8 +66,8 @@ def _champion() -> Champion:
 
 
 @pytest.fixture
-def workload(tasks: Mapping[str, Task], tmp_path: Path) -> AdapterWorkload:
-    return AdapterWorkload(Base(_champion(), TINY, "f"), "some/base", tasks, Folder(tmp_path), LINEAR, bf16=False)
+def workload(tasks: Mapping[str, Task], tmp_path: Path) -> ChampionWorkload:
+    return ChampionWorkload(Base(_champion(), TINY, "f"), "some/base", tasks, Folder(tmp_path), LINEAR, bf16=False)
 
 
 def _job(task_id: str, seed: int = 1, sample: int = 0, **config: Any) -> Job:
@@ -78,7 +78,7 @@ def _job(task_id: str, seed: int = 1, sample: int = 0, **config: Any) -> Job:
 
 
 def test_the_plan_is_the_configuration_with_the_rate_derived_from_the_base(
-    workload: AdapterWorkload, smallest: list[str]
+    workload: ChampionWorkload, smallest: list[str]
 ) -> None:
     plan = workload.plan(_job(smallest[0], lr_multiple=0.25, batch_size=3, target_modules=["linear1"]))
     assert plan.lr == pytest.approx(0.002 * 0.25)
@@ -98,7 +98,7 @@ def test_the_plan_is_the_configuration_with_the_rate_derived_from_the_base(
         assert getattr(plan, name) == CONFIG[name]
 
 
-def test_examples_depend_on_seed_and_epoch_alone(workload: AdapterWorkload, smallest: list[str]) -> None:
+def test_examples_depend_on_seed_and_epoch_alone(workload: ChampionWorkload, smallest: list[str]) -> None:
     plan, again, other = (workload.plan(_job(smallest[0], seed=seed)) for seed in (1, 1, 2))
 
     def tokens(examples: Any) -> list[list[int]]:
@@ -109,7 +109,7 @@ def test_examples_depend_on_seed_and_epoch_alone(workload: AdapterWorkload, smal
     assert tokens(plan.examples(3)) != tokens(plan.examples(4)) or tokens(plan.examples(3)) != tokens(other.examples(3))
 
 
-def test_validation_pairs_are_kept_out_of_training(workload: AdapterWorkload, tasks: Mapping[str, Task]) -> None:
+def test_validation_pairs_are_kept_out_of_training(workload: ChampionWorkload, tasks: Mapping[str, Task]) -> None:
     task_id = next(t for t in sorted(tasks) if len(tasks[t].train) == 4)
     plan = workload.plan(_job(task_id, validation_pairs=1))
     held = tasks[task_id].train[-1]
@@ -121,7 +121,7 @@ def test_validation_pairs_are_kept_out_of_training(workload: AdapterWorkload, ta
 
 
 def test_without_validation_pairs_every_demonstration_trains(
-    workload: AdapterWorkload, tasks: Mapping[str, Task]
+    workload: ChampionWorkload, tasks: Mapping[str, Task]
 ) -> None:
     task_id = next(t for t in sorted(tasks) if len(tasks[t].train) == 4)
     plan = workload.plan(_job(task_id))
@@ -129,7 +129,7 @@ def test_without_validation_pairs_every_demonstration_trains(
 
 
 def test_training_shows_no_test_pair_and_no_validation_query(
-    workload: AdapterWorkload, tasks: Mapping[str, Task]
+    workload: ChampionWorkload, tasks: Mapping[str, Task]
 ) -> None:
     def seen(example: Any) -> set[bytes]:
         pairs = (example.query, *example.context)
@@ -168,7 +168,7 @@ def test_slots(slots: int | str, device: str, number: int) -> None:
 
 
 def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
-    workload: AdapterWorkload, tasks: Mapping[str, Task], smallest: list[str]
+    workload: ChampionWorkload, tasks: Mapping[str, Task], smallest: list[str]
 ) -> None:
     small = training_examples(tasks[smallest[0]], 1, 1, 1)[0]
     large = training_examples(tasks[smallest[-1]], 1, 1, 1)[0]
@@ -179,7 +179,7 @@ def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
     assert padded.tokens[0] == alone.tokens[0] and padded.tokens[1] == 0
 
 
-def test_lengths_are_those_that_a_batch_is_padded_to(workload: AdapterWorkload, tasks: Mapping[str, Task]) -> None:
+def test_lengths_are_those_that_a_batch_is_padded_to(workload: ChampionWorkload, tasks: Mapping[str, Task]) -> None:
     rows = [training_examples(task, 1, 1, 1)[0] for task in list(tasks.values())[:7]]
     batch = collate(rows)
     sizes = batch.source[:, 0].numel(), batch.target[:, 0].numel(), batch.context[:, :, 0].numel()
@@ -189,7 +189,7 @@ def test_lengths_are_those_that_a_batch_is_padded_to(workload: AdapterWorkload, 
 # ----------------------------------------------------------------------------------------------------------- evaluation
 
 
-def _bank(workload: AdapterWorkload, slots: int, size: float) -> AdapterBank:
+def _bank(workload: ChampionWorkload, slots: int, size: float) -> AdapterBank:
     bank = AdapterBank(workload.pack.layers, slots, 2)
     for slot in range(slots):
         factors = initial_factors(workload.pack.layers, list(workload.pack.layers), 2, slot)
@@ -202,7 +202,7 @@ def _bank(workload: AdapterWorkload, slots: int, size: float) -> AdapterBank:
 
 @torch.no_grad()
 def test_evaluation_sets_the_adapter_beside_the_bare_base(
-    workload: AdapterWorkload, tasks: Mapping[str, Task], smallest: list[str]
+    workload: ChampionWorkload, tasks: Mapping[str, Task], smallest: list[str]
 ) -> None:
     # tasks with one and with more test pairs in one batch, one of them twice
     ids = [smallest[0], smallest[-1], smallest[0]]
@@ -226,7 +226,7 @@ def test_evaluation_sets_the_adapter_beside_the_bare_base(
 
 
 @torch.no_grad()
-def test_each_task_is_solved_by_its_own_adapter(workload: AdapterWorkload, smallest: list[str]) -> None:
+def test_each_task_is_solved_by_its_own_adapter(workload: ChampionWorkload, smallest: list[str]) -> None:
     bank = _bank(workload, 2, 1.0)
     ids = [smallest[-1], smallest[0]]
     jobs = [(job, workload.plan(job)) for job in map(_job, ids)]
@@ -238,7 +238,7 @@ def test_each_task_is_solved_by_its_own_adapter(workload: AdapterWorkload, small
 
 
 @torch.no_grad()
-def test_an_adapter_that_does_nothing_scores_as_the_base(workload: AdapterWorkload, smallest: list[str]) -> None:
+def test_an_adapter_that_does_nothing_scores_as_the_base(workload: ChampionWorkload, smallest: list[str]) -> None:
     with workload.pack.use(_bank(workload, 2, 0.0)):
         rows = workload.evaluate([(job, workload.plan(job)) for job in map(_job, smallest[:2])])
     for row in rows:
@@ -251,7 +251,7 @@ def test_an_adapter_that_does_nothing_scores_as_the_base(workload: AdapterWorklo
 
 
 def test_later_samples_are_exported_one_level_below(
-    workload: AdapterWorkload, tmp_path: Path, smallest: list[str]
+    workload: ChampionWorkload, tmp_path: Path, smallest: list[str]
 ) -> None:
     task_id = smallest[0]
     factors = initial_factors(workload.pack.layers, ["decoder.0.linear1"], 2, 0)

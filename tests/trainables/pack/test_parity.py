@@ -26,7 +26,7 @@ from trainables.arc import PAD, load_tasks
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.model import Base, Champion
-from trainables.atomic_lora.train import AdapterWorkload
+from trainables.atomic_lora.train import ChampionWorkload
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack, initial_factors
@@ -258,7 +258,7 @@ def _train_champion(
 ) -> tuple[dict[str, Factors], list[Report]]:
     exported: dict[str, Factors] = {}
 
-    class Keeping(AdapterWorkload):
+    class Keeping(ChampionWorkload):
         def export(self, job: Job, plan: AdapterPlan[Any], factors: Factors) -> str:
             exported[job.trial_id] = factors
             return super().export(job, plan, factors)
@@ -280,7 +280,7 @@ def test_a_pack_of_champions_equals_peft(
     dtype: torch.dtype, tolerance: float, tmp_path: Path, record_property: Record
 ) -> None:
     base = _champion(dtype)
-    workload = AdapterWorkload(_champion(dtype), "champion", load_tasks(), Folder(tmp_path), EVERY, bf16=False)
+    workload = ChampionWorkload(_champion(dtype), "champion", load_tasks(), Folder(tmp_path), EVERY, bf16=False)
     alone = {}
     for j in _champion_jobs():
         plan = workload.plan(j)

@@ -1,0 +1,296 @@
+"""A Hugging Face causal LM as the base: grids as text, one token a cell, the recipe of test-time training.
+
+A task is written as ``I<input>O<output>`` for each solved pair and the query, rows ended by a newline, outputs by the
+end-of-sequence token. Every cell is a token of its own, whatever merges the tokenizer has, and the model's vocabulary
+is cut down to the 16 tokens that occur: the loss is the cross-entropy over those, and the output head costs next to
+nothing. Adapters lie on linear layers within the model, so they load on the uncut one.
+
+The recipe is from Akyürek et al. (2024), "The Surprising Effectiveness of Test-Time Training for Few-Shot Learning",
+the small vocabulary from Franzen et al. (2024), "The LLM ARChitect".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+
+from trainables.arc import BOS, EOS, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, Task, decode, encode
+from trainables.atomic_lora.grammar import GridState
+from trainables.atomic_lora.loss import cell_hits, row_losses
+from trainables.atomic_lora.pretrain import has_fast_bf16
+from trainables.atomic_lora.workload import ArcWorkload
+from trainables.errors import InputError
+from trainables.folder import Folder
+from trainables.pack.plan import Losses
+
+PREFIX = "hf:"
+# the marks before an input and before an output follow the tokens of grids
+INPUT, OUTPUT = VOCABULARY, VOCABULARY + 1
+TEXT = {**{colour: str(colour) for colour in range(10)}, ROW_END: "\n", INPUT: "I", OUTPUT: "O"}
+# what ``lr_multiple`` is a multiple of: a tenth of it, the default, is the rate of the test-time training recipe
+REFERENCE_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """A frozen causal LM whose vocabulary is that of this module.
+
+    Attributes:
+        model: In evaluation mode, no parameter requiring a gradient.
+        starts: Whether its sequences start with a beginning-of-sequence token.
+        limit: Tokens that fit into its context.
+        fingerprint: 16 hex digits, see `fingerprint`.
+    """
+
+    model: Any
+    starts: bool
+    limit: int
+    fingerprint: str
+
+
+def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
+    """Load ``hf:NAME_OR_PATH``, frozen and cut down to the tokens of grids.
+
+    Args:
+        base: The name of a model on the hub (or in its local cache), or a folder, after ``hf:``.
+        device: Where to put it.
+        dtype: Its floating-point type; by default bfloat16 where the device is fast at it, else float32.
+
+    Raises:
+        InputError: If there is no such model, or its tokenizer has no token for a digit or a mark.
+    """
+    name = base.removeprefix(PREFIX)
+    dtype = dtype or (torch.bfloat16 if has_fast_bf16(device) else torch.float32)
+    config = _config(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _refused(base, error) from error
+    starts = tokenizer.bos_token_id is not None
+    ids = [_token_id(tokenizer, TEXT[token], base) for token in range(ROW_END + 1)]
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
+    eos = eos[0] if isinstance(eos, list) else eos
+    if eos is None:
+        raise InputError(f"--base {base!r}: its tokenizer has no end-of-sequence token; choose another model.")
+    # in the order of the tokens of `trainables.arc`; what pads is never attended to
+    ids += [tokenizer.bos_token_id if starts else eos, eos, eos]
+    ids += [_token_id(tokenizer, TEXT[token], base) for token in (INPUT, OUTPUT)]
+    if len(set(ids[: ROW_END + 1] + ids[-2:])) < 13:
+        raise InputError(f"--base {base!r}: its tokenizer gives two of {list(TEXT.values())} the same token.")
+    cut_vocabulary(model, ids)
+    limit = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9)
+    return CausalLM(model.to(device).eval().requires_grad_(False), starts, limit, fingerprint(base))
+
+
+def cut_vocabulary(model: Any, ids: Sequence[int]) -> None:
+    """Keep only the rows ``ids`` of the input and output embeddings, in their order, in place."""
+    index = torch.tensor(ids)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # both before either is cut: they may share their weights
+    rows, columns = embedding.weight.detach()[index].clone(), head.weight.detach()[index].clone()
+    embedding.weight, embedding.num_embeddings, embedding.padding_idx = nn.Parameter(rows), len(ids), None
+    head.weight, head.out_features = nn.Parameter(columns), len(ids)
+    if head.bias is not None:
+        head.bias = nn.Parameter(head.bias.detach()[index].clone())
+    model.config.get_text_config().vocab_size = len(ids)
+
+
+def fingerprint(base: str) -> str:
+    """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' beginnings."""
+    config = _config(base)
+    folder = Path(base.removeprefix(PREFIX)).expanduser()
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
+    if folder.is_dir():
+        for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+            with file.open("rb") as stream:
+                digest.update(f"{file.name} {file.stat().st_size}".encode() + stream.read(1 << 20))
+    else:
+        digest.update(str(getattr(config, "_commit_hash", None)).encode())
+    return digest.hexdigest()[:16]
+
+
+def skeleton(base: str) -> nn.Module:
+    """Return the model without its weights, to check names of layers at no cost. Raises InputError as loading does."""
+    with torch.device("meta"):
+        try:
+            return AutoModelForCausalLM.from_config(_config(base))
+        except ValueError as error:
+            raise _refused(base, error) from error
+
+
+def _config(base: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(base.removeprefix(PREFIX))
+    except (OSError, ValueError) as error:
+        raise _refused(base, error) from error
+
+
+def _refused(base: str, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    return InputError(f"--base {base!r}: no causal language model can be loaded from there ({reason}).")
+
+
+def _token_id(tokenizer: Any, text: str, base: str) -> int:
+    # the last one: some tokenizers put a mark of a word's beginning before it
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    if not ids or ids[-1] == tokenizer.unk_token_id or tokenizer.decode(ids[-1:]).strip(" ") != text:
+        raise InputError(f"--base {base!r}: its tokenizer has no token for {text!r}; choose another model.")
+    return int(ids[-1])
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+def write(example: Example, starts: bool, limit: int) -> tuple[list[int], list[int]]:
+    """Return prompt and answer of an example as tokens, with as many of its context pairs as fit into ``limit``.
+
+    Raises:
+        ValueError: If not even the query fits.
+    """
+    answer = encode(example.query.output)[0].tolist()
+    query = [INPUT, *_rows(example.query.input), OUTPUT]
+    shown = [[INPUT, *_rows(pair.input), OUTPUT, *encode(pair.output)[0].tolist()] for pair in example.context]
+    start = [BOS] if starts else []
+    # room for the largest answer that there is, which decoding may need
+    while shown and len(start) + sum(map(len, shown)) + len(query) + MAX_TOKENS > limit:
+        shown.pop()
+    prompt = [*start, *(token for pair in shown for token in pair), *query]
+    if len(prompt) + len(answer) > limit:
+        raise ValueError(f"An example has {len(prompt) + len(answer)} tokens; the base reads at most {limit}.")
+    return prompt, answer
+
+
+def _rows(grid: Grid) -> list[int]:
+    return encode(grid)[0][:-1].tolist()
+
+
+def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask, both [N, T]; an empty row is one token of padding that may be attended to."""
+    width = max(1, *map(len, rows))
+    ids = np.full((len(rows), width), PAD, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        mask[index, width - max(1, len(row)) :] = 1
+        if row:
+            ids[index, width - len(row) :] = row
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+# ------------------------------------------------------------------------------------------------------------ workload
+
+
+class CausalLMWorkload(ArcWorkload):
+    """Adapters of a causal LM.
+
+    Args:
+        base: The frozen model.
+        base_name, tasks, folder, target_modules, bf16: See `ArcWorkload`.
+    """
+
+    task_type = "CAUSAL_LM"
+
+    def __init__(
+        self,
+        base: CausalLM,
+        base_name: str,
+        tasks: Mapping[str, Task],
+        folder: Folder,
+        target_modules: Sequence[str],
+        bf16: bool,
+    ) -> None:
+        name = base_name.removeprefix(PREFIX)
+        super().__init__(base.model, name, REFERENCE_LR, tasks, folder, target_modules, bf16)
+        self.base, self.fingerprint = base, base.fingerprint
+
+    @classmethod
+    def component(cls, layer: str) -> str:
+        """The kind of layer, such as ``q_proj``: all layers of a kind in one."""
+        return layer.rpartition(".")[2]
+
+    def lengths(self, row: Example) -> tuple[int, ...]:
+        """Tokens of prompt and answer together."""
+        return (sum(map(len, write(row, self.base.starts, self.base.limit))),)
+
+    def losses(self, rows: Sequence[Example | None]) -> Losses:
+        """Cross-entropy of each row's answer."""
+        logits, answers, tokens = self._teacher_forced(rows)
+        total, count = row_losses(logits, answers)
+        return Losses(total, count, tokens)
+
+    def solve(self, rows: Sequence[Example | None]) -> tuple[list[Grid | None], list[int], list[int]]:
+        """Decode the rows with the model's own ``generate`` under the grammar of grids."""
+        logits, answers, _ = self._teacher_forced(rows)
+        hits, cells = (t.tolist() for t in cell_hits(logits, answers))
+        prompts = [write(row, self.base.starts, self.base.limit)[0] if row else [] for row in rows]
+        ids, mask = (t.to(self.device) for t in left_padded(prompts))
+        state = GridState(torch.tensor([row is None for row in rows], device=self.device))
+        options = GenerationConfig(
+            do_sample=False, max_new_tokens=min(MAX_TOKENS, self.base.limit - ids.shape[1]), pad_token_id=PAD,
+            eos_token_id=EOS, bos_token_id=BOS,
+        )  # fmt: skip
+        with self._autocast():
+            written = self.base.model.generate(
+                ids, attention_mask=mask, generation_config=options,
+                logits_processor=LogitsProcessorList([GridGrammar(state, ids.shape[1])]),
+            )  # fmt: skip
+        spelled = written[:, ids.shape[1] :].tolist()
+        return [decode(own) if row else None for row, own in zip(rows, spelled, strict=True)], hits, cells
+
+    def _teacher_forced(self, rows: Sequence[Example | None]) -> tuple[Tensor, Tensor, list[int]]:
+        """Return logits [N, U, 16] and tokens [N, U] of the answers, and the number of tokens of each row."""
+        written = [write(row, self.base.starts, self.base.limit) if row else ([], []) for row in rows]
+        # the last token of an answer is only predicted
+        ids, mask = (t.to(self.device) for t in left_padded([[*prompt, *answer][:-1] for prompt, answer in written]))
+        longest = max(len(answer) for _, answer in written)
+        answers = torch.full((len(rows), longest), PAD)
+        for index, (_, answer) in enumerate(written):
+            answers[index, longest - len(answer) :] = torch.tensor(answer, dtype=torch.long)
+        with self._autocast():
+            logits = self.base.model(
+                input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False,
+                logits_to_keep=longest,
+            ).logits  # fmt: skip
+        tokens = [len(prompt) + len(answer) for prompt, answer in written]
+        return logits, answers.to(self.device), tokens
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+class GridGrammar(LogitsProcessor):
+    """Offers `generate` only the tokens that can stand at the next position of each row's grid.
+
+    Args:
+        state: The grids, nothing written yet.
+        prompt: Tokens of the prompts.
+    """
+
+    def __init__(self, state: GridState, prompt: int) -> None:
+        self._state, self._prompt = state, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] > self._prompt:
+            self._state.write(input_ids[:, -1])
+        allowed = self._state.allowed()
+        # a grid that is complete ends again: `generate` pads it, and stops when all are
+        allowed[self._state.done] = False
+        allowed[self._state.done, EOS] = True
+        return scores.masked_fill(~F.pad(allowed, (0, scores.shape[1] - VOCABULARY)), -torch.inf)

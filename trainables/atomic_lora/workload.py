@@ -1,0 +1,207 @@
+"""What a job means for the pack engine: a task's examples, the base's loss on them, and its held-out metrics."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainables.arc import Example, Grid, Pair, Task, test_examples, training_examples, validation_examples
+from trainables.atomic_lora.config import AdapterConfig
+from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
+from trainables.atomic_lora.decoding import generate, grid_metrics
+from trainables.atomic_lora.evaluation import mean_metrics
+from trainables.atomic_lora.loss import cell_hits, row_losses
+from trainables.atomic_lora.model import Base
+from trainables.folder import Folder
+from trainables.jobs import Job
+from trainables.pack.bank import AdapterPack
+from trainables.pack.checkpoint import Factors, save_peft
+from trainables.pack.plan import AdapterPlan, Losses
+
+# metrics that the bare base has as well
+COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")
+
+
+class ArcWorkload(ABC):
+    """Adapters of a frozen base on ARC tasks, as a `trainables.pack.plan.Workload`; a kind of base is a subclass.
+
+    Args:
+        model: The frozen base; its chosen layers are wrapped by `self.pack`.
+        base_name: Recorded in the exported adapters.
+        base_lr: Learning rate that ``lr_multiple`` is a multiple of.
+        tasks: Tasks by id.
+        folder: The run's folder; adapters go to ``adapters/<task_id>/``, those of later samples one level below.
+        target_modules: Every layer that any job adapts.
+        bf16: Compute in bfloat16 (weights and optimizer state of the adapters stay in float32).
+    """
+
+    task_type: str | None = None
+    fingerprint: str
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base_name: str,
+        base_lr: float,
+        tasks: Mapping[str, Task],
+        folder: Folder,
+        target_modules: Sequence[str],
+        bf16: bool,
+    ) -> None:
+        self.base_name, self.base_lr, self.tasks, self.folder, self.bf16 = base_name, base_lr, tasks, folder, bf16
+        self.pack = AdapterPack(model, target_modules)
+        self.device = next(model.parameters()).device
+        self._base_metrics: dict[str, dict[str, Any]] = {}
+
+    @abstractmethod
+    def lengths(self, row: Example) -> tuple[int, ...]:
+        """Return the lengths of a row's sequences, see `Workload`."""
+
+    @abstractmethod
+    def losses(self, rows: Sequence[Example | None]) -> Losses:
+        """Return cross-entropy of each row's target tokens."""
+
+    @abstractmethod
+    def solve(self, rows: Sequence[Example | None]) -> tuple[list[Grid | None], list[int], list[int]]:
+        """Return each row's answer, decoded autoregressively, and its teacher-forced hits among its colour cells."""
+
+    @classmethod
+    def component(cls, layer: str) -> str:
+        """Return the component that a layer's gradients are recorded under: here its top-level module."""
+        return layer.partition(".")[0]
+
+    def plan(self, job: Job) -> AdapterPlan[Example]:
+        """Derive everything that the engine needs from a job; the learning rate from the base's own."""
+        config = adapter_config(job.config)
+        task = self.tasks[job.task_id]
+        held_out = split_pairs(task, config.validation_pairs)
+        pairs = task.train[: len(task.train) - len(held_out)]
+        validation = validation_examples(task, pairs, held_out)
+        # a few test pairs are mirror images or recolourings of a demonstration: no view may show them
+        avoid = (*task.test, *(example.query for example in validation))
+        return AdapterPlan(
+            rank=config.rank,
+            alpha=config.alpha,
+            target_modules=config.target_modules,
+            lr=self.base_lr * config.lr_multiple,
+            lr_schedule=config.lr_schedule,
+            steps_per_epoch=-(-config.examples_per_epoch // config.batch_size),
+            weight_decay=config.weight_decay,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            patience=config.patience,
+            min_delta=config.min_delta,
+            clip_norm=config.clip_norm,
+            report_every=config.report_every,
+            examples=lambda epoch: training_examples(task, config.examples_per_epoch, job.seed, epoch, pairs, avoid),
+            validation=validation,
+            facts={"num_examples": len(pairs)},
+        )
+
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[dict[str, Any]]:
+        """Solve the held-out test pairs with each adapter and, once per task, with the bare base."""
+        task_ids = [job.task_id for job, _ in finished]
+        adapted = self._solve(task_ids)
+        unknown = sorted(set(task_ids) - set(self._base_metrics))
+        if unknown:
+            with self.pack.use(None):
+                self._base_metrics |= dict(zip(unknown, self._solve(unknown), strict=True))
+        rows = []
+        for task_id, own in zip(task_ids, adapted, strict=True):
+            base = self._base_metrics[task_id]
+            rows.append(
+                {f"base_{name}": base[name] for name in (*COMPARED, "teacher_forced_cell_accuracy")}
+                | {f"final_{name}": own[name] for name in COMPARED}
+                | {name: value for name, value in own.items() if name not in COMPARED}
+            )
+        return rows
+
+    @torch.no_grad()
+    def _solve(self, task_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Metrics on the test pairs of each task; rows are slot-major, equally many for each task."""
+        examples = [test_examples(self.tasks[task_id]) for task_id in task_ids]
+        width = max(map(len, examples))
+        rows = [row for task in examples for row in [*task, *[None] * (width - len(task))]]
+        answers, hits, cells = self.solve(rows)
+        results = []
+        for place, task in enumerate(examples):
+            span = range(place * width, place * width + len(task))
+            metrics = mean_metrics([grid_metrics(answers[i], example) for i, example in zip(span, task, strict=True)])
+            metrics["teacher_forced_cell_accuracy"] = float(np.mean([hits[i] / cells[i] for i in span]))
+            results.append(metrics)
+        return results
+
+    def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
+        """Write the adapter in PEFT's format and return its place within the run's folder."""
+        place = f"adapters/{job.task_id}" + (f"/{job.sample}" if job.sample else "")
+        with tempfile.TemporaryDirectory() as folder:
+            targets = self.pack.endings(factors)
+            save_peft(Path(folder), factors, plan.alpha, self.base_name, targets, self.task_type)
+            self.folder.upload(Path(folder), place)
+        return place
+
+
+class ChampionWorkload(ArcWorkload):
+    """Adapters of a Champion.
+
+    Args:
+        base: The frozen Champion.
+        base_name, tasks, folder, target_modules, bf16: See `ArcWorkload`.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        base_name: str,
+        tasks: Mapping[str, Task],
+        folder: Folder,
+        target_modules: Sequence[str],
+        bf16: bool,
+    ) -> None:
+        super().__init__(base.model, base_name, base.config.lr, tasks, folder, target_modules, bf16)
+        self.model, self.fingerprint = base.model, base.fingerprint
+        if bf16:
+            # once, instead of at every product: autocast does not remember frozen weights
+            for module in self.model.modules():
+                if isinstance(module, nn.Linear):
+                    module.bfloat16()
+
+    def lengths(self, row: Example) -> tuple[int, ...]:
+        """Tokens of input, output and context pairs."""
+        return padded_lengths(row)
+
+    def losses(self, rows: Sequence[Example | None]) -> Losses:
+        """Cross-entropy of each row's target tokens."""
+        batch = collate(rows, pin=self.device.type == "cuda").to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(batch)
+        total, count = row_losses(logits, batch.target[:, 0])
+        return Losses(total, count, [0 if row is None else example_tokens(row) for row in rows])
+
+    def solve(self, rows: Sequence[Example | None]) -> tuple[list[Grid | None], list[int], list[int]]:
+        """Decode the rows, and count what is right where the true prefix is given."""
+        batch = collate(rows).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(batch)
+            answers = generate(self.model, rows, self.device, self.pack)
+        hits, cells = (t.tolist() for t in cell_hits(logits, batch.target[:, 0]))
+        return answers, hits, cells
+
+
+def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
+    """Return the typed configuration of a job; JSON has no tuples."""
+    return AdapterConfig(**{**values, "target_modules": tuple(values["target_modules"])})
+
+
+def split_pairs(task: Task, validation_pairs: int) -> tuple[Pair, ...]:
+    """Return the demonstration pairs kept out of training: the last ones, and none of a task with fewer than three."""
+    spare = max(0, len(task.train) - 2)
+    count = min(validation_pairs, spare)
+    return task.train[len(task.train) - count :]
