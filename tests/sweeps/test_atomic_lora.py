@@ -17,6 +17,7 @@ import torch
 
 from sweeps import atomic_lora, atomic_lora_search
 from sweeps.cli import run_main
+from tests.trainables.atomic_lora.language_models import save_llama, save_qwen2
 from trainables.arc import load_tasks
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.model import Champion, load_champion, save_champion
@@ -40,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(base: Path, results: Path, run_id: str, *more: str, script: str = "atomic_lora") -> list[str]:
+def command(base: Path | str, results: Path, run_id: str, *more: str, script: str = "atomic_lora") -> list[str]:
     fixed = ["--preset", "smoke", "--num-gpus", "0", "--base", str(base)]
     place = ["--results-dir", str(results), "--run-id", run_id]
     return [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), *fixed, *place, *more]
@@ -109,6 +110,19 @@ def test_a_bad_re_arc_file_is_refused_by_name(
 
 def test_an_empty_re_arc_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no re-ARC task files" in refused(capsys, "--data", f"re-arc:{tmp_path}")
+
+
+def test_a_hugging_face_base_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no causal language model" in refused(capsys, "--base", "hf:there/is-none")
+
+
+def test_a_layer_that_a_hugging_face_base_does_not_have_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = save_qwen2(tmp_path)
+    capsys.readouterr()
+    error = refused(capsys, "--base", f"hf:{model}", "--set", "target_modules=q_prj")
+    assert "'q_prj'" in error and "'q_proj'" in error
 
 
 def test_a_setting_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +265,35 @@ def test_a_signal_drains_and_flushes(base: Path, tmp_path: Path, number: signal.
     history = rows(tmp_path, "s", "history")
     assert set(history["task_id"]) == set(SMALLEST) and rows(tmp_path, "s").empty
     assert len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST)
+
+
+@pytest.mark.slow
+def test_trials_that_diverge_are_failed_rows_and_the_exit_code_says_so(base: Path, tmp_path: Path) -> None:
+    more = ("--tasks", ",".join(SMALLEST), "--num-samples", "2", "--sweep", "lr_multiple=1.0,1e30")
+    process = run(base, tmp_path, "d", *more)
+    assert process.returncode == 1, process.stderr
+    trials = rows(tmp_path, "d")
+    assert sorted(zip(trials["task_id"], trials["sample"], strict=True)) == [(t, s) for t in SMALLEST for s in (0, 1)]
+    wild = trials["config/lr_multiple"] > 1.0
+    assert wild.sum() == 4 and (trials[wild]["status"] == "failed").all()
+    assert trials[wild]["error"].str.contains("DivergedError").all()
+    assert trials[wild]["traceback"].str.contains("Traceback").all() and (trials[wild]["stop_reason"] == "error").all()
+    assert (trials[~wild]["status"] == "success").all() and trials[~wild]["traceback"].isna().all()
+
+
+@pytest.mark.slow
+def test_adapters_on_a_hugging_face_base(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "model")
+    process = run(f"hf:{model}", tmp_path, "h", "--tasks", ",".join(SMALLEST))
+    assert process.returncode == 0, process.stderr
+    trials = rows(tmp_path, "h")
+    assert sorted(trials["task_id"]) == SMALLEST and (trials["status"] == "success").all()
+    kept = json.loads(
+        (tmp_path / "atomic_lora" / "h" / trials["checkpoint"].iloc[0] / "adapter_config.json").read_text()
+    )
+    assert kept["base_model_name_or_path"] == str(model)
+    record = json.loads((tmp_path / "atomic_lora" / "h" / "run.json").read_text())
+    assert record["settings"]["base"] == f"hf:{model}"
 
 
 @pytest.mark.slow

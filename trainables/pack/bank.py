@@ -248,5 +248,5 @@ def matching(names: Mapping[str, object], targets: Sequence[str]) -> list[str]:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             endings = {name.rpartition(".")[2] for name in names} | set(names)
             nearest = did_you_mean(target, endings)
-            raise InputError(f"target module {target!r} names no linear layer of the base{nearest}.")
+            raise InputError(f"target module {target!r} names no linear layer of the base{nearest or '.'}")
     return [name for name in names if any(name == t or name.endswith(f".{t}") for t in targets)]

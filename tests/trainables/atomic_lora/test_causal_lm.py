@@ -212,10 +212,11 @@ def test_a_pack_equals_peft(
             return ""
 
     name = f"hf:{folders[family]}"
+    gentle = CONFIG | {"lr_multiple": 1.0}
     jobs = [
-        Job("a", smallest[0], 1, CONFIG | {"epochs": 13, "examples_per_epoch": 8, "batch_size": 2}),
-        Job("b", smallest[1], 2, CONFIG | {"epochs": 50, "rank": 2, "target_modules": ("q_proj", "down_proj")}),
-        Job("c", smallest[2], 3, CONFIG | {"epochs": 50, "rank": 1, "clip_norm": 0.1, "weight_decay": 0.3}),
+        Job("a", smallest[0], 1, gentle | {"epochs": 13, "examples_per_epoch": 8, "batch_size": 2}),
+        Job("b", smallest[1], 2, gentle | {"epochs": 50, "rank": 2, "target_modules": ("q_proj", "down_proj")}),
+        Job("c", smallest[2], 3, gentle | {"epochs": 50, "rank": 1, "clip_norm": 0.1, "weight_decay": 0.3}),
     ]
     workload = Keeping(load_causal_lm(name, dtype=dtype), name, tasks, Folder(tmp_path), ("all-linear",), bf16=False)
     base = load_causal_lm(name, dtype=dtype)
