@@ -5,17 +5,21 @@
 Each round starts the smoke sweep under a new run id, kills the driver with SIGKILL after a random time, runs the same
 command to its end, and reads the Parquet files with pandas, without any code of this project. It counts trial and
 history rows that are missing, rows that are there twice, and finished work that was done again (a row that is not what
-it was).
+it was). The sweep trains long enough that most kills come while it trains.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -27,8 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--tasks", default="smallest:16")
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--tasks", default="smallest:24")
+    parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -39,6 +44,7 @@ def main() -> None:
         expected, curves = set(trials["trial_id"]), len(history)
         print(f"unbroken: {whole_s:.0f} s, {len(expected)} trials, {curves} epochs")
         lost = twice = redone = 0
+        rounds = []
         for number in range(args.rounds):
             name = f"round-{number}"
             moment = rng.uniform(0.1, 1.0) * whole_s
@@ -48,7 +54,7 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            before, _ = read(folder, name)
+            before, begun = read(folder, name)
             code = run(args, folder, name).wait()
             trials, history = read(folder, name)
             epochs = history.drop_duplicates(["trial_id", "epoch"])
@@ -57,18 +63,36 @@ def main() -> None:
             after = trials.set_index("trial_id")["finished_at"]
             again = sum(after.get(row.trial_id) != row.finished_at for row in before.itertuples())
             lost, twice, redone = lost + round_lost, twice + round_twice, redone + again
+            rounds.append({
+                "killed_after_s": moment, "finished": len(before), "epochs": len(begun), "exit_code": code,
+                "lost": round_lost, "twice": round_twice, "done_again": again,
+            })  # fmt: skip
             print(
-                f"killed after {moment:5.1f} s with {len(before):3} finished; then exit code {code}: "
+                f"killed after {moment:5.1f} s with {len(before):3} adapters finished and {len(begun):5} epochs in the "
+                f"store; then exit code {code}: "
                 f"rows lost {round_lost}, twice {round_twice}, done again {again}",
                 flush=True,
             )
     print(f"{args.rounds} kills: rows lost {lost}, rows twice {twice}, finished work done again {redone}")
+    if args.json:
+        report = {
+            "command": " ".join(["python", *sys.argv]), "commit": commit(), "date": str(date.today()),
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used", "unbroken_s": whole_s,
+            "lost": lost, "twice": twice, "done_again": redone, "rounds": rounds,
+        }  # fmt: skip
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
     sys.exit(1 if lost or twice or redone else 0)
+
+
+def commit() -> str:
+    """Return the commit of the project."""
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def run(args: argparse.Namespace, folder: str, name: str) -> subprocess.Popen[bytes]:
     """Start the sweep as a user would."""
-    fixed = ["--set", f"epochs={args.epochs}", "--set", f"patience={args.epochs}", "--num-gpus", "0"]
+    fixed = ["--num-gpus", "0", "--set", "report_every=10"]
+    fixed += [word for name in ("epochs", "patience") for word in ("--set", f"{name}={args.epochs}")]
     command = [sys.executable, str(ROOT / "sweeps" / "atomic_lora.py"), "--preset", "smoke", "--tasks", args.tasks]
     command += [*fixed, "--results-dir", folder, "--run-id", name]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,23 +1,31 @@
 """What the sweep adds to the engine: wall time through Tune and the pool over the same jobs in the engine alone.
 
-    python benchmarks/sweep.py --preset demo --json benchmarks/results/sweep-<machine>.json
+    python benchmarks/sweep.py --preset demo --json FILE
+    python benchmarks/sweep.py --stub-engine --trials 400,4000 --others 6 --json FILE
 
-Both sides run in fresh processes on the same machine, one after the other, with the same jobs, slots and threads.
-Prints wall times, their ratio, overhead per trial, and the peak memory of the driver and of all processes together
-(proportional set size, sampled every second). Not covered: what a TorchTrainer or a fresh actor per trial would cost.
+Without ``--stub-engine`` both sides run in fresh processes on the same machine, one after the other, with the same
+jobs, slots and threads. Prints wall times, their ratio, overhead per trial, and the peak memory of the driver and of
+all processes together (proportional set size, sampled every second).
+
+With it, jobs report six epochs and compute nothing: what is left is the cost of a trial, rows written included, and the
+driver's memory as the sweep grows. ``--others N`` measures what is done elsewhere on a sample of N such trials: a
+TorchTrainer for each, and a Tune trial with a process of its own for each.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +40,52 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--tasks", default="all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stub-engine", action="store_true", help="jobs that compute nothing")
+    parser.add_argument("--trials", default="400,4000", help="sizes of the sweeps with --stub-engine")
+    parser.add_argument("--others", type=int, default=0, metavar="N", help="trials of each other way to run them")
     parser.add_argument("--json", metavar="FILE")
+    # a sweep, or another way, in a process of its own
+    parser.add_argument("--stub-sweep", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--stub-others", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.stub_sweep:
+        return stub_sweep(args.stub_sweep)
+    if args.stub_others:
+        return stub_others(int(args.stub_others), args.others)
+    if args.stub_engine:
+        return write({"command": " ".join(["python", *sys.argv]), **machine(), **stubbed(args)}, args.json)
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
     with tempfile.TemporaryDirectory() as folder:
         engine_s, adapters = engine_alone(options, folder)
         swept = sweep(options, folder)
-    report = {
-        "command": f"python benchmarks/sweep.py {' '.join(options)}",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used",
+    write({
+        "command": " ".join(["python", *sys.argv]),
+        **machine(),
         "adapters": adapters,
         "engine_s": engine_s,
         **swept,
         "overhead_s": swept["sweep_s"] - engine_s,
         "overhead_per_trial_s": (swept["sweep_s"] - engine_s) / adapters,
         "ratio": swept["sweep_s"] / engine_s,
-    }
+    }, args.json)  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """Return what a number depends on besides its command."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    hardware = f"{platform.machine()}, {os.cpu_count()} cores, no GPU used"
+    return {"commit": commit, "date": str(date.today()), "hardware": hardware}
+
+
+def write(report: dict[str, Any], file: str | None) -> None:
+    """Print a report, and keep it as JSON."""
     for name, value in report.items():
-        print(f"{name:24} {value if not isinstance(value, float) else round(value, 3)}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+        print(f"{name:32} {value if not isinstance(value, float) else round(value, 4)}")
+    if file:
+        Path(file).write_text(json.dumps(report, indent=2) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------- the real engine
 
 
 def engine_alone(options: list[str], folder: str) -> tuple[float, int]:
@@ -125,6 +158,106 @@ def memory(pid: int) -> tuple[int, int]:
         return (sizes[0], sum(sizes)) if sizes else (0, 0)
     except psutil.NoSuchProcess:
         return 0, 0
+
+
+# ------------------------------------------------------------------------------------------------------ the stub engine
+
+REPORTS = 6
+
+
+def stubbed(args: argparse.Namespace) -> dict[str, Any]:
+    """Return seconds and driver memory of sweeps of each size, and seconds a trial of the other ways."""
+    found: dict[str, Any] = {}
+    sizes = [int(size) for size in args.trials.split(",")]
+    for size in sizes:
+        found |= {f"{name}_{size}": value for name, value in _child("--stub-sweep", str(size)).items()}
+    for size in sizes[1:]:
+        grown = found[f"driver_peak_bytes_{size}"] - found[f"driver_peak_bytes_{sizes[0]}"]
+        found[f"driver_bytes_per_trial_{size}"] = grown / (size - sizes[0])
+        found[f"seconds_per_trial_{size}_over_{sizes[0]}"] = (
+            found[f"seconds_per_trial_{size}"] / found[f"seconds_per_trial_{sizes[0]}"]
+        )
+    if args.others:
+        for name, workers in (("torch_trainer", 1), ("fresh_actor", 0)):
+            seconds = _child("--stub-others", str(workers), "--others", str(args.others))["seconds_per_trial"]
+            found[f"seconds_per_trial_{name}"] = seconds
+            found[f"{name}_over_pool"] = seconds / found[f"seconds_per_trial_{sizes[0]}"]
+        found["trials_of_others"] = args.others
+    return found
+
+
+def _child(*words: str) -> dict[str, float]:
+    shown = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
+    answer: dict[str, float] = json.loads(shown.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def stub_loop(settings: dict[str, Any], run: Any, queue: Any) -> None:
+    """A pool loop whose jobs compute nothing: they report an epoch each time around."""
+    from trainables.jobs import Report
+
+    epochs: dict[str, int] = {}
+    while True:
+        jobs = queue.take(settings["slots"] - len(epochs), wait=not epochs)
+        if not jobs and not epochs:
+            return
+        epochs |= {job.trial_id: 0 for job in jobs}
+        for trial_id in queue.cancelled() & epochs.keys():
+            del epochs[trial_id]
+            queue.report([Report(trial_id, "stopped", 0)])
+        reports = []
+        for trial_id in list(epochs):
+            epochs[trial_id] += 1
+            row = {"epoch": epochs[trial_id], "step": epochs[trial_id], "train_loss": 1.0, "eval_loss": 1.0}
+            ends = epochs[trial_id] == REPORTS
+            metrics = {"eval_loss": 1.0, "final_loss": 1.0, "epochs": epochs[trial_id]}
+            reports.append(Report(trial_id, "success" if ends else "running", epochs[trial_id], metrics, [row]))
+            if ends:
+                del epochs[trial_id]
+        queue.report(reports)
+
+
+def stub_train(settings: dict[str, Any], run: Any) -> None:
+    """A training loop that computes nothing and reports as often."""
+    for epoch in range(1, REPORTS + 1):
+        run.report({"epoch": epoch, "eval_loss": 1.0})
+
+
+def stub_sweep(trials: int) -> None:
+    """Run a sweep of so many tasks through `sweeps.runner.run_pool` and print its seconds and the driver's memory."""
+    from search_spaces.atomic_lora import SPACE
+    from sweeps import cli
+    from sweeps.runner import Pool, Sweep, run_pool
+
+    with tempfile.TemporaryDirectory() as folder:
+        parser = cli.common_parser(SPACE, "")
+        cli.task_options(parser)
+        args = parser.parse_args(["--results-dir", folder, "--num-gpus", "0"])
+        config, domains = SPACE.resolve("full")
+        task_ids = [f"task-{number:06}" for number in range(trials)]
+        sweep = Sweep("stub", SPACE, args, config, domains, {"tasks": task_ids}, "none")
+        started = time.perf_counter()
+        with contextlib.redirect_stdout(sys.stderr):
+            code = run_pool(sweep, Pool(stub_loop, {}, lambda on_gpu: 32), task_ids)
+        seconds = time.perf_counter() - started
+    if code:
+        raise SystemExit(code)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "seconds_per_trial": seconds / trials, "driver_peak_bytes": peak}))
+
+
+def stub_others(workers: int, trials: int) -> None:
+    """Run so many ordinary trials, one after another, and print their seconds a trial, Ray's start not counted."""
+    from sweeps.cluster import connect
+    from sweeps.train_run import run_ordinary
+
+    with tempfile.TemporaryDirectory() as folder, connect(None, 0):
+        started = time.perf_counter()
+        run_ordinary(
+            stub_train, [(f"trial-{number}", {}) for number in range(trials)], name="stub", storage_path=folder,
+            workers_per_trial=workers, use_gpu=False, on_report=lambda trial_id, metrics: None,
+        )  # fmt: skip
+        print(json.dumps({"seconds_per_trial": (time.perf_counter() - started) / trials}))
 
 
 if __name__ == "__main__":

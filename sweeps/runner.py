@@ -22,6 +22,7 @@ from typing import Any
 from search_spaces.settings import config_hash
 from search_spaces.space import SearchSpace
 from sweeps import cluster
+from sweeps.adapter_pool import PoolLoop
 from sweeps.pool import optuna_searcher, run_pool_sweep
 from sweeps.progress import Progress
 from sweeps.results import ResultsStore, RowWriter, run_record
@@ -170,12 +171,12 @@ class Pool:
     """What trains a pool sweep's jobs.
 
     Attributes:
-        loop: ``package.module:function`` of the family's pool loop.
+        loop: The family's pool loop, or its name as ``package.module:function``.
         settings: Passed to it, besides ``folder``, ``rank`` and ``target_modules``.
         slots: Adapters in training at once on each worker, by device type.
     """
 
-    loop: str
+    loop: PoolLoop
     settings: Mapping[str, Any]
     slots: Callable[[bool], int]
 
