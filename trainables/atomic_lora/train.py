@@ -27,7 +27,7 @@ CPU_SLOTS, CUDA_SLOTS = 32, 64
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 32
 # a CPU is busy with a few thousand tokens; a GPU wants everything at once, and halves its batches where memory ends
-CPU_COST, CUDA_COST = BatchCost(overhead=1_000, limit=32_000), BatchCost()
+CPU_COST, CUDA_COST = BatchCost(overhead=1_000, limit=8_000), BatchCost()
 
 
 def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> PackEngine[Example]:
