@@ -13,6 +13,10 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
 that ratios hold on a machine whose speed drifts. A warm-up group is not counted. ``loss_difference`` is the largest
 difference between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order.
+
+The floor is the time that the operations of ``tuned`` (matrix products, and attention where PyTorch counts it, which is
+on GPUs) would take at the device's peak: from data sheets for the GPUs in ``PEAK_FLOPS``, else the best of six products
+of 4096 x 4096 matrices. The utilisation is its share of the time.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ from trainables.pack.batching import padded_tokens
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan
 
-# dense bfloat16 operations a second of the devices that this has been run on; others get no MFU
+# dense bfloat16 operations a second, from data sheets
 PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
 
 
@@ -68,7 +72,6 @@ class Tally:
     padded_tokens: int = 0
     adapters: int = 0
     peak_bytes: int = 0
-    flops: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
 
 
@@ -213,9 +216,21 @@ def spread(tasks: dict[str, Task], count: int) -> list[str]:
     return [order[int((i + 0.5) * len(order) / count)] for i in range(count)]
 
 
-def report(tallies: dict[str, Tally], device: str) -> list[dict[str, Any]]:
+def peak_flops(device: str, bf16: bool) -> float:
+    """Return the operations a second that the device is capable of, in the type that is computed in."""
+    if device == "cuda" and torch.cuda.get_device_name() in PEAK_FLOPS:
+        return PEAK_FLOPS[torch.cuda.get_device_name()]
+    matrix = torch.ones(4096, 4096, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        seconds.append(time.perf_counter() - started)
+    return 2 * 4096**3 / min(seconds)
+
+
+def report(tallies: dict[str, Tally], flops: float, peak: float) -> list[dict[str, Any]]:
     """Return one row for each contender."""
-    peak = PEAK_FLOPS.get(torch.cuda.get_device_name()) if device == "cuda" else None
     tuned = tallies["tuned"]
     rows = []
     for name, tally in tallies.items():
@@ -227,7 +242,7 @@ def report(tallies: dict[str, Tally], device: str) -> list[dict[str, Any]]:
             "adapters_per_hour": 3600 * tally.adapters / tally.seconds,
             "padding_waste": 1 - tally.tokens / tally.padded_tokens,
             "peak_bytes": tally.peak_bytes,
-            "mfu": tally.flops / tally.seconds / peak if peak and tally.flops else None,
+            "utilisation": flops / tally.seconds / peak,
             "loss_difference": max(abs(tally.losses[key] - loss) for key, loss in tuned.losses.items()),
             "ratio_vs_deepcopy": tallies["deepcopy"].seconds / tally.seconds if "deepcopy" in tallies else None,
             "ratio_vs_tuned": tuned.seconds / tally.seconds,
@@ -270,12 +285,11 @@ def main() -> None:
         names = list(contenders)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             measure(contenders[name], group, tallies[name])
-    if args.device == "cuda":
-        with FlopCounterMode(display=False) as counter:
-            contest.tuned(chosen, Tally())
-        for tally in tallies.values():
-            tally.flops = counter.get_total_flops()
-    rows = report(tallies, args.device)
+    with FlopCounterMode(display=False) as counter:
+        contest.tuned(chosen, Tally())
+    flops, peak = counter.get_total_flops(), peak_flops(args.device, contest.bf16)
+    rows = report(tallies, flops, peak)
+    print(f"floor: {flops:.3g} operations at {peak:.3g} a second: {flops / peak:.1f} s")
     titles = (
         "contender",
         "examples/s",
@@ -283,6 +297,7 @@ def main() -> None:
         "adapters/h",
         "padding",
         "peak MiB",
+        "utilised",
         "loss diff",
         "x deepcopy",
         "x tuned",
@@ -293,6 +308,7 @@ def main() -> None:
         print(
             f"{row['contender']:>11} {row['examples_per_s']:>11.1f} {row['tokens_per_s']:>11.0f} "
             f"{row['adapters_per_hour']:>11.0f} {row['padding_waste']:>11.1%} {row['peak_bytes'] / 2**20:>11.0f} "
+            f"{row['utilisation']:>11.1%} "
             f"{row['loss_difference']:>11.1e} {old:>11} {row['ratio_vs_tuned']:>11.2f}"
         )
     if args.json:
@@ -306,6 +322,9 @@ def main() -> None:
             "cores": os.cpu_count(),
             "torch": torch.__version__,
             "bf16": contest.bf16,
+            "tuned_operations": flops,
+            "peak_operations_per_s": peak,
+            "floor_s": flops / peak,
             "contenders": rows,
         }
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
