@@ -50,7 +50,8 @@ from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, load_champion
 from trainables.atomic_lora.pretrain import has_fast_bf16
-from trainables.atomic_lora.train import CPU_COST, CUDA_COST, ChampionWorkload
+from trainables.atomic_lora.train import CPU_COST, CUDA_COST
+from trainables.atomic_lora.workload import ChampionWorkload
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors

@@ -16,7 +16,8 @@ from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
-from trainables.atomic_lora.train import ChampionWorkload, adapter_config, choose_slots, split_pairs, train_adapters
+from trainables.atomic_lora.train import choose_slots, train_adapters
+from trainables.atomic_lora.workload import ChampionWorkload, adapter_config, split_pairs
 from trainables.context import PlainRun
 from trainables.errors import InputError
 from trainables.folder import Folder

@@ -26,7 +26,7 @@ from trainables.arc import PAD, load_tasks
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.model import Base, Champion
-from trainables.atomic_lora.train import ChampionWorkload
+from trainables.atomic_lora.workload import ChampionWorkload
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack, initial_factors
