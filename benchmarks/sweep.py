@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--tasks", default="all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
     parser.add_argument("--stub-engine", action="store_true", help="jobs that compute nothing")
     parser.add_argument("--trials", default="400,4000", help="sizes of the sweeps with --stub-engine")
     parser.add_argument("--others", type=int, default=0, metavar="N", help="trials of each other way to run them")
@@ -57,7 +58,7 @@ def main() -> None:
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
     with tempfile.TemporaryDirectory() as folder:
         engine_s, adapters = engine_alone(options, folder)
-        swept = sweep(options, folder)
+        swept = sweep(options, args.results_dir or folder)
     write({
         "command": " ".join(["python", *sys.argv]),
         **machine(),

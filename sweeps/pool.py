@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweeps.adapter_pool import AdapterPool, PoolError, PoolLoop
 from sweeps.broker import PoolBroker
 from sweeps.scheduler import Decision, GroupedASHA
-from sweeps.train_run import TRIAL_RESOURCES, trial_error
+from sweeps.train_run import TRIAL_RESOURCES, AskedToStop, trial_error
 from trainables.jobs import Job, Report
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _tuner(
             name="trials",
             storage_path=storage,
             verbose=0,
-            stop=_Stopper(driver),
+            stop=AskedToStop(driver),
             failure_config=ray.tune.FailureConfig(max_failures=3),
             checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
             callbacks=[_Callback(driver)],
@@ -416,17 +416,3 @@ class _Callback(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._driver.end(trial, "error", trial_error(trial))
-
-
-class _Stopper(ray.tune.Stopper):
-    def __init__(self, driver: Any = None) -> None:
-        self._driver = driver
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Stopper, ()
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._driver is not None and self._driver.stopping

@@ -190,21 +190,14 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
         task_ids: Tasks in the order in which they should start.
     """
     args, space = sweep.args, sweep.space
-    samples = space.sample(sweep.config, sweep.domains, args.num_samples, args.seed)
-    jobs = [
-        sweep.job(task_id, values, seed, sample)
-        for task_id in task_ids
-        for sample, (values, seed) in enumerate(samples)
-    ]
-    store = sweep.open_store()
-    missing = _missing(store, jobs)
+    store, jobs, missing = _ledger(sweep, task_ids)
     if not missing:
         return _close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
     if args.num_samples > 1:
         scheduler = _asha(sweep, _task_of)
         _replay(scheduler, store, {job.trial_id: job.task_id for job in jobs}, space.grace_period(sweep.config))
-    extents = _extents(values for values, _ in samples)
+    extents = _extents(job.config for job in jobs)
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
         recorder.jobs = {job.trial_id: job for job in missing}
         slots = pool.slots(info.num_gpus > 0)
@@ -327,9 +320,19 @@ def _asha(sweep: Sweep, group: Grouping, key: Grouping | None = _trial_of) -> Gr
     )
 
 
-def _missing(store: ResultsStore, jobs: Sequence[Job]) -> list[Job]:
+def _ledger(sweep: Sweep, task_ids: Sequence[str]) -> tuple[ResultsStore, list[Job], list[Job]]:
+    """Open the store; return it, all jobs of the sweep, and those that it does not hold as finished."""
+    args = sweep.args
+    samples = sweep.space.sample(sweep.config, sweep.domains, args.num_samples, args.seed)
+    jobs = [
+        sweep.job(task_id, values, seed, sample)
+        for task_id in task_ids
+        for sample, (values, seed) in enumerate(samples)
+    ]
+    store = sweep.open_store()
     finished, attempts = store.finished(), store.attempts()
-    return [replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in jobs if job.trial_id not in finished]
+    missing = [replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in jobs if job.trial_id not in finished]
+    return store, jobs, missing
 
 
 def _replay(scheduler: GroupedASHA, store: ResultsStore, groups: Mapping[str, str], period: int) -> None:
@@ -371,10 +374,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
         settings: Passed to it besides ``config``, ``seed`` and ``folder`` (where the trial may leave files).
     """
     args, space = sweep.args, sweep.space
-    samples = space.sample(sweep.config, sweep.domains, args.num_samples, args.seed)
-    jobs = [sweep.job(space.family, values, seed, sample) for sample, (values, seed) in enumerate(samples)]
-    store = sweep.open_store()
-    missing = _missing(store, jobs)
+    store, jobs, missing = _ledger(sweep, [space.family])
     if not missing:
         return _close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None

@@ -222,7 +222,7 @@ def run_ordinary(
                 name="trials",
                 storage_path=scratch,
                 verbose=0,
-                stop=_Stopper(callback),
+                stop=AskedToStop(callback),
                 # a Train run restarts its workers itself
                 failure_config=ray.tune.FailureConfig(max_failures=0 if workers_per_trial else max_failures),
                 callbacks=[callback],
@@ -337,15 +337,17 @@ class _Callback(ray.tune.Callback):
             self._on_trial_end(TrialEnd(trial_id, status, self._last.get(trial.trial_id, {}), error, traceback))
 
 
-class _Stopper(ray.tune.Stopper):
-    def __init__(self, callback: _Callback | None = None) -> None:
-        self._callback = callback
+class AskedToStop(ray.tune.Stopper):
+    """Ends all trials once ``source.stopping`` is true; without a source it is what is left of a pickled one."""
+
+    def __init__(self, source: Any = None) -> None:
+        self._source = source
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Stopper, ()
+        return AskedToStop, ()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._callback is not None and self._callback.stopping
+        return self._source is not None and self._source.stopping

@@ -53,6 +53,13 @@ def test_preset_file_and_command_line_together(tmp_path):
     assert {name: extremes(domain) for name, domain in domains.items()} == {"lr": [0.1, 0.2], "heads": [2, 4]}
 
 
+def test_other_defaults_give_way_to_everything_else_and_are_not_swept_by_the_preset():
+    assert SPACE.resolve("demo", defaults={"rank": 2, "epochs": 9})[0] == Toy(rank=2, epochs=3)
+    assert SPACE.resolve("demo", None, ["rank=4"], defaults={"rank": 2})[0].rank == 4
+    assert set(SPACE.resolve("demo", num_samples=2, defaults={"rank": 2})[1]) == {"lr"}
+    assert set(SPACE.resolve("demo", None, [], ["rank=4,8"], 2, {"rank": 2})[1]) == {"rank"}
+
+
 def test_the_presets_sweep_counts_only_when_nothing_else_says_what_to_sweep(tmp_path):
     assert SPACE.resolve("demo")[1] == {}
     assert set(SPACE.resolve("demo", num_samples=2)[1]) == {"rank", "lr"}

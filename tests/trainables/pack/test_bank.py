@@ -199,6 +199,27 @@ def test_an_unknown_target_is_refused_with_the_nearest_name(target: str) -> None
         AdapterPack(net(), ["up", target])
 
 
+def test_layers_are_named_by_their_endings_where_those_mean_no_others() -> None:
+    model = nn.ModuleDict({"a": net(), "b": net()})
+    pack = AdapterPack(model, ["all-linear"])
+    assert pack.endings(["a.up", "b.up"]) == ["up"]
+    assert pack.endings(["a.up"]) == ["a.up"]
+    assert pack.endings(["a.up", "b.up", "a.down"]) == ["a.up", "b.up", "a.down"]
+
+
+def test_all_linear_spares_the_output_head_of_a_language_model() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(2, 2), nn.Linear(2, 9)
+
+        def get_output_embeddings(self) -> nn.Linear:
+            return self.head
+
+    assert list(AdapterPack(Model(), ["all-linear"]).layers) == ["body"]
+    assert list(AdapterPack(Model(), ["head"]).layers) == ["head"]
+
+
 def test_a_target_outside_the_pack_is_refused() -> None:
     pack = AdapterPack(net(), ["up", "down"])
     assert pack.select(["up"]) == ["up"]
