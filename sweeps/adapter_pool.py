@@ -29,11 +29,6 @@ logger = logging.getLogger(__name__)
 PoolLoop = str | Callable[[dict[str, Any], Any, Any], None]
 
 
-# Ray Train calls the loop in a thread, whose malloc arena takes every large tensor from the kernel and gives it back:
-# page faults at each operation. One arena that keeps what is freed has none (docs/log.md)
-KEEP_FREED_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-
-
 class PoolError(RuntimeError):
     """The machinery of the pool broke, as opposed to one of its jobs."""
 
@@ -77,7 +72,6 @@ class AdapterPool:
                 name=f"adapter-pool-{uuid.uuid4().hex[:8]}",
                 storage_path=storage_path,
                 failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),
-                worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
             ),
         )
         self._thread = threading.Thread(target=self._run, name="adapter-pool", daemon=True)
