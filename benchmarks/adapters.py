@@ -44,8 +44,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from search_spaces.atomic_lora import SPACE
 from trainables.arc import Example, Task, load_tasks
+from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, load_champion
@@ -267,7 +267,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tasks = load_tasks(args.data)
-    config = vars(SPACE.resolve("full")[0]) | {
+    config = vars(AdapterConfig()) | {
         "epochs": args.epochs, "patience": args.epochs, "report_every": args.epochs,
         "examples_per_epoch": args.examples,
     }  # fmt: skip
