@@ -197,6 +197,7 @@ class PackEngine(Generic[E]):
                 raise ValueError(f"lr_schedule {plan.lr_schedule!r} is none of {', '.join(DECAYS)}.")
             if not plan.validation:
                 raise ValueError("there are no examples to validate on.")
+            self._lengths(plan.validation)
             slot = Slot(index, job, plan, self.pack.select(plan.target_modules))
             self._load(slot)
         except Exception as error:
@@ -249,9 +250,15 @@ class PackEngine(Generic[E]):
         batches = []
         for slot in self._active():
             try:
-                batches.append((slot, self._next_batch(slot)))
+                rows = self._next_batch(slot)
+                # rows that cannot be measured must fail here, where they are one job's
+                self._lengths(rows)
             except Exception as error:
                 self._fail(slot, error, queue)
+                continue
+            batches.append((slot, rows))
+        if not batches:
+            return
         trained: list[Slot[E]] = []
 
         def backward(items: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:

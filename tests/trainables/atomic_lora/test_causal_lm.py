@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,19 @@ def test_adapters_trained_on_a_folder_load_in_peft(
         adapted: Any = PeftModel.from_pretrained(whole, str(place))
         assert not torch.allclose(adapted(input_ids=ids).logits, bare)
     assert sum("lora_A" in key for key, _ in adapted.named_parameters()) == 2 * 7
+
+
+def test_a_task_that_does_not_fit_into_the_context_fails_alone(
+    folders: dict[str, Path], tasks: dict[str, Task], smallest: list[str], tmp_path: Path
+) -> None:
+    largest = max(tasks, key=lambda task_id: tasks[task_id].tokens)
+    workload = _workload(folders["qwen2"], tasks, tmp_path)
+    workload.base = replace(workload.base, limit=200)
+    queue = ListQueue(Job(task_id, task_id, 0, CONFIG) for task_id in (largest, smallest[0]))
+    PackEngine(workload.pack, workload, 2, 4).run(queue)
+    ends = {report.trial_id: report for report in queue.reports if report.status != "running"}
+    assert ends[smallest[0]].status == "success", ends[smallest[0]].traceback
+    assert ends[largest].status == "failed" and "reads at most 200" in (ends[largest].error or "")
 
 
 def test_a_base_in_bfloat16_trains_float32_adapters(

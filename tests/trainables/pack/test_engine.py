@@ -104,6 +104,11 @@ def test_a_job_that_does_not_fit_at_all_fails() -> None:
     assert "OutOfMemoryError: no room for 3 rows" in (done.last("b").error or "")
 
 
+def test_the_engine_goes_on_when_no_slot_has_examples() -> None:
+    done = train([job("a", fault="examples", fault_epoch=1), job("b")], slots=1)
+    assert _statuses(done) == {"a": "failed", "b": "success"}
+
+
 def test_a_job_whose_plan_raises_fails_alone() -> None:
     done = train([job("a", fault="plan"), job("b")], slots=1)
     assert _statuses(done) == {"a": "failed", "b": "success"}
