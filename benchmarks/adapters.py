@@ -1,6 +1,6 @@
 """How fast adapters train: one after another as before, in a tuned PEFT loop, and in packs; no Ray.
 
-    python benchmarks/adapters.py --device cpu --slots 1,4,8,16 --json benchmarks/results/adapters-<machine>.json
+    python benchmarks/adapters.py --device cpu --slots 1,8,32,2x16 --json benchmarks/results/adapters-<machine>.json
     python benchmarks/adapters.py --device cuda --slots 1,4,16,64,256 --tasks 400
 
 The contenders train the same adapters on the same examples in the same order with the same arithmetic (bfloat16 where
@@ -9,6 +9,8 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
     deepcopy     the old way: a deep copy of the base for each task, PEFT on it, one task after another
     tuned        PEFT once on a resident base, the adapter's weights reset for each task, fused AdamW, no copy
     packed-S     the pack engine with S slots
+    packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; every
+                 process gets its share of the tasks beforehand
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
 that ratios hold on a machine whose speed drifts. A warm-up group is not counted. ``loss_difference`` is the largest
@@ -31,8 +33,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +107,7 @@ class Contest:
         self.layers = self.planner.pack.layers
         self._tuned = get_peft_model(load_champion(base, device).model, self._lora())
         self._engines: dict[int, PackEngine[Example]] = {}
+        self._processes: list[ProcessPoolExecutor] = []
 
     def job(self, task_id: str) -> Job:
         return Job(task_id, task_id, 0, self.config)
@@ -144,6 +149,33 @@ class Contest:
                 tally.losses[report.trial_id] = report.metrics["final_loss"]
 
         return train
+
+    def shared(self, processes: int, slots: int) -> Callable[[Sequence[str], Tally], None]:
+        """Return the contender of so many processes with ``slots`` slots each."""
+        given = (self.device, self.base, self.tasks, self.config, slots)
+        # one executor for each process, so that each gets its own share
+        pools = [
+            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=given)
+            for _ in range(processes)
+        ]
+        self._processes += pools
+
+        def train(task_ids: Sequence[str], tally: Tally) -> None:
+            shares = [pool.submit(_train_share, task_ids[i::processes]) for i, pool in enumerate(pools)]
+            parts = [share.result() for share in shares]
+            for part in parts:
+                tally.examples += part.examples
+                tally.tokens += part.tokens
+                tally.padded_tokens += part.padded_tokens
+                tally.losses |= part.losses
+            tally.peak_bytes = max(tally.peak_bytes, sum(part.peak_bytes for part in parts))
+
+        return train
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self._processes:
+            pool.shutdown()
 
     def _workload(self) -> Untested:
         base: Base = load_champion(self.base, self.device)
@@ -195,7 +227,24 @@ class Contest:
         return total.sum() / count.sum()
 
 
-def measure(contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str], tally: Tally) -> None:
+def _begin(device: str, base: str, tasks: dict[str, Task], config: dict[str, Any], slots: int) -> None:
+    """Set up a process of a `Contest.shared`."""
+    global _share
+    torch.set_num_threads(1)
+    _share = Contest(device, base, tasks, config).packed(slots)
+
+
+def _train_share(task_ids: Sequence[str]) -> Tally:
+    tally = Tally()
+    if task_ids:
+        _share(task_ids, tally)
+    tally.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return tally
+
+
+def measure(
+    name: str, contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str], tally: Tally
+) -> None:
     """Let a contender train a group and add what it took."""
     cuda = torch.cuda.is_available()
     if cuda:
@@ -208,7 +257,8 @@ def measure(contender: Callable[[Sequence[str], Tally], None], task_ids: Sequenc
     tally.seconds += time.perf_counter() - started
     tally.adapters += len(task_ids)
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    tally.peak_bytes = max(tally.peak_bytes, peak)
+    # processes of a contender have counted their own
+    tally.peak_bytes = tally.peak_bytes if "x" in name else max(tally.peak_bytes, peak)
 
 
 def spread(tasks: dict[str, Task], count: int) -> list[str]:
@@ -254,7 +304,7 @@ def report(tallies: dict[str, Tally], flops: float, peak: float) -> list[dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--slots", default="1,4,8,16", help="slots of the packs, each a contender")
+    parser.add_argument("--slots", default="1,8,32", help="slots of the packs, each a contender: 8, or 2x16")
     parser.add_argument("--tasks", type=int, default=48, help="adapters to train, evenly over the sizes of tasks")
     parser.add_argument("--groups", type=int, default=3, help="groups that the tasks are trained in")
     parser.add_argument("--epochs", type=int, default=2)
@@ -274,7 +324,11 @@ def main() -> None:
     contest = Contest(args.device, args.base, tasks, config)
     contenders = {} if args.without_deepcopy else {"deepcopy": contest.deepcopy}
     contenders |= {"tuned": contest.tuned}
-    contenders |= {f"packed-{slots}": contest.packed(int(slots)) for slots in args.slots.split(",")}
+    for packs in args.slots.split(","):
+        processes, _, slots = packs.rpartition("x")
+        contenders[f"packed-{packs}"] = (
+            contest.shared(int(processes), int(slots)) if processes else contest.packed(int(slots))
+        )
     chosen = spread(tasks, args.tasks)
     # every group holds neighbours in size, as the slots of a sweep do
     size = -(-len(chosen) // args.groups)
@@ -285,7 +339,8 @@ def main() -> None:
     for number, group in enumerate(groups):
         names = list(contenders)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            measure(contenders[name], group, tallies[name])
+            measure(name, contenders[name], group, tallies[name])
+    contest.close()
     with FlopCounterMode(display=False) as counter:
         contest.tuned(chosen, Tally())
     flops, peak = counter.get_total_flops(), peak_flops(args.device, contest.bf16)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -25,7 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,19 @@ def write(report: dict[str, Any], file: str | None) -> None:
 
 
 def engine_alone(options: list[str], folder: str) -> tuple[float, int]:
-    """Return wall seconds and number of adapters of the jobs in a plain process without Ray, its start included."""
+    """Return wall seconds and number of adapters of the jobs in plain processes without Ray, their start included.
+
+    As in the pool there is a process for each core, with one thread; each gets every so-manyth job beforehand.
+    """
     started = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_train, args=(options, folder, queue))
-    process.start()
-    adapters = queue.get()
-    process.join()
+    processes = os.cpu_count() or 1
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        shares = [pool.submit(_train, options, folder, part, processes) for part in range(processes)]
+        adapters = sum(share.result() for share in shares)
     return time.perf_counter() - started, adapters
 
 
-def _train(options: list[str], folder: str, queue: Any) -> None:
+def _train(options: list[str], folder: str, part: int, parts: int) -> int:
     import torch
 
     from search_spaces.atomic_lora import SPACE
@@ -110,16 +112,16 @@ def _train(options: list[str], folder: str, queue: Any) -> None:
     from trainables.context import PlainRun
     from trainables.jobs import ListQueue
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1)
     made, pool, tasks = prepare("atomic_lora", SPACE, "", options)
     config, order = vars(made.config), sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id))
-    jobs = ListQueue(made.job(task_id, config, made.args.seed, 0) for task_id in order)
+    jobs = ListQueue(made.job(task_id, config, made.args.seed, 0) for task_id in order[part::parts])
     settings = {
         **pool.settings, "rank": config["rank"], "target_modules": config["target_modules"], "slots": pool.slots(False),
         "folder": f"{folder}/engine",
     }  # fmt: skip
     train_adapters(settings, PlainRun(), jobs)
-    queue.put(sum(report.status == "success" for report in jobs.reports))
+    return sum(report.status == "success" for report in jobs.reports)
 
 
 def sweep(options: list[str], folder: str) -> dict[str, float]:
@@ -240,7 +242,7 @@ def stub_sweep(trials: int) -> None:
         sweep = Sweep("stub", SPACE, args, config, domains, {"tasks": task_ids}, "none")
         started = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):
-            code = run_pool(sweep, Pool(stub_loop, {}, lambda on_gpu: 32), task_ids)
+            code = run_pool(sweep, Pool(stub_loop, {}, lambda on_gpu: 32, 1 << 30), task_ids)
         seconds = time.perf_counter() - started
     if code:
         raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""The adapter pool: one long-lived Ray Train run whose workers train the jobs of a broker, a worker for each GPU.
+"""The adapter pool: one long-lived Ray Train run whose workers train the jobs of a broker, one for each GPU or core.
 
 The workers are independent of each other: there is no process group. What they run is the family's pool loop; who
 submits the jobs and reads the reports is ``sweeps/pool.py``.
@@ -40,7 +40,7 @@ class AdapterPool:
         broker: Handle of the `PoolBroker` actor.
         pool_loop: ``pool_loop(settings, run, queue)`` or its name, ``"package.module:function"``.
         settings: Passed to the loop.
-        num_workers: One for each GPU, or 1.
+        num_workers: One for each GPU, or for each CPU to compute on.
         use_gpu: Whether each worker gets a GPU.
         storage_path: Where Train keeps its notes; every machine of the cluster must reach it.
         max_failures: Times that workers may die before the pool gives up; it gives up earlier when they die at once.

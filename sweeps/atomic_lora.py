@@ -24,6 +24,8 @@ from trainables.arc import Task, fingerprint, load_tasks, shape_category
 
 # of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise
 HF_DEFAULTS = {"target_modules": ("all-linear",)}
+# of a worker on a CPU beside its base: interpreter, activations, optimizer state
+WORKER_BYTES = 2 << 30
 DEFAULT_BASE = Path(__file__).resolve().parents[1] / "trainables" / "atomic_lora" / "base"
 
 
@@ -70,12 +72,14 @@ def prepare(
         (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
     )
     base = absolute(args.base or str(DEFAULT_BASE))
-    settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint(base, config, domains)}
+    base_fingerprint, parameters = check_base(base, config, domains)
+    settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
     sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
         {"base": base, "data": args.data, "tasks": list(chosen)},
         lambda on_gpu: slots(args.slots, on_gpu),
+        WORKER_BYTES + 4 * parameters,
     )
     return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
 
@@ -88,8 +92,8 @@ def absolute(base: str) -> str:
     return f"hf:{folder.absolute()}" if folder.exists() else base
 
 
-def base_fingerprint(base: str, config: object, domains: Mapping[str, object]) -> str:
-    """Refuse a base that cannot be loaded, or layers that it does not have, before anything starts."""
+def check_base(base: str, config: object, domains: Mapping[str, object]) -> tuple[str, int]:
+    """Refuse a base that cannot be loaded, or layers that it does not have; return its fingerprint and parameters."""
     from search_spaces.space import extremes
     from trainables.atomic_lora import causal_lm
     from trainables.atomic_lora.model import load_champion
@@ -98,8 +102,10 @@ def base_fingerprint(base: str, config: object, domains: Mapping[str, object]) -
     hub = base.startswith(causal_lm.PREFIX)
     swept = domains.get("target_modules")
     for modules in extremes(swept) if swept else [config.target_modules]:  # type: ignore[attr-defined,arg-type]
-        AdapterPack(causal_lm.skeleton(base) if hub else load_champion(base).model, modules)
-    return causal_lm.fingerprint(base) if hub else load_champion(base).fingerprint
+        model = causal_lm.skeleton(base) if hub else load_champion(base).model
+        AdapterPack(model, modules)
+    digest = causal_lm.fingerprint(base) if hub else load_champion(base).fingerprint
+    return digest, sum(parameter.numel() for parameter in model.parameters())
 
 
 def slots(option: int | str, on_gpu: bool) -> int:

@@ -56,9 +56,14 @@ class _Unit:
 
 
 class PoolBroker:
-    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock."""
+    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock.
 
-    def __init__(self) -> None:
+    Args:
+        workers: Workers that share the jobs; none gets more than its share of those that are there.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self._sharers = workers
         self._queue: deque[str] = deque()
         self._live: dict[str, _Live] = {}
         self._units: dict[str, _Unit] = {}
@@ -207,7 +212,7 @@ class PoolBroker:
         return None if self._over else token
 
     async def take(self, token: int, limit: int, wait_s: float) -> tuple[list[Job], set[str], bool]:
-        """Assign at most ``limit`` jobs, waiting at most ``wait_s`` seconds for the first.
+        """Assign at most ``limit`` jobs, no more than the worker's share, waiting at most ``wait_s`` s for the first.
 
         Returns:
             The jobs, the ids of jobs to stop, and whether more may come.
@@ -222,6 +227,9 @@ class PoolBroker:
         if token not in self._workers.values():
             return [], set(), False
         jobs: list[Job] = []
+        held = sum(live.token == token for live in self._live.values())
+        # the last jobs would otherwise all go to the worker that asks first
+        limit = min(limit, math.ceil(len(self._live) / self._sharers) - held)
         while self._queue and len(jobs) < limit:
             live = self._live[self._queue.popleft()]
             live.token = token

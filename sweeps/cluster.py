@@ -54,6 +54,7 @@ class ClusterInfo:
         local: Whether this process started it.
         num_gpus: GPUs to use.
         num_cpus: CPUs in the cluster.
+        memory: Memory that Ray gives to tasks and actors, in bytes.
         nodes: Machines in the cluster.
         state_api: Whether Ray's State API answers. Without it Train does not free the GPUs of a trial that is stopped.
         dashboard_url: Where the dashboard is, None where there is none.
@@ -63,14 +64,17 @@ class ClusterInfo:
     local: bool
     num_gpus: int
     num_cpus: int
+    memory: int
     nodes: int
     state_api: bool
     dashboard_url: str | None
 
-    @property
-    def pool_workers(self) -> int:
-        """One for each GPU, or one on the CPU."""
-        return max(1, self.num_gpus)
+    def pool_workers(self, worker_bytes: int) -> int:
+        """Return one for each GPU, or one for each CPU but one as far as ``worker_bytes`` of memory are there for each.
+
+        Two cores train more adapters with a worker each than with one worker of two threads (``docs/log.md``).
+        """
+        return self.num_gpus or max(1, min(self.num_cpus - 1, self.memory // worker_bytes))
 
 
 @contextlib.contextmanager
@@ -148,7 +152,7 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     # nothing here is preempted, and the watcher is one more process for each Train run
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # one CPU for each pool worker and something left for the trials, or neither would ever start
-    cpus = num_cpus or max(len(os.sched_getaffinity(0)), (num_gpus or 1) + 1)
+    cpus = num_cpus or max(len(os.sched_getaffinity(0)), num_gpus or 1) + 1
     # Ray warns on the terminal about four times as many processes as it starts at once, by default as there are CPUs
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, cpus)))
     aside = None
@@ -196,6 +200,7 @@ def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
         local=local,
         num_gpus=there if num_gpus is None else num_gpus,
         num_cpus=int(resources.get("CPU", 0)),
+        memory=int(resources.get("memory", 0)),
         nodes=sum(node["Alive"] for node in ray.nodes()),
         state_api=_state_api_answers(context.gcs_address),
         dashboard_url=f"http://{url}" if url else None,

@@ -174,11 +174,13 @@ class Pool:
         loop: The family's pool loop, or its name as ``package.module:function``.
         settings: Passed to it, besides ``folder``, ``rank`` and ``target_modules``.
         slots: Adapters in training at once on each worker, by device type.
+        worker_bytes: Memory that a worker on a CPU needs; there are no more workers than fit.
     """
 
     loop: PoolLoop
     settings: Mapping[str, Any]
     slots: Callable[[bool], int]
+    worker_bytes: int
 
 
 def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
@@ -200,19 +202,19 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
     extents = _extents(job.config for job in jobs)
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
         recorder.jobs = {job.trial_id: job for job in missing}
-        slots = pool.slots(info.num_gpus > 0)
+        slots, workers = pool.slots(info.num_gpus > 0), info.pool_workers(pool.worker_bytes)
         outcome = run_pool_sweep(
             [[job] for job in missing],
             pool_loop=pool.loop,
             pool_settings={**pool.settings, **extents, "slots": slots, "folder": store.folder.location},
-            num_workers=info.pool_workers,
+            num_workers=workers,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
             should_stop=stop,
             scheduler=scheduler,
-            max_concurrent=min(JUDGED_TRIALS if scheduler else TUNE_TRIALS, slots * info.pool_workers),
+            max_concurrent=min(JUDGED_TRIALS if scheduler else TUNE_TRIALS, slots * workers),
             # a job that begins before its trial is judged late by ASHA; without it, the more the better
-            lookahead=(6 if scheduler is None else 1) * slots * info.pool_workers,
+            lookahead=(6 if scheduler is None else 1) * slots * workers,
             storage_path=None if info.local else store.folder.sub("cluster").location,
         )
     return _close(sweep, store, outcome.interrupted, {job.trial_id for job in jobs})
@@ -252,18 +254,18 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             recorder.jobs |= {job.trial_id: job for job in made}
             return made
 
-        slots = pool.slots(info.num_gpus > 0)
+        slots, workers = pool.slots(info.num_gpus > 0), info.pool_workers(pool.worker_bytes)
         extents = _extents(_corners(vars(sweep.config), sweep.domains))
         left = max(0, args.num_samples - len(complete))
         outcome = run_pool_sweep(
             pool_loop=pool.loop,
             pool_settings={**pool.settings, **extents, "slots": slots, "folder": store.folder.location},
-            num_workers=info.pool_workers,
+            num_workers=workers,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
             should_stop=stop,
             scheduler=scheduler,
-            max_concurrent=max(2, slots * info.pool_workers // len(panel)),
+            max_concurrent=max(2, slots * workers // len(panel)),
             make_jobs=make_jobs if left else None,
             searcher=searcher,
             num_samples=left,
@@ -422,7 +424,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             on_trial_end=on_trial_end,
             should_stop=stop,
             scheduler=scheduler,
-            max_concurrent=info.pool_workers,
+            max_concurrent=max(1, info.num_gpus),
         )
     return _close(sweep, store, not finished, {job.trial_id for job in jobs})
 

@@ -67,6 +67,23 @@ async def test_reports_go_to_driver_and_trial(broker: PoolBroker) -> None:
     assert await sent(broker) == [("a", "running", 5), ("a", "success", 9)]
 
 
+def test_workers_share_the_last_jobs() -> None:
+    async def run() -> None:
+        broker = PoolBroker(workers=2)
+        for name in "abcde":
+            await broker.submit(name, [make_job(name)])
+        first, second = await broker.register(0), await broker.register(1)
+        assert first is not None and second is not None
+        assert len((await broker.take(first, 9, 0))[0]) == 3
+        assert (await broker.take(first, 9, 0))[0] == []
+        assert len((await broker.take(second, 9, 0))[0]) == 2
+        await broker.submit("f", [make_job("f")])
+        assert (await broker.take(first, 9, 0))[0] == []
+        assert [job.trial_id for job in (await broker.take(second, 9, 0))[0]] == ["f"]
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+
+
 @with_broker
 async def test_reports_are_kept_until_confirmed(broker: PoolBroker) -> None:
     token = await filled(broker, "a")

@@ -56,7 +56,7 @@ with connect("local", num_gpus=0, num_cpus=1) as info:
         return len(list_nodes())
     print(info.address, flush=True)
     sys.stdin.readline()  # until the other one runs as well
-    print(ray.get(look.remote()), info.state_api, info.nodes, info.pool_workers)
+    print(ray.get(look.remote()), info.state_api, info.nodes, info.pool_workers(1))
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}

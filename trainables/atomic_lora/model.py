@@ -73,8 +73,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from x [N, U, D] to keys and values; ``mask``, True: may attend, broadcasts to [N, heads, U, T]."""
         queries = self.split(self.q_proj(x))
-        # on CPUs the backward pass of this kernel is many times slower in bfloat16 (benchmarks/attention.py)
-        exact = x.device.type == "cpu" and torch.is_grad_enabled()
+        # on CPUs the backward pass of this kernel is many times slower in bfloat16 (benchmarks/attention.py); what lies
+        # before the first adapter has none
+        exact = x.device.type == "cpu" and any(t.requires_grad for t in (queries, keys, values))
         if exact:
             queries, keys, values = queries.to(x.dtype), keys.to(x.dtype), values.to(x.dtype)
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -152,25 +152,50 @@ class PackedLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [rows, ..., I] -> [rows, ..., O]; rows are slot-major, the same number for each slot of the bank."""
-        y = self.base(x)
         bank = self.pack.bank
         if bank is None:
-            return y
+            return self.base(x)
         a, b, scale = bank.a[self.name], bank.b[self.name], bank.scale[bank.index[self.name]]
+        autocast = torch.is_autocast_enabled(x.device.type)
         packed = x.reshape(bank.slots, -1, x.shape[-1])  # [S, B * T, I]
         if self.pack.path == "loop":
             update = torch.stack([F.linear(F.linear(packed[s], a[s]), b[s]) * scale[s] for s in range(bank.slots)])
+            y = self.base(x)
             return y + update.view_as(y)
-        cast = x.dtype != a.dtype and not torch.is_autocast_enabled(x.device.type)
-        if cast:
+        if x.dtype != a.dtype and not autocast:
             # as PEFT does where the base is in another precision than its adapters
-            packed = packed.to(a.dtype)
-        hidden = torch.bmm(packed, a.transpose(1, 2))  # [S, B * T, R]
-        hidden = hidden * scale[:, None, None].to(hidden.dtype)
-        if cast:
+            y = self.base(x)
+            hidden = torch.bmm(packed.to(a.dtype), a.transpose(1, 2)) * scale[:, None, None]
             return (y + torch.bmm(hidden, b.transpose(1, 2)).view_as(y)).to(y.dtype)
-        # the sum with the base's output is part of the product: one pass over [S, B * T, O] less, each way
-        return torch.baddbmm(y.reshape(bank.slots, -1, y.shape[-1]), hidden, b.transpose(1, 2)).view_as(y)
+        packed = packed.to(torch.get_autocast_dtype(x.device.type)) if autocast else packed
+        y = _PackedLinear.apply(packed, self.base.weight, self.base.bias, a, b, scale)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class _PackedLinear(torch.autograd.Function):
+    """x W^T + bias + scale (x A^T) B^T of each slot, forward and backward with as few passes over x and y as there are
+    products: autograd would add the two products, and their gradients, in passes of their own."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: Tensor
+    ) -> Tensor:
+        """x [S, N, I], weight [O, I], bias [O], a [S, R, I], b [S, O, R], scale [S] -> [S, N, O]."""
+        ctx.types = a.dtype, b.dtype
+        weight, a, b, scale = (t.to(x.dtype) for t in (weight, a, b, scale[:, None, None]))
+        hidden = torch.bmm(x, a.transpose(1, 2)).mul_(scale)  # [S, N, R]
+        y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        ctx.save_for_backward(x, weight, a, b, scale, hidden)
+        return y.baddbmm_(hidden, b.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, a, b, scale, hidden = ctx.saved_tensors
+        (grad,) = grads
+        grad_hidden = torch.bmm(grad, b).mul_(scale)
+        grad_x = torch.matmul(grad, weight).baddbmm_(grad_hidden, a) if ctx.needs_input_grad[0] else None
+        grad_a, grad_b = torch.bmm(grad_hidden.transpose(1, 2), x), torch.bmm(grad.transpose(1, 2), hidden)
+        return grad_x, None, None, grad_a.to(ctx.types[0]), grad_b.to(ctx.types[1]), None
 
 
 class AdapterPack:
