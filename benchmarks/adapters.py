@@ -61,7 +61,7 @@ from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors
 from trainables.pack.batching import padded_tokens
 from trainables.pack.engine import PackEngine
-from trainables.pack.plan import AdapterPlan
+from trainables.pack.plan import AdapterPlan, Evaluation
 
 # dense bfloat16 operations a second, from data sheets
 PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
@@ -83,8 +83,8 @@ class Tally:
 class Untested(ChampionWorkload):
     """The workload of the sweep without its decoding and without writing adapters."""
 
-    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[dict[str, Any]]:
-        return [{} for _ in finished]
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
+        return [Evaluation({}) for _ in finished]
 
     def export(self, job: Job, plan: AdapterPlan[Example], factors: Any) -> str:
         return ""

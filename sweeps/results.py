@@ -2,12 +2,12 @@
 
     python -m sweeps.results results/atomic_lora/RUN_ID [--export-json FILE]
 
-``results/<sweep>/<run_id>/`` holds ``run.json``, ``trials/`` and ``history/`` (columns: `sweeps.schema`) and the
-``checkpoints/`` and ``adapters/`` that workers write. One process writes rows; any number read. Each flush writes whole
-files, history before trials, and drops rows whose key the store has, so that after a kill at any moment the same work
-can be handed in again and a plain ``pandas.read_parquet`` still sees every row once. All files of a table have the same
-columns, because Parquet readers take them from the first file: when a row brings a new column, the files already
-written get it too, one atomic replacement at a time.
+``results/<sweep>/<run_id>/`` holds ``run.json``, ``trials/``, ``history/`` and ``predictions/`` (columns:
+`sweeps.schema`), and the ``checkpoints/`` and ``adapters/`` that workers write. One process writes rows; any number
+read. Each flush writes whole files, trials last, and drops rows whose key the store has, so that after a kill at any
+moment the same work can be handed in again and a plain ``pandas.read_parquet`` still sees every row once. All files of
+a table have the same columns, because Parquet readers take them from the first file: when a row brings a new column,
+the files already written get it too, one atomic replacement at a time.
 
 Two processes that write one run at the same time are not kept apart here. What the rows add up to is in
 `sweeps.summary`, which the command above runs.
@@ -52,6 +52,8 @@ from sweeps.schema import (
 from trainables.errors import InputError
 from trainables.folder import Folder
 
+Rows = Sequence[Mapping[str, Any]]
+
 # statuses after which a unit of work is not done again
 FINISHED = ("success", "stopped")
 
@@ -78,7 +80,7 @@ class ResultsStore:
             self.folder = Folder(location)
         except Exception as error:  # every file system has errors of its own for a location it cannot reach
             raise InputError(f"No file system can open {location!r} ({error}); give a local path or a URI.") from error
-        self._parts: dict[Kind, Folder] = {"trials": self.folder.sub("trials"), "history": self.folder.sub("history")}
+        self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
         self._written: dict[Kind, _Written] = {}
 
     @classmethod
@@ -140,8 +142,8 @@ class ResultsStore:
             if f"{trial_id}.safetensors" in checkpoints:
                 self.delete_checkpoint(trial_id)
 
-    def append(self, trials: Sequence[Mapping[str, Any]] = (), history: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Write rows whose keys are not in the store yet: history first, then trials, each as one whole file.
+    def append(self, trials: Rows = (), history: Rows = (), predictions: Rows = ()) -> None:
+        """Write rows whose keys are not in the store yet: history, predictions, then trials, each as one whole file.
 
         Of rows with the same key the first stays. ``run_id`` and ``sweep`` are filled in.
 
@@ -149,8 +151,9 @@ class ResultsStore:
             TypeError: If a row does not fit the schema; then nothing is written.
             OSError: If the folder cannot be written; the same rows may be handed in again.
         """
-        given: tuple[tuple[Kind, Sequence[Mapping[str, Any]]], ...] = (("history", history), ("trials", trials))
-        fresh = {kind: self._fresh(kind, rows) for kind, rows in given}
+        # a trial's row says that it is done, so it comes after everything that belongs to it
+        given: dict[Kind, Rows] = {"history": history, "predictions": predictions, "trials": trials}
+        fresh = {kind: self._fresh(kind, rows) for kind, rows in given.items()}
         tables = {
             kind: to_table(list(rows.values()), kind, self._loaded(kind).extra) for kind, rows in fresh.items() if rows
         }
@@ -170,6 +173,10 @@ class ResultsStore:
     def history(self) -> pa.Table:
         """Return every row of the history table, in the order of writing."""
         return self._read_all("history")
+
+    def predictions(self) -> pa.Table:
+        """Return every row of the predictions table, in the order of writing; none where a run kept none."""
+        return self._read_all("predictions")
 
     def latest_trials(self) -> pa.Table:
         """Return the row of the last attempt of each trial, in the order of writing."""
@@ -274,28 +281,28 @@ class RowWriter:
     def __init__(self, store: ResultsStore, interval_s: float = 2.0) -> None:
         self.store = store
         self.interval_s = interval_s
-        self._trials: list[Mapping[str, Any]] = []
-        self._history: list[Mapping[str, Any]] = []
+        self._waiting: dict[Kind, list[Mapping[str, Any]]] = {kind: [] for kind in KEYS}
         self._flushed_at = time.monotonic()
         self._lock = threading.RLock()
 
-    def add(self, trials: Sequence[Mapping[str, Any]] = (), history: Sequence[Mapping[str, Any]] = ()) -> None:
+    def add(self, trials: Rows = (), history: Rows = (), predictions: Rows = ()) -> None:
         """Take rows; flush if the interval has passed. Raises TypeError, and takes none, if a row does not fit."""
         # found here, a bad row cannot hold back the good ones that wait beside it
-        to_table(trials, "trials")
-        to_table(history, "history")
+        given: dict[Kind, Rows] = {"trials": trials, "history": history, "predictions": predictions}
+        for kind, rows in given.items():
+            to_table(rows, kind)
         with self._lock:
-            self._trials += trials
-            self._history += history
+            for kind, rows in given.items():
+                self._waiting[kind] += rows
             if time.monotonic() - self._flushed_at >= self.interval_s:
                 self.flush()
 
     def flush(self) -> None:
         """Write all rows that wait. Raises OSError if the folder cannot be written; the rows then go on waiting."""
         with self._lock:
-            self.store.append(self._trials, self._history)
-            finished = [row["trial_id"] for row in self._trials if row.get("status") in FINISHED]
-            self._trials, self._history, self._flushed_at = [], [], time.monotonic()
+            self.store.append(**self._waiting)
+            finished = [row["trial_id"] for row in self._waiting["trials"] if row.get("status") in FINISHED]
+            self._waiting, self._flushed_at = {kind: [] for kind in KEYS}, time.monotonic()
             for trial_id in finished:
                 self.store.delete_checkpoint(trial_id)
 

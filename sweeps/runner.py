@@ -107,10 +107,14 @@ class Recorder:
         self.jobs: dict[str, Job] = {}
 
     def on_reports(self, reports: Sequence[Report]) -> None:
-        """Store the reports' history, and a row for each job that is over. Called with nothing, write what is due."""
-        history = [self._history_row(report, epoch) for report in reports for epoch in report.history]
+        """Store the reports' history and predictions, and a row for each job that is over.
+
+        Called with nothing, write what is due.
+        """
+        history = [{**self._key(report), **epoch} for report in reports for epoch in report.history]
+        predictions = [{**self._key(report), **answers} for report in reports for answers in report.predictions]
         trials = [self._trial_row(report) for report in reports if report.status != "running"]
-        self._writer.add(trials, history)
+        self._writer.add(trials, history, predictions)
         for report in reports:
             if report.status == "running":
                 self._progress.trial_progress(report.trial_id, report.epoch, report.metrics)
@@ -119,9 +123,9 @@ class Recorder:
         if not reports:
             self._progress.tick()
 
-    def _history_row(self, report: Report, epoch: Mapping[str, Any]) -> dict[str, Any]:
+    def _key(self, report: Report) -> dict[str, Any]:
         job = self.jobs[report.trial_id]
-        return {"trial_id": job.trial_id, "attempt": job.attempt, "task_id": job.task_id, **epoch}
+        return {"trial_id": job.trial_id, "attempt": job.attempt, "task_id": job.task_id}
 
     def _trial_row(self, report: Report) -> dict[str, Any]:
         job, metrics = self.jobs[report.trial_id], dict(report.metrics)
@@ -134,10 +138,8 @@ class Recorder:
             "failed": "error",
         }
         return {
+            **self._key(report),
             "family": self._sweep.space.family,
-            "trial_id": job.trial_id,
-            "attempt": job.attempt,
-            "task_id": job.task_id,
             "category": self._sweep.categories.get(job.task_id),
             "sample": job.sample,
             "seed": job.seed,

@@ -1,9 +1,10 @@
 """The columns of the results: typed, versioned, documented one by one, and checked when a row is written.
 
-Two tables. *trials* has one row for each attempt at a unit of work, keyed by (trial_id, attempt); *history* has one row
-for each epoch of each attempt, keyed by (trial_id, attempt, epoch). A family may leave any column but the key empty and
-may bring columns of its own: a swept hyperparameter is ``config/<name>``, a metric that trials does not declare is
-``metric/<name>``, and a per-component value in history keeps its name (``grad_norm/<component>``).
+Three tables. *trials* has one row for each attempt at a unit of work, keyed by (trial_id, attempt); *history* has one
+row for each epoch of each attempt, keyed by (trial_id, attempt, epoch); *predictions* has one row for each held-out
+pair of each attempt that was evaluated, keyed by (trial_id, attempt, pair). A family may leave any column but the key
+empty and may bring columns of its own: a swept hyperparameter is ``config/<name>``, a metric that trials does not
+declare is ``metric/<name>``, and a per-component value in history keeps its name (``grad_norm/<component>``).
 
 Where the files lie and how they are written is in `sweeps.results`.
 """
@@ -24,11 +25,16 @@ from trainables.errors import InputError
 # A new column needs no new version: files without it read as null.
 SCHEMA_VERSION = 1
 
-Kind = Literal["trials", "history"]
+Kind = Literal["trials", "history", "predictions"]
 
-KEYS: dict[Kind, tuple[str, ...]] = {"trials": ("trial_id", "attempt"), "history": ("trial_id", "attempt", "epoch")}
+KEYS: dict[Kind, tuple[str, ...]] = {
+    "trials": ("trial_id", "attempt"),
+    "history": ("trial_id", "attempt", "epoch"),
+    "predictions": ("trial_id", "attempt", "pair"),
+}
 
 _TEXT, _INT, _REAL, _BOOL, _TIME = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", tz="UTC")
+_GRID = pa.list_(pa.list_(pa.int8()))
 
 TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("run_id", _TEXT, "run that the row belongs to"),
@@ -96,9 +102,22 @@ HISTORY: tuple[tuple[str, pa.DataType, str], ...] = (
     ("seconds", _REAL, "wall time of the epoch"),
 )
 
+PREDICTIONS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("run_id", _TEXT, "run that the row belongs to"),
+    ("trial_id", _TEXT, "trial that the row belongs to; key"),
+    ("attempt", _INT, "attempt that the row belongs to; key"),
+    ("task_id", _TEXT, "task that was trained on"),
+    ("pair", _INT, "place among the task's held-out test pairs, from 0; key"),
+    ("input", _GRID, "input grid: rows of colours 0 to 9"),
+    ("expected", _GRID, "the right answer"),
+    ("base", _GRID, "what the base answers before training; null where it writes no grid"),
+    ("adapted", _GRID, "the answer after training; null where it is no grid"),
+)
+
 _DECLARED: dict[Kind, dict[str, tuple[pa.DataType, str]]] = {
     "trials": {name: (dtype, doc) for name, dtype, doc in TRIALS},
     "history": {name: (dtype, doc) for name, dtype, doc in HISTORY},
+    "predictions": {name: (dtype, doc) for name, dtype, doc in PREDICTIONS},
 }
 
 
@@ -152,7 +171,7 @@ def to_table(rows: Sequence[Mapping[str, Any]], kind: Kind, extra: Mapping[str, 
     """Cast rows of dicts into a table of the current schema.
 
     A column that a row does not have is null. A mapping given for ``config`` is written as JSON. An unknown name
-    becomes ``metric/<name>`` in trials and keeps its name in history, as float64.
+    becomes ``metric/<name>`` in trials and keeps its name in the other tables, as float64.
 
     Args:
         rows: One mapping per row.
@@ -224,7 +243,7 @@ def check_version(schema: pa.Schema, kind: Kind) -> None:
 
 
 def _column(name: str, kind: Kind) -> str:
-    if kind == "history" or name in _DECLARED[kind] or name.startswith(("config/", "metric/")):
+    if kind != "trials" or name in _DECLARED[kind] or name.startswith(("config/", "metric/")):
         return name
     return f"metric/{name}"
 
@@ -259,6 +278,9 @@ def _scalar(value: Any) -> Any:
 
 def _convert(value: Any, dtype: pa.DataType, as_json: bool) -> Any:
     """Return ``value`` as the Python value that pyarrow stores as ``dtype``; raise TypeError where it does not fit."""
+    if dtype == _GRID and value is not None:
+        rows = value.tolist() if hasattr(value, "tolist") else value
+        return [[_colour(cell) for cell in row] for row in rows]
     value = _scalar(value)
     if value is None:
         return None
@@ -276,3 +298,9 @@ def _convert(value: Any, dtype: pa.DataType, as_json: bool) -> Any:
     if dtype == _TIME and isinstance(value, datetime) and value.tzinfo is not None:
         return value
     raise TypeError(f"{value!r:.100} is not of type {dtype}")
+
+
+def _colour(cell: Any) -> int:
+    if isinstance(cell, bool) or not isinstance(cell, int) or not 0 <= cell <= 9:
+        raise ValueError(f"{cell!r} is no colour from 0 to 9")
+    return cell

@@ -114,7 +114,7 @@ def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, consol
 
 
 def export(store: ResultsStore, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a whole run as one JSON value: its record, the summary, the last row and the last history of each trial.
+    """Return a whole run as one JSON value: its record, the summary, and the rows of each trial's last attempt.
 
     ``history`` maps a trial id to ``{column: values}`` ordered by epoch, without columns that are empty throughout.
     Numbers that JSON does not have (NaN, infinities) become None, times ISO strings.
@@ -132,7 +132,15 @@ def export(store: ResultsStore, summary: Mapping[str, Any]) -> dict[str, Any]:
         for trial_id, curve in curves.items()
     }
     rows = store.latest_trials().to_pylist()
-    return _json_value({"run": store.run(), "summary": summary, "trials": rows, "history": history})
+    kept = {(row["trial_id"], row["attempt"]) for row in rows}
+    predictions = [
+        row
+        for row in store.predictions().drop_columns(["run_id"]).to_pylist()
+        if (row["trial_id"], row["attempt"]) in kept
+    ]
+    return _json_value(
+        {"run": store.run(), "summary": summary, "trials": rows, "history": history, "predictions": predictions}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

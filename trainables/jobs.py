@@ -46,6 +46,7 @@ class Report:
         epoch: Absolute number of epochs trained, restarts included.
         metrics: Values for the job's row in the trials table, as far as they are known.
         history: One mapping per epoch since the last report; a job continued from a checkpoint sends all of them again.
+        predictions: One mapping per held-out example, with the answers before and after training; at the end only.
         error: One line that says why the job failed.
         traceback: The traceback of the failure.
     """
@@ -57,6 +58,7 @@ class Report:
     history: Sequence[Mapping[str, Any]] = ()
     error: str | None = None
     traceback: str | None = None
+    predictions: Sequence[Mapping[str, Any]] = ()
 
 
 class JobQueue(Protocol):

@@ -170,6 +170,16 @@ def test_every_task_and_sample_has_its_row(swept: tuple[Path, subprocess.Complet
     assert history.groupby("trial_id")["epoch"].max().to_dict() == dict(
         zip(trials["trial_id"], trials["epochs"], strict=True)
     )
+    pictures = rows(results, "a", "predictions")
+    tasks = load_tasks()
+    asked = [
+        (trial_id, pair)
+        for trial_id, task in zip(done["trial_id"], done["task_id"], strict=True)
+        for pair in range(len(tasks[task].test))
+    ]
+    assert sorted(zip(pictures["trial_id"], pictures["pair"], strict=True)) == sorted(asked)
+    expected = pictures.groupby("task_id")["expected"].first()
+    assert all([row.tolist() for row in grid] == tasks[task].test[0].output.tolist() for task, grid in expected.items())
     # derived from the base's own learning rate, not typed twice
     assert history["lr"].tolist() == pytest.approx([TINY.lr] * len(history))
     assert (history[["grad_norm/decoder", "grad_norm/encoder", "grad_norm/context_encoder"]] > 0).all(axis=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,11 @@ def epochs(name, upto, attempt=1, **columns):
     return [{**row, "train_loss": 1 / row["epoch"], **columns} for row in rows]
 
 
+def answers(name, pairs=1, attempt=1):
+    grids = {"input": [[1, 0]], "expected": [[0, 1]], "base": None, "adapted": [[0, 1]]}
+    return [{"trial_id": name, "task_id": name, "attempt": attempt, "pair": pair, **grids} for pair in range(pairs)]
+
+
 def record(fingerprint="f0", **settings):
     settings = {"preset": "demo", "num_samples": 1, "family": {"rank": 8}} | settings
     return run_record(["python", "sweeps/x.py", "--note", "a b"], settings, ["num_samples"], fingerprint, seed=0)
@@ -51,7 +57,7 @@ def store(tmp_path):
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["append", "crash after history", "crash before writing", "restart"]),
+        st.sampled_from(["append", "crash after history", "crash before trials", "crash before writing", "restart"]),
         st.lists(st.tuples(st.integers(0, 3), st.integers(1, 2), st.integers(1, 4)), max_size=3),
     ),
     max_size=8,
@@ -67,22 +73,28 @@ def test_any_order_of_appends_restarts_and_crashes_leaves_each_row_once_and_no_g
         for action, units in actions:
             rows = [trial(f"t{n}", attempt=a, **{f"metric/{upto}": upto}) for n, a, upto in units]
             curves = [row for n, a, upto in units for row in epochs(f"t{n}", upto, a, **{f"grad_norm/{n}": 1.0})]
-            handed_in.append((rows, curves))
+            pictures = [row for n, a, upto in units for row in answers(f"t{n}", upto, a)]
+            handed_in.append((rows, curves, pictures))
             if action == "append":
-                store.append(rows, curves)
+                store.append(rows, curves, pictures)
             elif action == "crash after history":
                 store.append([], curves)
+            elif action == "crash before trials":
+                store.append([], curves, pictures)
             if action != "append":
                 store = ResultsStore(folder, "sweep", "run")
         # a restarted command does again what is missing, and hands in all of it
-        for rows, curves in handed_in:
-            store.append(rows, curves)
-        wanted_trials = {(row["trial_id"], row["attempt"]) for rows, _ in handed_in for row in rows}
-        wanted_epochs = {(r["trial_id"], r["attempt"], r["epoch"]) for _, curves in handed_in for r in curves}
+        for rows, curves, pictures in handed_in:
+            store.append(rows, curves, pictures)
+        wanted_trials = {(row["trial_id"], row["attempt"]) for rows, _, _ in handed_in for row in rows}
+        wanted_epochs = {(r["trial_id"], r["attempt"], r["epoch"]) for _, curves, _ in handed_in for r in curves}
+        wanted_pairs = {(r["trial_id"], r["attempt"], r["pair"]) for _, _, pictures in handed_in for r in pictures}
         if wanted_trials:
             parts = Path(folder, "sweep", "run")
             assert keys(parts / "trials", "trial_id", "attempt") == sorted(wanted_trials)
             assert keys(parts / "history", "trial_id", "attempt", "epoch") == sorted(wanted_epochs)
+            assert keys(parts / "predictions", "trial_id", "attempt", "pair") == sorted(wanted_pairs)
+        assert store.predictions().num_rows == len(wanted_pairs)
         assert store.trials().num_rows == len(wanted_trials)
         assert store.history().num_rows == len(wanted_epochs)
 
@@ -111,16 +123,39 @@ class InterruptedFolder(Folder):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", ["trials", "history"])
+@pytest.mark.parametrize("kind", ["trials", "history", "predictions"])
 def test_ctrl_c_just_after_a_file_is_complete_does_not_write_its_rows_again(store, kind):
     parts = store._parts[kind]
     store._parts[kind] = InterruptedFolder(parts.location)
     with pytest.raises(KeyboardInterrupt), RowWriter(store, interval_s=0) as writer:
         try:
-            writer.add([trial("a")], epochs("a", 2))
+            writer.add([trial("a")], epochs("a", 2), answers("a"))
         finally:
             store._parts[kind] = parts
-    assert store.attempts() == {"a": 1} and store.trials().num_rows == 1 and store.history().num_rows == 2
+    assert store.attempts() == {"a": 1} and store.trials().num_rows == store.predictions().num_rows == 1
+    assert store.history().num_rows == 2
+
+
+def test_grids_come_back_as_they_were_and_their_files_are_not_written_again(store):
+    store.append([trial("a")], predictions=answers("a"))
+    file = next(Path(store.folder.root, "predictions").iterdir())
+    written = file.stat().st_mtime_ns
+    again = ResultsStore(*store.folder.root.rsplit("/", 2))
+    again.append(predictions=[*answers("a"), *answers("b", 2)])
+    assert file.stat().st_mtime_ns == written
+    grids = [
+        [row[name] for name in ("input", "expected", "base", "adapted")] for row in again.predictions().to_pylist()
+    ]
+    assert grids == [[[[1, 0]], [[0, 1]], None, [[0, 1]]]] * 3
+    polars = pytest.importorskip("polars").read_parquet(f"{store.folder.root}/predictions/*.parquet")
+    duckdb = pytest.importorskip("duckdb").sql(f"SELECT adapted[1][2] FROM '{store.folder.root}/predictions/*.parquet'")
+    assert polars["input"].to_list() == [[[1, 0]]] * 3 and duckdb.fetchall() == [(1,)] * 3
+
+
+def test_a_run_from_before_predictions_were_kept_has_none(store):
+    store.append([trial("a")], epochs("a", 1))
+    shutil.rmtree(f"{store.folder.root}/predictions", ignore_errors=True)
+    assert store.predictions().num_rows == 0
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ import pytest
 
 from sweeps.schema import (
     HISTORY,
+    PREDICTIONS,
     SCHEMA_VERSION,
     TRIALS,
     extra_columns,
     history_schema,
     merge_extra,
+    schema_of,
     to_table,
     trials_schema,
     upgrade,
@@ -26,7 +28,8 @@ KEY = {"trial_id": "a-1", "attempt": 1}
 
 
 def test_every_column_is_declared_once_and_documented():
-    for columns, schema in ((TRIALS, trials_schema()), (HISTORY, history_schema())):
+    tables = ((TRIALS, trials_schema()), (HISTORY, history_schema()), (PREDICTIONS, schema_of("predictions")))
+    for columns, schema in tables:
         assert len({name for name, _, _ in columns}) == len(columns)
         assert all(schema.field(name).metadata[b"doc"].decode() == doc and doc for name, _, doc in columns)
 
@@ -70,6 +73,20 @@ def test_swept_columns_are_typed_by_their_values_and_unknown_metrics_are_float64
 def test_a_component_column_keeps_its_name_in_history():
     table = to_table([{**KEY, "epoch": 1, "grad_norm/attention": 1}], "history")
     assert table.schema.field("grad_norm/attention").type == pa.float64()
+
+
+def test_grids_are_arrays_or_lists_of_colours_and_may_be_missing():
+    row = {**KEY, "pair": 0, "input": np.array([[1, 2]], dtype=np.int8), "expected": [[3], [4]], "base": None}
+    table = to_table([row], "predictions")
+    assert table.schema.equals(schema_of("predictions"))
+    got = table.to_pylist()[0]
+    assert (got["input"], got["expected"], got["base"], got["adapted"]) == ([[1, 2]], [[3], [4]], None, None)
+
+
+@pytest.mark.parametrize("grid", [[[10]], [[-1]], [[0.5]], [[True]], [1, 2], "12", 3, np.zeros(3)])
+def test_what_is_no_grid_is_refused(grid):
+    with pytest.raises(TypeError, match="'base' of predictions .* 'a-1'"):
+        to_table([{**KEY, "pair": 0, "base": grid}], "predictions")
 
 
 def test_a_diverged_loss_is_kept():

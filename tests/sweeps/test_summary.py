@@ -10,7 +10,7 @@ import pytest
 
 from sweeps.results import ResultsStore
 from sweeps.summary import main, print_summary, summarise
-from tests.sweeps.test_results import ROOT, epochs, record, trial
+from tests.sweeps.test_results import ROOT, answers, epochs, record, trial
 
 
 def accuracies(base, final):
@@ -39,6 +39,7 @@ def full(store):
         epochs("up", 2),
     )
     store.append([trial("retried", "failed", 2, error="[loss] is NaN again")], epochs("up", 3, attempt=2))
+    store.append(predictions=[*answers("up"), *answers("retried"), *answers("retried", 1, 2)])
     return store
 
 
@@ -84,6 +85,8 @@ def test_the_command_line_exports_one_file(full, tmp_path, capsys):
     assert exported["run"]["data_fingerprint"] == "f0" and exported["summary"]["adapters"] == 7
     assert exported["history"]["up"]["attempt"] == [2, 2, 2] and exported["history"]["up"]["epoch"] == [1, 2, 3]
     assert "lr" not in exported["history"]["up"] and len(exported["trials"]) == 7
+    pictures = [(row["trial_id"], row["attempt"], row["adapted"]) for row in exported["predictions"]]
+    assert pictures == [("up", 1, [[0, 1]]), ("retried", 2, [[0, 1]])]
 
 
 def test_the_command_line_refuses_in_one_sentence(full, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,18 @@ from trainables.folder import Folder
 from trainables.jobs import Job
 from trainables.pack.bank import AdapterPack
 from trainables.pack.checkpoint import Factors, save_peft
-from trainables.pack.plan import AdapterPlan, Losses
+from trainables.pack.plan import AdapterPlan, Evaluation, Losses
 
 # metrics that the bare base has as well
 COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """How a task's test pairs were answered: metrics over all of them, and each answer (None where it is no grid)."""
+
+    metrics: dict[str, Any]
+    answers: list[Grid | None]
 
 
 class ArcWorkload(ABC):
@@ -58,7 +67,7 @@ class ArcWorkload(ABC):
         self.base_name, self.base_lr, self.tasks, self.folder, self.bf16 = base_name, base_lr, tasks, folder, bf16
         self.pack = AdapterPack(model, target_modules)
         self.device = next(model.parameters()).device
-        self._base_metrics: dict[str, dict[str, Any]] = {}
+        self._base_solved: dict[str, _Solved] = {}
 
     @abstractmethod
     def lengths(self, row: Example) -> tuple[int, ...]:
@@ -105,27 +114,38 @@ class ArcWorkload(ABC):
             facts={"num_examples": len(pairs)},
         )
 
-    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[dict[str, Any]]:
-        """Solve the held-out test pairs with each adapter and, once per task, with the bare base."""
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
+        """Solve the held-out test pairs with each adapter and, once per task, with the bare base.
+
+        Predictions have the pair's place among the task's test pairs (``pair``), its grids (``input``, ``expected``)
+        and the two answers (``base``, ``adapted``).
+        """
         task_ids = [job.task_id for job, _ in finished]
         adapted = self._solve(task_ids)
-        unknown = sorted(set(task_ids) - set(self._base_metrics))
+        unknown = sorted(set(task_ids) - set(self._base_solved))
         if unknown:
             with self.pack.use(None):
-                self._base_metrics |= dict(zip(unknown, self._solve(unknown), strict=True))
-        rows = []
+                self._base_solved |= dict(zip(unknown, self._solve(unknown), strict=True))
+        evaluations = []
         for task_id, own in zip(task_ids, adapted, strict=True):
-            base = self._base_metrics[task_id]
-            rows.append(
-                {f"base_{name}": base[name] for name in (*COMPARED, "teacher_forced_cell_accuracy")}
-                | {f"final_{name}": own[name] for name in COMPARED}
-                | {name: value for name, value in own.items() if name not in COMPARED}
+            base = self._base_solved[task_id]
+            metrics = (
+                {f"base_{name}": base.metrics[name] for name in (*COMPARED, "teacher_forced_cell_accuracy")}
+                | {f"final_{name}": own.metrics[name] for name in COMPARED}
+                | {name: value for name, value in own.metrics.items() if name not in COMPARED}
             )
-        return rows
+            predictions = [
+                {"pair": pair, "input": held.input, "expected": held.output, "base": before, "adapted": after}
+                for pair, (held, before, after) in enumerate(
+                    zip(self.tasks[task_id].test, base.answers, own.answers, strict=True)
+                )
+            ]
+            evaluations.append(Evaluation(metrics, predictions))
+        return evaluations
 
     @torch.no_grad()
-    def _solve(self, task_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Metrics on the test pairs of each task; rows are slot-major, equally many for each task."""
+    def _solve(self, task_ids: Sequence[str]) -> list[_Solved]:
+        """Answer the test pairs of each task; rows are slot-major, equally many for each task."""
         examples = [test_examples(self.tasks[task_id]) for task_id in task_ids]
         width = max(map(len, examples))
         rows = [row for task in examples for row in [*task, *[None] * (width - len(task))]]
@@ -135,7 +155,7 @@ class ArcWorkload(ABC):
             span = range(place * width, place * width + len(task))
             metrics = mean_metrics([grid_metrics(answers[i], example) for i, example in zip(span, task, strict=True)])
             metrics["teacher_forced_cell_accuracy"] = float(np.mean([hits[i] / cells[i] for i in span]))
-            results.append(metrics)
+            results.append(_Solved(metrics, [answers[i] for i in span]))
         return results
 
     def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:

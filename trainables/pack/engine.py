@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -31,7 +31,7 @@ from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.pack.batching import BatchCost, group, padded_tokens
 from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
 from trainables.pack.optimizer import SlotStep, StackedAdamW
-from trainables.pack.plan import AdapterPlan, Losses, Workload
+from trainables.pack.plan import AdapterPlan, Evaluation, Losses, Workload
 from trainables.schedules import DECAYS
 
 log = logging.getLogger(__name__)
@@ -449,28 +449,27 @@ class PackEngine(Generic[E]):
 
     def _evaluate(self, batch: Sequence[Finished[E]], queue: JobQueue) -> None:
         """Evaluate and export a batch of adapters."""
-        rows = self._evaluated(batch)
-        for item, metrics in zip(batch, rows, strict=True):
+        for item, evaluation in zip(batch, self._evaluated(batch), strict=True):
             try:
                 place = self.workload.export(item.slot.job, item.slot.plan, self._factors(item))
             except Exception as error:
                 self._fail(item.slot, error, queue)
                 continue
-            more = {**metrics, "early_stopped": item.early_stopped, "checkpoint": place}
-            queue.report([self._report(item.slot, "success", more)])
+            more = {**evaluation.metrics, "early_stopped": item.early_stopped, "checkpoint": place}
+            queue.report([replace(self._report(item.slot, "success", more), predictions=evaluation.predictions)])
 
     @torch.no_grad()
-    def _evaluated(self, batch: Sequence[Finished[E]]) -> list[dict[str, Any]]:
+    def _evaluated(self, batch: Sequence[Finished[E]]) -> list[Evaluation]:
         begun = time.perf_counter()
         bank = AdapterBank(self.pack.layers, len(batch), self.bank.rank, self.device, self.evaluation_dtype)
         for place, item in enumerate(batch):
             bank.write(place, self._factors(item), item.slot.plan.alpha)
         with self.pack.use(bank):
-            rows = self.workload.evaluate([(item.slot.job, item.slot.plan) for item in batch])
+            evaluations = self.workload.evaluate([(item.slot.job, item.slot.plan) for item in batch])
         share = (time.perf_counter() - begun) / len(batch)
         for item in batch:
             item.slot.busy_seconds += share
-        return rows
+        return evaluations
 
     def _factors(self, item: Finished[E]) -> Factors:
         return self.bank.read(item.weights, item.slot.names, item.slot.plan.rank)

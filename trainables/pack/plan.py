@@ -70,6 +70,19 @@ class Losses:
     tokens: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a workload finds out about a finished adapter.
+
+    Attributes:
+        metrics: Held-out metrics, columns of the job's row.
+        predictions: One mapping per held-out example, where the answers themselves are kept.
+    """
+
+    metrics: Mapping[str, Any]
+    predictions: Sequence[Mapping[str, Any]] = ()
+
+
 class Workload(Protocol[E]):
     """What the engine trains on: one for each model family."""
 
@@ -82,8 +95,8 @@ class Workload(Protocol[E]):
     def losses(self, rows: Sequence[E | None]) -> Losses:
         """Run the model on rows, slot-major; None is a row of padding, whose total and count are 0."""
 
-    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[E]]]) -> list[dict[str, Any]]:
-        """Return held-out metrics of the finished adapters, one in each slot of the bank in use."""
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[E]]]) -> list[Evaluation]:
+        """Return the evaluations of the finished adapters, one in each slot of the bank in use."""
 
     def export(self, job: Job, plan: AdapterPlan[E], factors: Factors) -> str:
         """Write a finished adapter and return where it is."""

@@ -30,7 +30,7 @@ from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.checkpoint import Factors
 from trainables.pack.engine import PackEngine
-from trainables.pack.plan import AdapterPlan
+from trainables.pack.plan import AdapterPlan, Evaluation
 
 torch.set_num_threads(1)
 
@@ -205,8 +205,8 @@ def test_a_pack_equals_peft(
     exported: dict[str, Factors] = {}
 
     class Keeping(CausalLMWorkload):
-        def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[dict[str, Any]]:
-            return [{} for _ in finished]
+        def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
+            return [Evaluation({}) for _ in finished]
 
         def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
             exported[job.trial_id] = factors

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -14,6 +15,7 @@ from peft import PeftModel
 from trainables.arc import EOS, ROW_END, Task, load_tasks, test_examples, training_examples
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
+from trainables.atomic_lora.decoding import grid_metrics
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
 from trainables.atomic_lora.train import choose_slots, train_adapters
@@ -211,8 +213,8 @@ def test_evaluation_sets_the_adapter_beside_the_bare_base(
     with workload.pack.use(_bank(workload, 3, 1.0)):
         rows = workload.evaluate([(job, workload.plan(job)) for job in map(_job, ids)])
     bare = _champion()
-    for task_id, row in zip(ids, rows, strict=True):
-        examples = test_examples(tasks[task_id])
+    for task_id, evaluation in zip(ids, rows, strict=True):
+        row, examples = evaluation.metrics, test_examples(tasks[task_id])
         expected = autoregressive(bare, examples, "cpu")
         assert {n: row[f"base_{n}"] for n in ("grid_accuracy", "cell_accuracy", "size_accuracy")} == pytest.approx(
             {n: expected[n] for n in ("grid_accuracy", "cell_accuracy", "size_accuracy")}
@@ -223,7 +225,8 @@ def test_evaluation_sets_the_adapter_beside_the_bare_base(
         numbers = [v for v in row.values() if v is not None]
         assert all(0.0 <= v <= 1.0 and math.isfinite(v) for v in numbers)
     names = ("cell_accuracy", "size_accuracy")
-    assert [row[f"final_{n}"] for row in rows for n in names] != [row[f"base_{n}"] for row in rows for n in names]
+    finals, bases = ([row.metrics[f"{kind}_{n}"] for row in rows for n in names] for kind in ("final", "base"))
+    assert finals != bases
 
 
 @torch.no_grad()
@@ -235,17 +238,41 @@ def test_each_task_is_solved_by_its_own_adapter(workload: ChampionWorkload, smal
         together = workload.evaluate(jobs)
     for slot in range(2):
         with workload.pack.use(bank.take(torch.tensor([slot]))):
-            assert workload.evaluate([jobs[slot]])[0] == pytest.approx(together[slot])
+            assert workload.evaluate([jobs[slot]])[0].metrics == pytest.approx(together[slot].metrics)
 
 
 @torch.no_grad()
 def test_an_adapter_that_does_nothing_scores_as_the_base(workload: ChampionWorkload, smallest: list[str]) -> None:
     with workload.pack.use(_bank(workload, 2, 0.0)):
         rows = workload.evaluate([(job, workload.plan(job)) for job in map(_job, smallest[:2])])
-    for row in rows:
+    for evaluation in rows:
+        row = evaluation.metrics
         for name in ("grid_accuracy", "cell_accuracy", "size_accuracy"):
             assert row[f"final_{name}"] == row[f"base_{name}"]
         assert row["teacher_forced_cell_accuracy"] == row["base_teacher_forced_cell_accuracy"]
+        for prediction in evaluation.predictions:
+            np.testing.assert_array_equal(prediction["adapted"], prediction["base"])
+
+
+@torch.no_grad()
+def test_predictions_are_the_answers_that_were_scored(
+    workload: ChampionWorkload, tasks: Mapping[str, Task], smallest: list[str]
+) -> None:
+    ids = [smallest[0], smallest[-1]]
+    with workload.pack.use(_bank(workload, 2, 1.0)):
+        evaluations = workload.evaluate([(job, workload.plan(job)) for job in map(_job, ids)])
+    for task_id, evaluation in zip(ids, evaluations, strict=True):
+        examples = test_examples(tasks[task_id])
+        assert [prediction["pair"] for prediction in evaluation.predictions] == list(range(len(examples)))
+        for prediction, example in zip(evaluation.predictions, examples, strict=True):
+            np.testing.assert_array_equal(prediction["input"], example.query.input)
+            np.testing.assert_array_equal(prediction["expected"], example.query.output)
+        for kind, column in (("base", "base"), ("adapted", "final")):
+            scores = [
+                grid_metrics(prediction[kind], example)["cell"]
+                for prediction, example in zip(evaluation.predictions, examples, strict=True)
+            ]
+            assert np.mean(scores) == pytest.approx(evaluation.metrics[f"{column}_cell_accuracy"])
 
 
 # --------------------------------------------------------------------------------------------------------------- export

@@ -213,6 +213,16 @@ def test_a_running_report_carries_the_losses_of_its_epoch() -> None:
     assert running.metrics["train_loss"] == running.history[-1]["train_loss"]
 
 
+def test_predictions_come_with_the_last_report_alone() -> None:
+    reports = train([job("a", epochs=4, report_every=2), job("b", fault="evaluate")], slots=2).reports
+    said = {(r.trial_id, r.status): list(r.predictions) for r in reports}
+    assert said == {
+        ("a", "running"): [],
+        ("a", "success"): [{"pair": 0, "adapted": [[1]]}],
+        ("b", "failed"): [],
+    }
+
+
 def test_the_last_report_has_the_columns_of_the_trials_table() -> None:
     metrics = train([job("a", epochs=2)], slots=1).last("a").metrics
     expected = {

@@ -32,7 +32,7 @@ from trainables.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack, initial_factors
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.engine import PackEngine
-from trainables.pack.plan import AdapterPlan, Losses
+from trainables.pack.plan import AdapterPlan, Evaluation, Losses
 
 torch.set_num_threads(1)
 
@@ -360,11 +360,11 @@ class LlamaWorkload:
         losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
         return Losses(losses.sum(1), (labels[:, 1:] != -100).sum(1), [len(row or []) for row in rows])
 
-    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[list[int]]]]) -> list[dict[str, Any]]:
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[list[int]]]]) -> list[Evaluation]:
         logits = self.model(input_ids=torch.arange(6).repeat(len(finished), 1)).logits
         for (done, _), row in zip(finished, logits, strict=True):
             self.logits[done.trial_id] = row
-        return [{} for _ in finished]
+        return [Evaluation({}) for _ in finished]
 
     def export(self, job: Job, plan: AdapterPlan[list[int]], factors: Factors) -> str:
         self.exported[job.trial_id] = factors

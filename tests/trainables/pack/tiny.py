@@ -16,7 +16,7 @@ from trainables.pack.bank import AdapterPack, Path
 from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import Factors
 from trainables.pack.engine import PackEngine
-from trainables.pack.plan import AdapterPlan, Losses
+from trainables.pack.plan import AdapterPlan, Evaluation, Losses
 
 INPUTS, CLASSES = 6, 5
 DEFAULTS: dict[str, Any] = {
@@ -160,7 +160,7 @@ class TinyWorkload:
                 losses[i] = next(row.script) * count[i]
         return Losses(losses, count, [0 if row is None else len(row.classes) for row in rows])
 
-    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Row]]]) -> list[dict[str, Any]]:
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Row]]]) -> list[Evaluation]:
         self.evaluations.append([job.trial_id for job, _ in finished])
         if any(job.config["fault"] == "evaluate" for job, _ in finished):
             raise RuntimeError("no evaluation")
@@ -169,7 +169,7 @@ class TinyWorkload:
         logits = self.model(pad(rows)[0])
         for place, (job, _) in enumerate(finished):
             self.logits[job.trial_id] = logits[place * width : (place + 1) * width]
-        return [{"final_cell_accuracy": 0.5} for _ in finished]
+        return [Evaluation({"final_cell_accuracy": 0.5}, [{"pair": 0, "adapted": [[1]]}]) for _ in finished]
 
     def export(self, job: Job, plan: AdapterPlan[Row], factors: Factors) -> str:
         if job.config["fault"] == "export":
