@@ -86,6 +86,7 @@ def run_pool_sweep(
     num_workers: int,
     use_gpu: bool,
     on_reports: Callable[[list[Report]], None],
+    on_counts: Callable[[Mapping[str, int]], None] | None = None,
     on_trial_done: Callable[[list[str], str, Decision | None], None] | None = None,
     should_stop: StopFlag | None = None,
     scheduler: FIFOScheduler | None = None,
@@ -110,6 +111,7 @@ def run_pool_sweep(
         on_reports: Gets every report exactly once, those of one job in order; called on this thread a few times a
             second, with nothing where nothing is new. The last report of a job that ASHA saw carries ``rung`` and
             ``asha_cutoff`` in its metrics, and ``stop_reason="asha"`` where ASHA stopped it.
+        on_counts: Gets the broker's counts of jobs and workers before each of these calls.
         on_trial_done: Called with the trial ids of a unit, ``done`` or ``error``, and ASHA's last decision, when its
             Tune trial is over; the last reports of its jobs may still be on their way.
         should_stop: Once set, no job is begun, running jobs are stopped, their reports are handed over, and the call
@@ -153,7 +155,7 @@ def run_pool_sweep(
         num_samples = 1
     first_trials = min(max_concurrent, num_samples if make_jobs else len(units))
     driver = _Driver(
-        broker, units, make_jobs, scheduler, on_reports, on_trial_done, should_stop, lookahead, first_trials
+        broker, units, make_jobs, scheduler, on_reports, on_counts, on_trial_done, should_stop, lookahead, first_trials
     )
     pool = AdapterPool(
         broker,
@@ -256,6 +258,7 @@ class _Driver:
         make_jobs: Callable[[Mapping[str, Any]], Sequence[Job]] | None,
         scheduler: FIFOScheduler | None,
         on_reports: Callable[[list[Report]], None],
+        on_counts: Callable[[Mapping[str, int]], None] | None,
         on_trial_done: Callable[[list[str], str, Decision | None], None] | None,
         should_stop: StopFlag | None,
         lookahead: int,
@@ -266,7 +269,7 @@ class _Driver:
         self._units = units
         self._make_jobs = make_jobs
         self._asha = scheduler if isinstance(scheduler, GroupedASHA) else None
-        self._on_reports = on_reports
+        self._on_reports, self._on_counts = on_reports, on_counts
         self._on_trial_done = on_trial_done
         self._should_stop = should_stop
         self._lookahead = lookahead
@@ -378,6 +381,8 @@ class _Driver:
     def _hand_over(self) -> None:
         answer, self._answer = self._answer, None
         self._collected, reports, self.counts = self._get(answer)
+        if self._on_counts:
+            self._on_counts(self.counts)
         self._on_reports([self._with_decision(report) for report in reports])
 
     def _with_decision(self, report: Report) -> Report:

@@ -39,6 +39,9 @@ class Progress:
         noun: What one trial makes, in the plural.
         clock: Returns seconds; replaced in tests.
 
+    Attributes:
+        running: Trials in training, where somebody counts them; else those that have reported are shown.
+
     Raises:
         OSError: If the log cannot be opened.
     """
@@ -60,6 +63,7 @@ class Progress:
         self._gains: dict[str, float] = {}
         self._began = self._last_line = self._last_refresh = clock()
         self._first_start: float | None = None
+        self.running = 0
         self._closed = False
         self._log = open(log_path, "a", encoding="utf-8", buffering=1) if log_path is not None else None
         self._live: Live | None = None
@@ -152,22 +156,32 @@ class Progress:
         done = self._already_done + len(statuses) - failed
         epochs = [epoch for epoch, _ in self._running.values()]
         reached = f" (epoch {min(epochs)} to {max(epochs)})" if any(epochs) else ""
-        pace = self._per_hour()
-        waiting = self._total - self._already_done - len(statuses)
-        left = "unknown" if pace == 0 else _duration(waiting / pace * 3600)
+        pace, seconds = self.pace()
+        left = "unknown" if math.isnan(seconds) else _duration(seconds)
         facts = [
             ("done", f"{done}/{self._total}"),
-            ("running" + reached, f"{len(epochs)}"),
+            ("running" + reached, f"{self.in_training}"),
             ("stopped early", f"{stopped}"),
             ("failed", f"{failed}"),
             (f"{self._noun} per hour", f"{pace:.0f}" if pace else "unknown"),
-            ("left", left if waiting else "0:00:00"),
+            ("left", left),
         ]
         if self._gains:
             best, worst = (pick(self._gains, key=self._gains.__getitem__) for pick in (max, min))
             facts.append(("", f"best {best} {100 * self._gains[best]:+.1f} points"))
             facts.append(("", f"worst {worst} {100 * self._gains[worst]:+.1f} points"))
         return facts
+
+    @property
+    def in_training(self) -> int:
+        """Trials in training."""
+        return max(self.running, len(self._running))
+
+    def pace(self) -> tuple[float, float]:
+        """Return the trials that end in an hour, and the seconds until all have ended: NaN before the first has."""
+        with self._lock:
+            waiting, per_hour = self._total - self._already_done - len(self._finished), self._per_hour()
+            return per_hour, 0.0 if not waiting else waiting / per_hour * 3600 if per_hour else math.nan
 
     def _per_hour(self) -> float:
         # counted from the first start: the time that the cluster took to come up says nothing about the pace

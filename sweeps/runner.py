@@ -23,6 +23,7 @@ from search_spaces.settings import config_hash
 from search_spaces.space import SearchSpace
 from sweeps import cluster
 from sweeps.adapter_pool import PoolLoop
+from sweeps.metrics import SweepMetrics
 from sweeps.pool import optuna_searcher, run_pool_sweep
 from sweeps.progress import Progress
 from sweeps.results import ResultsStore, RowWriter, run_record
@@ -94,17 +95,34 @@ class Sweep:
 
 
 class Recorder:
-    """Turns reports into rows of the store and lines of progress.
+    """Turns reports into rows of the store, lines of progress and metrics.
 
     Args:
         sweep: The sweep.
         writer: Where rows go.
         progress: Who is told.
+        metrics: Who is told for Prometheus.
+
+    Attributes:
+        jobs: The jobs that reports may be about, by trial id.
+        slots: Trials that can train at once.
     """
 
-    def __init__(self, sweep: Sweep, writer: RowWriter, progress: Progress) -> None:
-        self._sweep, self._writer, self._progress = sweep, writer, progress
+    def __init__(self, sweep: Sweep, writer: RowWriter, progress: Progress, metrics: SweepMetrics) -> None:
+        self._sweep, self._writer, self._progress, self._metrics = sweep, writer, progress, metrics
+        self._retried = self._restarts = 0
         self.jobs: dict[str, Job] = {}
+        self.slots = 1
+
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """Take note of jobs before their first report."""
+        for job in jobs:
+            self.jobs[job.trial_id] = job
+            self._retried += job.attempt > 1
+
+    def on_counts(self, counts: Mapping[str, int]) -> None:
+        """Take note of what the pool counts."""
+        self._progress.running, self._restarts = counts["running"], counts["worker_restarts"]
 
     def on_reports(self, reports: Sequence[Report]) -> None:
         """Store the reports' history and predictions, and a row for each job that is over.
@@ -122,6 +140,9 @@ class Recorder:
                 self._progress.trial_finished(report.trial_id, report.status, {**report.metrics, "error": report.error})
         if not reports:
             self._progress.tick()
+        self._metrics.observe(reports)
+        retries = self._retried + self._restarts
+        self._metrics.refresh(self._progress.in_training, self.slots, retries, *self._progress.pace())
 
     def _key(self, report: Report) -> dict[str, Any]:
         job = self.jobs[report.trial_id]
@@ -203,8 +224,9 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
         _replay(scheduler, store, {job.trial_id: job.task_id for job in jobs}, space.grace_period(sweep.config))
     extents = _extents(job.config for job in jobs)
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
-        recorder.jobs = {job.trial_id: job for job in missing}
+        recorder.expect(missing)
         slots, workers = pool.slots(info.num_gpus > 0), info.pool_workers(pool.worker_bytes)
+        recorder.slots = slots * workers
         outcome = run_pool_sweep(
             [[job] for job in missing],
             pool_loop=pool.loop,
@@ -212,6 +234,7 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             num_workers=workers,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
+            on_counts=recorder.on_counts,
             should_stop=stop,
             scheduler=scheduler,
             max_concurrent=min(JUDGED_TRIALS if scheduler else TUNE_TRIALS, slots * workers),
@@ -253,10 +276,11 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             made = [
                 replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in made if job.trial_id not in finished
             ]
-            recorder.jobs |= {job.trial_id: job for job in made}
+            recorder.expect(made)
             return made
 
         slots, workers = pool.slots(info.num_gpus > 0), info.pool_workers(pool.worker_bytes)
+        recorder.slots = slots * workers
         extents = _extents(_corners(vars(sweep.config), sweep.domains))
         left = max(0, args.num_samples - len(complete))
         outcome = run_pool_sweep(
@@ -265,6 +289,7 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             num_workers=workers,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
+            on_counts=recorder.on_counts,
             should_stop=stop,
             scheduler=scheduler,
             max_concurrent=max(2, slots * workers // len(panel)),
@@ -388,7 +413,8 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             scheduler, store, dict.fromkeys((job.trial_id for job in jobs), "all"), space.grace_period(sweep.config)
         )
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
-        recorder.jobs = {job.trial_id: job for job in missing}
+        recorder.expect(missing)
+        recorder.slots = max(1, info.num_gpus)
 
         def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
             job = recorder.jobs[trial_id]
@@ -426,7 +452,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             on_trial_end=on_trial_end,
             should_stop=stop,
             scheduler=scheduler,
-            max_concurrent=max(1, info.num_gpus),
+            max_concurrent=recorder.slots,
         )
     return _close(sweep, store, not finished, {job.trial_id for job in jobs})
 
@@ -448,7 +474,8 @@ def _recording(
         RowWriter(store) as writer,
         Progress(total, done, log, noun=noun) as progress,
     ):
-        yield Recorder(sweep, writer, progress), info, stop
+        metrics = SweepMetrics(sweep.name, sweep.space.family, total, done)
+        yield Recorder(sweep, writer, progress, metrics), info, stop
 
 
 def _close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:

@@ -99,6 +99,7 @@ HISTORY: tuple[tuple[str, pa.DataType, str], ...] = (
     ("grad_norm", _REAL, "norm of the whole gradient before clipping, mean over the epoch"),
     ("examples", _INT, "examples trained on in the epoch"),
     ("tokens", _INT, "tokens trained on in the epoch, padding not counted"),
+    ("padded_tokens", _REAL, "tokens computed in training, padding included: the trial's share of its batches"),
     ("seconds", _REAL, "wall time of the epoch"),
 )
 

@@ -74,6 +74,7 @@ class Slot(Generic[E]):
     epoch_started: float = 0.0
     epoch_examples: int = 0
     epoch_tokens: int = 0
+    epoch_padded: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -315,13 +316,15 @@ class PackEngine(Generic[E]):
         self.loss_sums.index_add_(0, index, per_slot.detach().to(self.loss_sums))
         tokens = iter(losses.tokens)
         width = len(losses.tokens) // len(batches)
+        padded = padded_tokens([self._lengths(rows) for _, rows in batches], len(losses.tokens))
         for slot, rows in batches:
             slot.epoch_examples += len(rows)
+            slot.epoch_padded += padded / len(batches)
             slot.epoch_tokens += sum(next(tokens) for _ in range(width))
         self.stats.batches += 1
         self.stats.examples += sum(len(rows) for _, rows in batches)
         self.stats.tokens += sum(losses.tokens)
-        self.stats.padded_tokens += padded_tokens([self._lengths(rows) for _, rows in batches], len(losses.tokens))
+        self.stats.padded_tokens += padded
 
     def _next_batch(self, slot: Slot[E]) -> Sequence[E]:
         if not slot.waiting:
@@ -331,6 +334,7 @@ class PackEngine(Generic[E]):
             size = slot.plan.batch_size
             slot.waiting = [examples[i : i + size] for i in range(0, len(examples), size)][::-1]
             slot.epoch_started, slot.epoch_examples, slot.epoch_tokens = time.perf_counter(), 0, 0
+            slot.epoch_padded = 0.0
         return slot.waiting.pop()
 
     def _forward(self, bank: AdapterBank, batches: Sequence[Sequence[E]]) -> tuple[Losses, Tensor]:
@@ -406,6 +410,7 @@ class PackEngine(Generic[E]):
                 "epoch": slot.epoch, "step": slot.step, "train_loss": column[0] / steps,
                 "eval_loss": float(evaluation_losses[place]), "lr": slot.lr, "grad_norm": column[1] / steps,
                 "examples": slot.epoch_examples, "tokens": slot.epoch_tokens,
+                "padded_tokens": slot.epoch_padded,
                 "seconds": time.perf_counter() - slot.epoch_started,
                 **{f"grad_norm/{name}": norm for name, norm in norms.items()},
                 **{f"update_norm/{name}": norm for name, norm in updates.items()},
