@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from search_spaces.space import SearchSpace
+from sweeps.cluster import in_job
 from trainables.errors import InputError, did_you_mean
 
 WANDB_MODES = ("off", "offline", "online")
@@ -80,7 +81,13 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         help="sweep a setting, as in --sweep 'lr=loguniform(1e-4, 1e-2)' or --sweep rank=4,8,16; repeatable",
     )
     add("--config", metavar="FILE", help="YAML file with the sections 'set' and 'sweep'")
-    add("--results-dir", default="results", metavar="DIR", help="folder or URI of all results (default: results)")
+    add(
+        "--results-dir",
+        type=_results_dir,
+        default="results",
+        metavar="DIR",
+        help="folder or URI of all results; in a submitted job a relative one is in the home folder (default: results)",
+    )
     add(
         "--run-id",
         type=_run_id,
@@ -261,6 +268,11 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _results_dir(text: str) -> str:
+    # the working directory of a job is Ray's copy of the upload: what is written there is removed with it
+    return os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
 
 
 def _run_id(text: str) -> str:

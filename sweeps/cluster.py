@@ -8,6 +8,7 @@ here: see ``cluster.yaml``.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -24,9 +25,12 @@ from typing import Any
 
 import ray
 from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from trainables.errors import InputError
 
+# the label that autoscalers, Ray's own and KubeRay's, put on every node, the head included
+NODE_GROUP = "ray.io/node-group"
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sweeps", "search_spaces", "trainables")
 
@@ -56,6 +60,7 @@ class ClusterInfo:
         num_cpus: CPUs in the cluster.
         memory: Memory that Ray gives to tasks and actors, in bytes.
         nodes: Machines in the cluster.
+        grows: Whether an autoscaler starts machines when something waits for them.
         state_api: Whether Ray's State API answers. Without it Train does not free the GPUs of a trial that is stopped.
         dashboard_url: Where the dashboard is, None where there is none.
     """
@@ -66,6 +71,7 @@ class ClusterInfo:
     num_cpus: int
     memory: int
     nodes: int
+    grows: bool
     state_api: bool
     dashboard_url: str | None
 
@@ -95,7 +101,8 @@ def connect(
         log_to_driver: Print what remote processes print.
 
     Raises:
-        InputError: If there are fewer GPUs than asked for or the address does not answer.
+        InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, or the address does
+            not answer.
     """
     if num_gpus is not None and num_gpus < 0:
         raise InputError(f"--num-gpus is {num_gpus}; give 0 to use the CPU, or the number of GPUs to use.")
@@ -103,6 +110,9 @@ def connect(
     local = address == "local"
     before = dict(os.environ)
     aside: str | None = None
+    if not local:
+        # a machine that an autoscaler starts is there after minutes
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
@@ -170,9 +180,17 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     return aside
 
 
+def in_job() -> bool:
+    """Whether ``ray job submit`` started this process: its working directory is Ray's copy, removed after the job."""
+    return RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ
+
+
 def _attach(address: str, options: dict[str, Any]) -> None:
-    runtime_env: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    # Ray refuses a variable that the job's own runtime environment sets as well
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    runtime_env: dict[str, Any] = {"env_vars": {n: os.environ[n] for n in ENVIRONMENT if n not in given}}
+    if not in_job():
         # a submitted job brings its working directory; without one the other machines get the code from here
         runtime_env["py_modules"] = [str(ROOT / name) for name in PACKAGES]
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -192,7 +210,10 @@ def _attach(address: str, options: dict[str, Any]) -> None:
 def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
     resources = ray.cluster_resources()
     there = int(resources.get("GPU", 0))
-    _refuse_missing_gpus(num_gpus, there, "this machine" if local else "the cluster")
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    grows = any(NODE_GROUP in node["Labels"] for node in nodes)
+    if not grows:
+        _refuse_missing_gpus(num_gpus, there, "this machine" if local else "the cluster")
     context = ray.get_runtime_context()
     url = ray._private.worker.get_dashboard_url()
     return ClusterInfo(
@@ -201,7 +222,8 @@ def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
         num_gpus=there if num_gpus is None else num_gpus,
         num_cpus=int(resources.get("CPU", 0)),
         memory=int(resources.get("memory", 0)),
-        nodes=sum(node["Alive"] for node in ray.nodes()),
+        nodes=len(nodes),
+        grows=grows,
         state_api=_state_api_answers(context.gcs_address),
         dashboard_url=f"http://{url}" if url else None,
     )

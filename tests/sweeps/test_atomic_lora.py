@@ -11,34 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-import torch
 
 from sweeps import atomic_lora, atomic_lora_search
 from sweeps.cli import run_main
+from tests.sweeps.tiny import ROOT, SMALLEST, TINY, rows, save_tiny_champion
 from tests.trainables.atomic_lora.language_models import save_llama, save_qwen2
 from trainables.arc import load_tasks
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.model import Champion, load_champion, save_champion
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ChampionConfig(
-    width=32, heads=2, feedforward=48, decoder_layers=1, context_width=16, context_heads=2, context_feedforward=32
-)
-SMALLEST = ["0d3d703e", "25ff71a9", "a85d4709", "d037b0a7"]
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny untrained Champion."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("base") / "champion.safetensors"
-    model = Champion(TINY)
-    # without a preference for ending a row an untrained model writes the largest grids there are
-    torch.nn.init.constant_(model.head.bias[10:13], 2.0)
-    save_champion(path, model, TINY, {})
-    return path
+    return save_tiny_champion(tmp_path_factory.mktemp("base"))
 
 
 def command(base: Path | str, results: Path, run_id: str, *more: str, script: str = "atomic_lora") -> list[str]:
@@ -49,11 +35,6 @@ def command(base: Path | str, results: Path, run_id: str, *more: str, script: st
 
 def run(*args: Any, script: str = "atomic_lora", timeout: float = 240) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*args, script=script), capture_output=True, text=True, timeout=timeout)
-
-
-def rows(results: Path, run_id: str, kind: str = "trials", sweep: str = "atomic_lora") -> pd.DataFrame:
-    folder = results / sweep / run_id / kind
-    return pd.read_parquet(folder) if folder.exists() and any(folder.glob("*.parquet")) else pd.DataFrame()
 
 
 # --------------------------------------------------------------------------------------------------- bad input, no Ray

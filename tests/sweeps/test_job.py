@@ -1,0 +1,192 @@
+"""A sweep as a submitted job: the real `ray` command line against a real head node that asks for a token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
+
+from tests.sweeps.tiny import ROOT, SMALLEST, rows, save_tiny_champion
+
+MEBIBYTE = 1 << 20
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def test_the_upload_holds_the_code_and_no_results_caches_or_environments(tmp_path: Path) -> None:
+    left_behind = (
+        "results/a/b/trials/part-0.parquet",
+        "wandb/offline-run-1/run.wandb",
+        ".venv/bin/python",
+        ".git/HEAD",
+        ".mypy_cache/x.json",
+        ".ruff_cache/x",
+        ".pytest_cache/x",
+        ".hypothesis/x",
+        "sweeps/__pycache__/cli.pyc",
+        "build/lib/x.py",
+        "dist/x.whl",
+        "ray_lora_sweeps.egg-info/PKG-INFO",
+    )
+    taken = ("sweeps/cli.py", "trainables/atomic_lora/base/champion.safetensors", "pyproject.toml")
+    for name in (*left_behind, *taken):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text("content")
+    # .gitignore would hide some of them too, but an export of the project has no .gitignore
+    (tmp_path / "tree" / ".rayignore").write_text((ROOT / ".rayignore").read_text())
+    assert _uploaded(tmp_path / "tree", tmp_path / "a.zip") == {".rayignore", *taken}
+
+
+def test_the_upload_is_small() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "package.zip")
+        names = _uploaded(ROOT, package)
+        assert {"sweeps/atomic_lora.py", "trainables/atomic_lora/base/champion.safetensors"} <= names
+        assert package.stat().st_size < 20 * MEBIBYTE
+
+
+def _uploaded(tree: Path, package: Path) -> set[str]:
+    """Return the names of the files that `ray job submit --working-dir` would upload."""
+    create_package(str(tree), package, include_gitignore=True, excludes=get_runtime_env_default_excludes())
+    with zipfile.ZipFile(package) as archive:
+        return {name for name in archive.namelist() if not name.endswith("/")}
+
+
+# ------------------------------------------------------------------------------------------------------------ real jobs
+
+
+class Head:
+    """A head node of its own, started and asked through the `ray` command line."""
+
+    def __init__(self, folder: Path) -> None:
+        # Ray's sockets need a short path
+        self.home = folder
+        self._temp = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        ports = {name: str(_free_port()) for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = kept | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
+            # as cluster.yaml sets it: by default a stopped job is killed after 3 seconds
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        }
+        subprocess.run([RAY, "get-auth-token", "--generate"], env=self.environment, check=True, capture_output=True)
+        options = [f"--{name}={value}" for name, value in ports.items()]
+        options += ["--head", "--block", "--num-cpus=2", "--num-gpus=0", f"--temp-dir={self._temp}"]
+        options += [f"--ray-client-server-port={_free_port()}", "--node-ip-address=127.0.0.1"]
+        self._log = (folder / "ray-start.log").open("w")
+        self._process = subprocess.Popen(
+            [RAY, "start", *options], env=self.environment, stdout=self._log, stderr=subprocess.STDOUT
+        )
+
+    def ray(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [RAY, *words], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300, **options
+        )
+        assert not check or done.returncode == 0, f"ray {' '.join(words)}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def stop(self) -> None:
+        # `ray stop` would end every Ray on the machine; and asked to end, `ray start` waits half a minute for a head
+        # that it has just ended
+        for process in (*psutil.Process(self._process.pid).children(recursive=True), self._process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        self._log.close()
+        shutil.rmtree(self._temp, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    node = Head(tmp_path_factory.mktemp("home"))
+    try:
+        _wait_for(lambda: node.ray("job", "list", check=False).returncode == 0, 90)
+        yield node
+    finally:
+        node.stop()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_champion(tmp_path_factory.mktemp("base"))
+
+
+def sweep(base: Path, run_id: str, *more: str) -> list[str]:
+    """The end of a `ray job submit` command line."""
+    fixed = ["--preset", "smoke", "--base", str(base), "--tasks", ",".join(SMALLEST), "--run-id", run_id]
+    return ["--working-dir", ".", "--", "python", "sweeps/atomic_lora.py", *fixed, *more]
+
+
+@pytest.mark.slow
+def test_without_the_token_nothing_is_accepted(head: Head, tmp_path: Path) -> None:
+    stranger = {**head.environment, "HOME": str(tmp_path), "RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run([RAY, "job", "list"], env=stranger, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "token" in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.slow
+def test_a_submitted_sweep_shows_its_progress_and_writes_its_rows(head: Head, base: Path) -> None:
+    submitted = head.ray("job", "submit", *sweep(base, "job"))
+    assert "4 of 4 adapters to do" in submitted.stdout and "4/4 done" in submitted.stdout
+    assert "exact-match accuracy" in submitted.stdout and "succeeded" in submitted.stdout
+    # not in the working directory, which is Ray's copy of the upload
+    results = head.home / "results"
+    assert f"results: {results}" in submitted.stdout
+    trials, history = rows(results, "job"), rows(results, "job", "history")
+    assert sorted(trials["task_id"]) == SMALLEST and (trials["status"] == "success").all()
+    assert len(history) == 8 and not history.duplicated(["trial_id", "epoch"]).any()
+
+
+@pytest.mark.slow
+def test_a_stopped_job_ends_drained_and_the_same_command_finishes_it(head: Head, base: Path, tmp_path: Path) -> None:
+    epochs = 150
+    place = ("--results-dir", str(tmp_path), "--set", "report_every=5")
+    command = sweep(base, "stopped", *place, "--set", f"epochs={epochs}", "--set", f"patience={epochs}")
+    head.ray("job", "submit", "--no-wait", "--submission-id", "first", *command)
+    checkpoints = tmp_path / "atomic_lora" / "stopped" / "checkpoints"
+    _wait_for(lambda: len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST), 240)
+    head.ray("job", "stop", "first")
+    assert "Interrupted: run the same command with --run-id stopped" in head.ray("job", "logs", "first").stdout
+    before = rows(tmp_path, "stopped", "history")
+    assert set(before["task_id"]) == set(SMALLEST) and before["epoch"].max() < epochs
+    assert len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST) and rows(tmp_path, "stopped").empty
+    assert "succeeded" in head.ray("job", "submit", *command).stdout
+    history = rows(tmp_path, "stopped", "history")
+    assert (rows(tmp_path, "stopped")["status"] == "success").all()
+    assert sorted(zip(history["task_id"], history["epoch"], strict=True)) == [
+        (task_id, epoch) for task_id in SMALLEST for epoch in range(1, epochs + 1)
+    ]
+    # what was written before the stop is still the same
+    both = before.merge(history, on=["trial_id", "epoch"], suffixes=("", "_after"))
+    assert len(both) == len(before) and (both["eval_loss"] == both["eval_loss_after"]).all()
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass in time"
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
