@@ -45,8 +45,8 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
     """Return a parser with the options of every sweep.
 
     The parsed namespace holds ``num_gpus`` (None: what the machine has), ``preset``, ``num_samples``, ``results_dir``,
-    ``run_id`` (a new one where none is given), ``address``, ``seed``, ``wandb``, ``sets``, ``sweeps`` and ``config``
-    (None or a path).
+    ``run_id`` (a new one where none is given), ``address``, ``seed``, ``sets``, ``sweeps``, ``config`` (None or a path)
+    and those of `tracker_options`.
 
     Args:
         space: The search space, for the names of its presets.
@@ -97,8 +97,17 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
     )
     add("--address", metavar="ADDR", help="Ray cluster to connect to (default: start one on this machine)")
     add("--seed", type=_whole(0), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
-    add("--wandb", type=_one_of(WANDB_MODES), default="off", metavar="|".join(WANDB_MODES), help="(default: off)")
+    tracker_options(parser)
     return parser
+
+
+def tracker_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``wandb``, ``wandb_per_trial`` and ``tensorboard``."""
+    add = parser.add_argument
+    modes = "|".join(WANDB_MODES)
+    add("--wandb", type=_one_of(WANDB_MODES), default="off", metavar=modes, help="log to W&B (default: off)")
+    add("--wandb-per-trial", action="store_true", help="a W&B run for each trial instead of one for the sweep")
+    add("--tensorboard", action="store_true", help="write TensorBoard's files into the run's folder")
 
 
 def task_options(parser: argparse.ArgumentParser) -> None:

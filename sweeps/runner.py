@@ -29,7 +29,7 @@ from sweeps.progress import Progress
 from sweeps.results import ResultsStore, RowWriter, run_record
 from sweeps.scheduler import GroupedASHA, one_group
 from sweeps.summary import print_summary, summarise
-from sweeps.trackers import log_to_wandb
+from sweeps.trackers import Trackers, sinks_for
 from sweeps.train_run import TrainLoop, TrialEnd, run_ordinary
 from trainables.jobs import Job, Report
 
@@ -102,14 +102,18 @@ class Recorder:
         writer: Where rows go.
         progress: Who is told.
         metrics: Who is told for Prometheus.
+        trackers: Who gets the rows as well.
 
     Attributes:
         jobs: The jobs that reports may be about, by trial id.
         slots: Trials that can train at once.
     """
 
-    def __init__(self, sweep: Sweep, writer: RowWriter, progress: Progress, metrics: SweepMetrics) -> None:
+    def __init__(
+        self, sweep: Sweep, writer: RowWriter, progress: Progress, metrics: SweepMetrics, trackers: Trackers
+    ) -> None:
         self._sweep, self._writer, self._progress, self._metrics = sweep, writer, progress, metrics
+        self._trackers = trackers
         self._retried = self._restarts = 0
         self.jobs: dict[str, Job] = {}
         self.slots = 1
@@ -133,6 +137,7 @@ class Recorder:
         predictions = [{**self._key(report), **answers} for report in reports for answers in report.predictions]
         trials = [self._trial_row(report) for report in reports if report.status != "running"]
         self._writer.add(trials, history, predictions)
+        self._trackers.rows(trials, history)
         for report in reports:
             if report.status == "running":
                 self._progress.trial_progress(report.trial_id, report.epoch, report.metrics)
@@ -468,21 +473,22 @@ def _recording(
     sweep: Sweep, store: ResultsStore, total: int, done: int, noun: str = "adapters"
 ) -> Iterator[tuple[Recorder, cluster.ClusterInfo, Any]]:
     log = Path(store.folder.root, "progress.log") if store.folder.is_local else None
+    args = sweep.args
     with (
+        # outermost: what trackers still have to do keeps no machine waiting
+        Trackers(sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard)) as trackers,
         cluster.connect(sweep.args.address, sweep.args.num_gpus) as info,
         cluster.stop_on_signals() as stop,
         RowWriter(store) as writer,
         Progress(total, done, log, noun=noun) as progress,
     ):
         metrics = SweepMetrics(sweep.name, sweep.space.family, total, done)
-        yield Recorder(sweep, writer, progress, metrics), info, stop
+        yield Recorder(sweep, writer, progress, metrics, trackers), info, stop
 
 
 def _close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:
     summary = summarise(store)
     print_summary(summary)
-    if sweep.args.wandb != "off":
-        log_to_wandb(store, summary, sweep.args.wandb)
     if interrupted:
         print(f"Interrupted: run the same command with --run-id {sweep.args.run_id} to finish.", file=sys.stderr)
         return INTERRUPTED

@@ -47,7 +47,11 @@ def test_a_board_has_no_angular_panel_and_no_overlap(board: Path) -> None:
     for panel in panels(board):
         assert panel["type"] in ("timeseries", "stat")
         place = panel["gridPos"]
-        own = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        own = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert place["x"] + place["w"] <= 24 and not own & cells
         cells |= own
 
@@ -125,7 +129,7 @@ def get(url: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("prometheus"), reason="needs the program prometheus (Debian: apt install prometheus)")
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus (apt install prometheus)")
 def test_every_query_of_every_panel_returns_data(watched: dict[str, str]) -> None:
     # no GPU: what Ray says of GPUs is empty
     waiting = [query for query in queries() if not re.search("ray_node_(gpus|gram)", query[2])]

