@@ -117,7 +117,7 @@ def _train(options: list[str], folder: str, part: int, parts: int) -> int:
     config, order = vars(made.config), sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id))
     jobs = ListQueue(made.job(task_id, config, made.args.seed, 0) for task_id in order[part::parts])
     settings = {
-        **pool.settings, "rank": config["rank"], "target_modules": config["target_modules"], "slots": pool.slots(False),
+        **pool.settings, **{name: config[name] for name in ("rank", "batch_size", "target_modules")},
         "folder": f"{folder}/engine",
     }  # fmt: skip
     train_adapters(settings, PlainRun(), jobs)
@@ -242,7 +242,7 @@ def stub_sweep(trials: int) -> None:
         sweep = Sweep("stub", SPACE, args, config, domains, {"tasks": task_ids}, "none")
         started = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):
-            code = run_pool(sweep, Pool(stub_loop, {}, lambda on_gpu: 32, 1 << 30), task_ids)
+            code = run_pool(sweep, Pool(stub_loop, {"slots": 32}, lambda on_gpu: 32, 1 << 30), task_ids)
         seconds = time.perf_counter() - started
     if code:
         raise SystemExit(code)

@@ -77,7 +77,7 @@ def prepare(
     sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
-        {"base": base, "data": args.data, "tasks": list(chosen)},
+        {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},
         lambda on_gpu: slots(args.slots, on_gpu),
         WORKER_BYTES + 4 * parameters,
     )
@@ -109,7 +109,7 @@ def check_base(base: str, config: object, domains: Mapping[str, object]) -> tupl
 
 
 def slots(option: int | str, on_gpu: bool) -> int:
-    """Return the slots per worker that ``--slots`` means on a kind of device."""
+    """Return the most slots per worker that ``--slots`` means on a kind of device."""
     from trainables.atomic_lora.train import choose_slots
 
     return choose_slots(option, "cuda" if on_gpu else "cpu")

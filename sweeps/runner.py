@@ -200,8 +200,8 @@ class Pool:
 
     Attributes:
         loop: The family's pool loop, or its name as ``package.module:function``.
-        settings: Passed to it, besides ``folder``, ``rank`` and ``target_modules``.
-        slots: Adapters in training at once on each worker, by device type.
+        settings: Passed to it, besides ``folder``, ``rank``, ``batch_size`` and ``target_modules``.
+        slots: The most adapters in training at once on each worker, for GPUs (True) or CPUs.
         worker_bytes: Memory that a worker on a CPU needs; there are no more workers than fit.
     """
 
@@ -235,7 +235,7 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
         outcome = run_pool_sweep(
             [[job] for job in missing],
             pool_loop=pool.loop,
-            pool_settings={**pool.settings, **extents, "slots": slots, "folder": store.folder.location},
+            pool_settings={**pool.settings, **extents, "folder": store.folder.location},
             num_workers=workers,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
@@ -290,7 +290,7 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
         left = max(0, args.num_samples - len(complete))
         outcome = run_pool_sweep(
             pool_loop=pool.loop,
-            pool_settings={**pool.settings, **extents, "slots": slots, "folder": store.folder.location},
+            pool_settings={**pool.settings, **extents, "folder": store.folder.location},
             num_workers=workers,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
@@ -379,19 +379,19 @@ def _replay(scheduler: GroupedASHA, store: ResultsStore, groups: Mapping[str, st
 
 
 def _extents(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The largest rank and all layers that any of the configurations adapts: what the pack must have room for."""
-    ranks, modules = [], dict[str, None]()
-    for values in configs:
-        ranks.append(values["rank"])
-        modules |= dict.fromkeys(values["target_modules"])
-    return {"rank": max(ranks), "target_modules": tuple(modules)}
+    """The largest rank and batch and all layers of any configuration: what the pack must have room for."""
+    configs = list(configs)
+    return {
+        **{name: max(values[name] for values in configs) for name in ("rank", "batch_size")},
+        "target_modules": tuple(dict.fromkeys(name for values in configs for name in values["target_modules"])),
+    }
 
 
 def _corners(values: Mapping[str, Any], domains: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     from search_spaces.space import extremes
 
     yield {**values}
-    for name in ("rank", "target_modules"):
+    for name in ("rank", "batch_size", "target_modules"):
         for extreme in extremes(domains[name]) if name in domains else ():
             yield {**values, name: extreme}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainables.arc import Example, Task, fingerprint, load_tasks
+from trainables.arc import Example, Task, fingerprint, load_tasks, training_examples
 from trainables.atomic_lora import causal_lm
 from trainables.atomic_lora.model import load_champion
 from trainables.atomic_lora.pretrain import has_fast_bf16
@@ -21,9 +21,11 @@ from trainables.folder import Folder
 from trainables.jobs import JobQueue
 from trainables.pack.batching import BatchCost
 from trainables.pack.engine import PackEngine
+from trainables.pack.probe import probe_slots
 
-# adapters in training at once where nobody says otherwise
-CPU_SLOTS, CUDA_SLOTS = 32, 64
+# adapters in training at once where nobody says otherwise: on a CPU 8 to 32 are as fast (benchmarks/README.md); on a
+# GPU as many as a timing finds, at most this many
+CPU_SLOTS, CUDA_SLOTS = 16, 256
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 32
 # a CPU is busy with a few thousand tokens; a GPU wants everything at once, and halves its batches where memory ends
@@ -35,7 +37,8 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
 
     Args:
         settings: ``base``, ``data``, ``tasks`` (ids, or None for all), ``folder`` (the run's), ``slots`` (a number or
-            ``auto``), ``rank`` (the largest of any job), ``target_modules`` (every layer that any job adapts).
+            ``auto``), ``rank`` and ``batch_size`` (the largest of any job), ``target_modules`` (every layer that any
+            job adapts).
         run: Where it runs.
         queue: Jobs in, reports out.
 
@@ -51,6 +54,10 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
     workload = load_workload(settings, chosen, folder, run.device)
     signature = f"base {workload.fingerprint}, data {fingerprint(tasks)}"
     slots = choose_slots(settings["slots"], run.device)
+    if settings["slots"] == "auto" and workload.device.type == "cuda":
+        largest = max(chosen.values(), key=lambda task: task.tokens)
+        rows = training_examples(largest, settings["batch_size"], 0, 1, largest.train)
+        slots = probe_slots(workload.pack, workload, rows, settings["rank"], most=slots)
     engine: PackEngine[Example] = PackEngine(
         workload.pack,
         workload,
@@ -78,7 +85,7 @@ def load_workload(settings: Mapping[str, Any], tasks: Mapping[str, Task], folder
 
 
 def choose_slots(slots: int | str, device: str) -> int:
-    """Return the number of slots that ``auto`` means on a device, or the number given."""
+    """Return the most slots that ``auto`` means on a device, or the number given."""
     if slots == "auto":
         return CUDA_SLOTS if torch.device(device).type == "cuda" else CPU_SLOTS
     return int(slots)
