@@ -41,6 +41,8 @@ CANCEL_S, DRAIN_S = 120.0, 8.0
 # another for the next trial: with short trials that goes on for ever, seconds of CPU each time. So the first trials are
 # answered when all their processes are there, or after this time
 GATE_S = 60.0
+# of a trial's results: what schedulers, searchers and Tune itself look at
+KEPT = {"epoch", "eval_loss", "done", "training_iteration", "trial_id", "pid", "node_ip"}
 
 
 class StopFlag(Protocol):
@@ -415,6 +417,13 @@ class _Callback(ray.tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._driver.begin(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        # the callback may change the result: of every number that is left Tune keeps a history for each trial
+        for name in result.keys() - KEPT:
+            del result[name]
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._driver.end(trial, "done")

@@ -27,7 +27,7 @@ from trainables.pack.probe import probe_slots
 # GPU as many as a timing finds, at most this many
 CPU_SLOTS, CUDA_SLOTS = 16, 256
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
-EVALUATION_SLOTS = 32
+EVALUATION_SLOTS = 16
 # a CPU is busy with a few thousand tokens; a GPU wants everything at once, and halves its batches where memory ends
 CPU_COST, CUDA_COST = BatchCost(overhead=1_000, limit=8_000), BatchCost()
 
