@@ -243,8 +243,10 @@ class PoolBroker:
             if live is None or live.token != token:
                 self._duplicates += 1  # ended already, or taken over by a later life of the worker
                 continue
-            self._barren[next(rank for rank, t in self._workers.items() if t == token)] = 0
+            rank = next(rank for rank, t in self._workers.items() if t == token)
+            self._barren[rank] = 0
             live.deaths = 0
+            report = replace(report, metrics={**report.metrics, "worker": rank})
             if report.status == "running":
                 live.last = replace(report, history=())
                 self._send(report)

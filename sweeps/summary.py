@@ -41,9 +41,9 @@ def summarise(store: ResultsStore) -> dict[str, Any]:
     attempts = store.trials()
     rows = latest_attempts(attempts).to_pylist()
     successful = [row for row in rows if row["status"] == "success"]
-    changes = [(_change(row), row) for row in successful]
+    changes = [(change_over_base(row), row) for row in successful]
     compared = sorted(((c, row) for c, row in changes if c is not None), key=lambda pair: pair[0], reverse=True)
-    verdicts = Counter("same" if c == (0, 0) else "improved" if c > (0, 0) else "worse" for c, _ in compared)
+    verdicts = Counter(verdict(c) for c, _ in compared)
     start, end = pc.min(attempts["started_at"]).as_py(), pc.max(attempts["finished_at"]).as_py()
     seconds = {name: pc.sum(attempts[name]).as_py() for name in ("seconds", "busy_seconds", "gpu_seconds")}
     brief = ("task_id", "trial_id", *_MEANS[:4])
@@ -87,7 +87,7 @@ def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, consol
         table.add_row(f"{verdict} against the base", "", str(versus[verdict]))
     if versus["not_compared"]:
         table.add_row("not compared", "", str(versus["not_compared"]))
-    for label, base, adapted in _LINES:
+    for label, base, adapted in LINES:
         # what a family does not measure gets no line
         if means[adapted] is not None:
             table.add_row(label, _percent(means[base]) if base else "", _percent(means[adapted]))
@@ -138,7 +138,7 @@ def export(store: ResultsStore, summary: Mapping[str, Any]) -> dict[str, Any]:
         for row in store.predictions().drop_columns(["run_id"]).to_pylist()
         if (row["trial_id"], row["attempt"]) in kept
     ]
-    return _json_value(
+    return json_value(
         {"run": store.run(), "summary": summary, "trials": rows, "history": history, "predictions": predictions}
     )
 
@@ -187,8 +187,8 @@ _MEANS = (
     "teacher_forced_cell_accuracy",
 )
 
-# label, mean before training, mean after it
-_LINES = (
+# what is compared: label, mean before training, mean after it
+LINES = (
     ("exact-match accuracy", "base_grid_accuracy", "final_grid_accuracy"),
     ("cell accuracy", "base_cell_accuracy", "final_cell_accuracy"),
     ("size accuracy", "base_size_accuracy", "final_size_accuracy"),
@@ -199,8 +199,8 @@ _LINES = (
 )
 
 
-def _change(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return the gain in grid accuracy and in cell accuracy, or None for a row without both grid accuracies."""
+def change_over_base(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return a trial's gain in grid accuracy and in cell accuracy, or None for a row without both grid accuracies."""
     base, final = row["base_grid_accuracy"], row["final_grid_accuracy"]
     if base is None or final is None:
         return None
@@ -209,6 +209,11 @@ def _change(row: Mapping[str, Any]) -> tuple[float, float] | None:
         cells = row["final_cell_accuracy"] - row["base_cell_accuracy"]
     # means over the same cells may differ in their last bits
     return round(final - base, 9), round(cells, 9)
+
+
+def verdict(change: tuple[float, float]) -> str:
+    """Return ``improved``, ``same`` or ``worse`` for what `change_over_base` returned."""
+    return "same" if change == (0, 0) else "improved" if change > (0, 0) else "worse"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -221,15 +226,16 @@ def _percent(value: float | None) -> str:
 
 
 def _gain(row: Mapping[str, Any]) -> str:
-    grids, cells = _change(row) or (0.0, 0.0)
+    grids, cells = change_over_base(row) or (0.0, 0.0)
     return f"{100 * grids:+.1f} exact, {100 * cells:+.1f} cells"
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """Return ``value`` as JSON can hold it: times as ISO strings, None for numbers that JSON does not have."""
     if isinstance(value, Mapping):
-        return {name: _json_value(item) for name, item in value.items()}
+        return {name: json_value(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_json_value(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
     return None if isinstance(value, float) and not math.isfinite(value) else value

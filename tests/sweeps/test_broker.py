@@ -85,6 +85,19 @@ def test_workers_share_the_last_jobs() -> None:
 
 
 @with_broker
+async def test_reports_say_which_worker_they_come_from(broker: PoolBroker) -> None:
+    await filled(broker, "a", limit=1)
+    for name in "bc":
+        await broker.submit(name, [make_job(name)])
+    token = await broker.register(1)
+    assert token is not None
+    await broker.take(token, 1, 0)
+    await broker.push(token, [running("b", 5), ended("b", 9)])
+    _, reports, _ = await broker.collect(0)
+    assert [report.metrics["worker"] for report in reports] == [1, 1]
+
+
+@with_broker
 async def test_reports_are_kept_until_confirmed(broker: PoolBroker) -> None:
     token = await filled(broker, "a")
     await broker.push(token, [running("a", 5)])
@@ -154,7 +167,7 @@ async def test_cancelled_job_of_a_dead_worker_ends_from_its_last_report(broker: 
     await broker.cancel("a")
     await broker.register(0)
     _, reports, _ = await broker.collect(0)
-    assert reports[-1] == Report("a", "stopped", 5, {"eval_loss": 1.0})
+    assert reports[-1] == Report("a", "stopped", 5, {"eval_loss": 1.0, "worker": 0})
 
 
 @with_broker

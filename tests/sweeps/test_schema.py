@@ -83,7 +83,7 @@ def test_grids_are_arrays_or_lists_of_colours_and_may_be_missing():
     assert (got["input"], got["expected"], got["base"], got["adapted"]) == ([[1, 2]], [[3], [4]], None, None)
 
 
-@pytest.mark.parametrize("grid", [[[10]], [[-1]], [[0.5]], [[True]], [1, 2], "12", 3, np.zeros(3)])
+@pytest.mark.parametrize("grid", [[[10]], [[-1]], [[0.5]], [1, 2], "12", 3, np.zeros(3)])
 def test_what_is_no_grid_is_refused(grid):
     with pytest.raises(TypeError, match="'base' of predictions .* 'a-1'"):
         to_table([{**KEY, "pair": 0, "base": grid}], "predictions")

@@ -1,0 +1,111 @@
+"""Small runs of every kind, written by the real results store: what the tests of the report read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sweeps.results import ResultsStore, run_record
+
+START = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
+# what a browser would run, or Plotly read as markup, if any part of the page let it
+HOSTILE = '</script><img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+
+
+def new_store(folder: Path, run_id: str = "run", sweep: str = "atomic_lora", **settings: Any) -> ResultsStore:
+    """Return an empty store with its run.json."""
+    store = ResultsStore(folder, sweep, run_id)
+    fixed = {"seed": 0, "config": {"rank": 8, "epochs": 4}, "tasks": [f"t{n}" for n in range(20)]}
+    store.create(run_record(["python", f"sweeps/{sweep}.py", "--preset", "demo"], {**fixed, **settings}, [], "f0", 0))
+    return store
+
+
+def trial(name: str, number: int = 0, **columns: Any) -> dict[str, Any]:
+    """Return a successful row of the pool that ran for 60 seconds from minute ``number``."""
+    started = START + timedelta(minutes=number)
+    return {
+        "trial_id": name, "attempt": 1, "task_id": name, "category": "same_size", "sample": 0, "status": "success",
+        "epochs": 4, "final_loss": 0.5, "best_loss": 0.5, "worker": 0, "slot": number % 2, "seconds": 60.0,
+        "started_at": started, "finished_at": started + timedelta(seconds=60), **columns,
+    }  # fmt: skip
+
+
+def scores(base: float, final: float, exact: tuple[float, float] = (0.0, 0.0)) -> dict[str, float]:
+    """Return the accuracies of a trial: cells, and whole grids, before and after."""
+    return {
+        "base_cell_accuracy": base, "final_cell_accuracy": final, "base_grid_accuracy": exact[0],
+        "final_grid_accuracy": exact[1], "copy_cell_accuracy": 0.6, "copy_grid_accuracy": 0.0,
+    }  # fmt: skip
+
+
+def curve(row: Mapping[str, Any], epochs: int = 4) -> list[dict[str, Any]]:
+    """Return the history of a trial whose evaluation loss falls to 0.5."""
+    key = {name: row[name] for name in ("trial_id", "attempt", "task_id")}
+    return [
+        {**key, "epoch": epoch, "train_loss": 1 / epoch, "eval_loss": 0.5 + (epochs - epoch) / 10}
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def answers(row: Mapping[str, Any], adapted: list[list[int]] | None) -> dict[str, Any]:
+    """Return a prediction of a trial: the base answers nothing."""
+    key = {name: row[name] for name in ("trial_id", "attempt", "task_id")}
+    return {**key, "pair": 0, "input": [[1, 2], [3, 4]], "expected": [[4, 3]], "base": None, "adapted": adapted}
+
+
+def pool_run(
+    folder: Path, count: int = 20, run_id: str = "run", hostile: bool = False, **settings: Any
+) -> ResultsStore:
+    """Return a run of the adapter pool: better, same and worse adapters, two failures (one mended), one unfinished."""
+    store = new_store(folder, run_id, **settings)
+    rows = [
+        trial(f"t{n}", n, category=("same_size", "growing")[n % 2], **scores(0.5, 0.5 + (n % 3 - 1) * n / 100))
+        for n in range(count)
+    ]
+    if hostile:
+        rows[0] |= {"task_id": HOSTILE, "trial_id": HOSTILE, "category": f"<b>{HOSTILE}</b>"}
+    broken = trial("broken", count, status="failed", final_loss=None, best_loss=None)
+    broken |= {"error": HOSTILE if hostile else "DivergedError: lower the rate", "traceback": f"Traceback\n{HOSTILE}"}
+    mended = trial("mended", count, status="failed", error="OSError: once", traceback="Traceback\nOSError: once")
+    history = [epoch for row in rows for epoch in curve(row)]
+    pictures = [answers(row, [[4, 3]] if n % 2 else [[4, 0]]) for n, row in enumerate(rows)]
+    store.append([*rows, broken, mended], history, pictures)
+    store.append([trial("mended", count + 1, attempt=2, **scores(0.5, 0.75))])
+    store.append([], curve(trial("under-way"), 3))
+    return store
+
+
+def search_run(folder: Path, run_id: str = "search") -> ResultsStore:
+    """Return a search over three configurations on four tasks, judged by ASHA at epochs 1 and 3."""
+    store = new_store(folder, run_id)
+    rows = []
+    for task in range(4):
+        for sample, (rate, rank) in enumerate([(0.1, 4), (1.0, 8), (10.0, 8)]):
+            row = trial(f"t{task}-{sample}", task, task_id=f"t{task}", sample=sample, slot=sample)
+            row |= {
+                "config/lr": rate,
+                "config/rank": rank,
+                "rung": 3,
+                "asha_cutoff": 0.7,
+                "best_loss": 0.5 + sample / 10,
+            }
+            if sample == 2:
+                row |= {"status": "stopped", "stop_reason": "asha", "epochs": 1, "rung": 1, "final_loss": 0.9}
+            else:
+                row |= scores(0.5, 0.6)
+            rows.append(row)
+    store.append(rows, [epoch for row in rows for epoch in curve(row, row["epochs"])])
+    return store
+
+
+def plain_run(folder: Path, run_id: str = "plain") -> ResultsStore:
+    """Return a sweep of another family: two models, no base, no slots, a metric of its own."""
+    store = new_store(folder, run_id, sweep="champion")
+    rows = [
+        {**trial(f"m{n}", n), "task_id": "champion", "category": None, "slot": None, "worker": None, "halting": 0.25}
+        for n in range(2)
+    ]
+    store.append(rows, [epoch for row in rows for epoch in curve(row, 6)])
+    return store
