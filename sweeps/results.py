@@ -75,20 +75,21 @@ class ResultsStore:
 
     def __init__(self, results_dir: str | os.PathLike[str], sweep: str, run_id: str) -> None:
         self.sweep, self.run_id = sweep, run_id
-        location = f"{os.fspath(results_dir).rstrip('/')}/{sweep}/{run_id}"
         try:
-            self.folder = Folder(location)
+            self.folder = Folder(results_dir).sub(f"{sweep}/{run_id}")
         except Exception as error:  # every file system has errors of its own for a location it cannot reach
-            raise InputError(f"No file system can open {location!r} ({error}); give a local path or a URI.") from error
+            place = os.fspath(results_dir)
+            raise InputError(f"No file system can open {place!r} ({error}); give a local path or a URI.") from error
         self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
         self._written: dict[Kind, _Written] = {}
 
     @classmethod
     def open(cls, run_dir: str) -> ResultsStore:
         """Return the store of an existing run by the path or URI of its folder; raise InputError if there is none."""
-        location = run_dir.rstrip("/") if "://" in run_dir else os.path.abspath(os.path.expanduser(run_dir))
+        place, mark, options = run_dir.partition("?") if "://" in run_dir else (run_dir, "", "")
+        location = place.rstrip("/") if "://" in place else os.path.abspath(os.path.expanduser(place))
         parts = location.rsplit("/", 2)
-        store = cls(*parts) if len(parts) == 3 and "" not in parts[1:] else None
+        store = cls(parts[0] + mark + options, *parts[1:]) if len(parts) == 3 and "" not in parts[1:] else None
         if store is None or store.run() is None:
             raise InputError(
                 f"{run_dir!r} has no run.json; give the folder of one run: <results-dir>/<sweep>/<run id>."

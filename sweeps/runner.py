@@ -210,6 +210,7 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             pool_loop=pool.loop,
             pool_settings={**pool.settings, **extents, "slots": slots, "folder": store.folder.location},
             num_workers=workers,
+            elastic=not info.local,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
             should_stop=stop,
@@ -263,6 +264,7 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             pool_loop=pool.loop,
             pool_settings={**pool.settings, **extents, "slots": slots, "folder": store.folder.location},
             num_workers=workers,
+            elastic=not info.local,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
             should_stop=stop,
@@ -413,7 +415,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
                         **settings,
                         "config": dict(job.config),
                         "seed": job.seed,
-                        "folder": f"{store.folder.location}/models/{job.trial_id}",
+                        "folder": store.folder.sub(f"models/{job.trial_id}").location,
                     },
                 )
                 for job in missing

@@ -1,0 +1,81 @@
+"""A pool over several machines, pretended on this one by Ray's own test cluster, each with a pretended GPU.
+
+The pool's loop is a stub: there is no CUDA behind these GPUs. What is tested is who gets the jobs when a machine dies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from sweeps.cluster import connect
+from sweeps.pool import run_pool_sweep
+from tests.sweeps.stub_pool import make_job
+from trainables.errors import InputError
+from trainables.jobs import Report
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def nodes() -> Iterator[Cluster]:
+    """A head without GPUs and two machines with one each."""
+    kept = dict(os.environ)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": True})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, num_gpus=1)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster, tmp_path: Path) -> None:
+    reports: list[Report] = []
+    seen: set[str] = set()
+
+    def on_reports(new: list[Report]) -> None:
+        reports.extend(new)
+        seen.update(str(report.metrics["node"]) for report in new if "node" in report.metrics)
+        if len(seen) == 2 and nodes.worker_nodes and not removed:
+            removed.append(next(iter(nodes.worker_nodes)))
+            nodes.remove_node(removed[0], allow_graceful=False)
+
+    removed: list[object] = []
+    units = [[make_job(f"job-{i}", epochs=60)] for i in range(16)]
+    with connect(nodes.address) as info:
+        assert (info.nodes, info.num_gpus, info.pool_workers, info.local) == (3, 2, 2, False)
+        outcome = run_pool_sweep(
+            units,
+            pool_loop="tests.sweeps.stub_pool:loop",
+            pool_settings={"slots": 3, "epoch_s": 0.1},
+            num_workers=info.pool_workers,
+            elastic=True,
+            use_gpu=True,
+            on_reports=on_reports,
+            max_concurrent=4,
+            lookahead=8,
+            storage_path=str(tmp_path),
+        )
+    assert len(removed) == 1 and len(seen) == 2, "there was a worker on each machine, and one of them died"
+    assert outcome.counts["unfinished"] == 0 and outcome.counts["workers"] == 1
+    last = [(report.trial_id, report.status) for report in reports if report.status != "running"]
+    assert sorted(last) == sorted((unit[0].trial_id, "success") for unit in units)
+    for unit in units:
+        epochs = {row["epoch"] for report in reports if report.trial_id == unit[0].trial_id for row in report.history}
+        assert epochs == set(range(1, 61))
+
+
+def test_gpus_that_no_autoscaler_will_start_are_refused(nodes: Cluster) -> None:
+    with pytest.raises(InputError, match="--num-gpus is 3, but the cluster has 2"), connect(nodes.address, num_gpus=3):
+        pass
