@@ -69,10 +69,10 @@ async def test_reports_go_to_driver_and_trial(broker: PoolBroker) -> None:
 
 def test_workers_share_the_last_jobs() -> None:
     async def run() -> None:
-        broker = PoolBroker(workers=2)
+        broker = PoolBroker()
         for name in "abcde":
             await broker.submit(name, [make_job(name)])
-        first, second = await broker.register(0), await broker.register(1)
+        first, second = await broker.register(0, 2), await broker.register(1, 2)
         assert first is not None and second is not None
         assert len((await broker.take(first, 9, 0))[0]) == 3
         assert (await broker.take(first, 9, 0))[0] == []

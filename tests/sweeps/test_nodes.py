@@ -54,12 +54,12 @@ def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster
     removed: list[object] = []
     units = [[make_job(f"job-{i}", epochs=60)] for i in range(16)]
     with connect(nodes.address) as info:
-        assert (info.nodes, info.num_gpus, info.pool_workers, info.local) == (3, 2, 2, False)
+        assert (info.nodes, info.num_gpus, info.grows, info.local) == (3, 2, False, False)
         outcome = run_pool_sweep(
             units,
             pool_loop="tests.sweeps.stub_pool:loop",
             pool_settings={"slots": 3, "epoch_s": 0.1},
-            num_workers=info.pool_workers,
+            num_workers=info.num_gpus,
             elastic=True,
             use_gpu=True,
             on_reports=on_reports,
