@@ -21,7 +21,7 @@ from typing import Any
 
 from search_spaces.settings import config_hash
 from search_spaces.space import SearchSpace
-from sweeps import cluster
+from sweeps import cluster, preflight
 from sweeps.adapter_pool import PoolLoop
 from sweeps.pool import optuna_searcher, run_pool_sweep
 from sweeps.progress import Progress
@@ -76,6 +76,7 @@ class Sweep:
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
         args = self.args
+        preflight.require(preflight.results(args.results_dir), preflight.wandb(args.wandb))
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         options = ("preset", "num_samples", "num_gpus", "address", "wandb", "slots", "data", "workers_per_trial")
         settings = {
@@ -444,13 +445,14 @@ def _recording(
     sweep: Sweep, store: ResultsStore, total: int, done: int, noun: str = "adapters"
 ) -> Iterator[tuple[Recorder, cluster.ClusterInfo, Any]]:
     log = Path(store.folder.root, "progress.log") if store.folder.is_local else None
-    with (
-        cluster.connect(sweep.args.address, sweep.args.num_gpus) as info,
-        cluster.stop_on_signals() as stop,
-        RowWriter(store) as writer,
-        Progress(total, done, log, noun=noun) as progress,
-    ):
-        yield Recorder(sweep, writer, progress), info, stop
+    args = sweep.args
+    with cluster.connect(args.address, args.num_gpus) as info, cluster.stop_on_signals() as stop:
+        if info.num_gpus or info.nodes > 1:
+            preflight.require(*preflight.machines(info, args.results_dir, sweep.settings.get("base")))
+        if getattr(args, "workers_per_trial", 0):
+            preflight.require(preflight.state_api(info))
+        with RowWriter(store) as writer, Progress(total, done, log, noun=noun) as progress:
+            yield Recorder(sweep, writer, progress), info, stop
 
 
 def _close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an S3 server: moto's, in a process of its own, because pyarrow may wait for it with the GIL in hand."""
+    """The URL of an S3 server, moto's; in a process of its own, as pyarrow may wait for it with the GIL in hand."""
     log = tmp_path_factory.mktemp("s3") / "log"
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
