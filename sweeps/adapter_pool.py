@@ -74,7 +74,11 @@ class AdapterPool:
             run_config=ray.train.RunConfig(
                 name=f"adapter-pool-{uuid.uuid4().hex[:8]}",
                 storage_path=storage_path,
-                failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),
+                failure_config=FailureConfig(
+                    max_failures=max_failures,
+                    # Train learns late that a machine is gone, and first tries to start as many workers as before
+                    controller_failure_limit=max_failures if elastic else 2,
+                ),
             ),
         )
         self._thread = threading.Thread(target=self._run, name="adapter-pool", daemon=True)

@@ -224,13 +224,18 @@ def table(checks: Sequence[Check]) -> Table:
     return shown
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check everything that the command line names, print the table and return the exit code."""
+def options() -> cli.Parser:
+    """Return the parser of the command line."""
     parser = cli.Parser(prog="python -m sweeps.preflight", description=__doc__)
     cli.place_options(parser)
     cli.base_option(parser)
     parser.add_argument("--teacher", metavar="URL", help="OpenAI-compatible server of a teacher, http://HOST:PORT/v1")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check everything that the command line names, print the table and return the exit code."""
+    args = options().parse_args(argv)
     checks = [results(args.results_dir), wandb(args.wandb), base(args.base)]
     if args.teacher:
         checks.append(teacher(args.teacher))

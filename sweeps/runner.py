@@ -430,6 +430,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             should_stop=stop,
             scheduler=scheduler,
             max_concurrent=max(1, info.num_gpus),
+            grows=info.grows,
         )
     return _close(sweep, store, not finished, {job.trial_id for job in jobs})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -84,8 +85,6 @@ class Head:
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
-            # as cluster.yaml sets it: by default a stopped job is killed after 3 seconds
-            "RAY_JOB_STOP_WAIT_TIME_S": "60",
         }
         subprocess.run([RAY, "get-auth-token", "--generate"], env=self.environment, check=True, capture_output=True)
         options = [f"--{name}={value}" for name, value in ports.items()]
@@ -131,8 +130,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sweep(base: Path, run_id: str, *more: str) -> list[str]:
     """The end of a `ray job submit` command line."""
+    # by default a stopped job is killed after 3 seconds; the other one is a variable that every sweep sets as well
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
+    environment = ["--runtime-env-json", json.dumps({"env_vars": variables})]
     fixed = ["--preset", "smoke", "--base", str(base), "--tasks", ",".join(SMALLEST), "--run-id", run_id]
-    return ["--working-dir", ".", "--", "python", "sweeps/atomic_lora.py", *fixed, *more]
+    return [*environment, "--working-dir", ".", "--", "python", "sweeps/atomic_lora.py", *fixed, *more]
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ def nodes() -> Iterator[Cluster]:
     """A head without GPUs and two machines with one each."""
     kept = dict(os.environ)
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    # Train tries in vain for this long, a minute by default, to start a worker on the machine that is gone
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": True})
     try:
         for _ in range(2):
