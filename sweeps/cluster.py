@@ -110,9 +110,6 @@ def connect(
     local = address == "local"
     before = dict(os.environ)
     aside: str | None = None
-    if not local:
-        # a machine that an autoscaler starts is there after minutes
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}

@@ -100,6 +100,7 @@ def run_pool_sweep(
     num_samples: int = 1,
     storage_path: str | None = None,
     threads: int | None = None,
+    elastic: bool = False,
 ) -> PoolOutcome:
     """Run units of jobs as Tune trials through an adapter pool, until all are done or a stop is asked for.
 
@@ -109,7 +110,7 @@ def run_pool_sweep(
 
     Args:
         units: The jobs of each trial.
-        pool_loop, pool_settings, num_workers, use_gpu, threads: See `AdapterPool`.
+        pool_loop, pool_settings, num_workers, use_gpu, threads, elastic: See `AdapterPool`.
         on_reports: Gets every report exactly once, those of one job in order; called on this thread a few times a
             second, with nothing where nothing is new. The last report of a job that ASHA saw carries ``rung`` and
             ``asha_cutoff`` in its metrics, and ``stop_reason="asha"`` where ASHA stopped it.
@@ -145,7 +146,7 @@ def run_pool_sweep(
             max_concurrency=10_000,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
-        .remote(num_workers)
+        .remote()
     )
     space = dict(param_space or {})
     space["broker"] = (name, ray.get_runtime_context().namespace)
@@ -164,6 +165,7 @@ def run_pool_sweep(
         pool_loop,
         pool_settings,
         num_workers=num_workers,
+        elastic=elastic,
         use_gpu=use_gpu,
         storage_path=storage,
         threads=threads,

@@ -75,20 +75,17 @@ class ResultsStore:
 
     def __init__(self, results_dir: str | os.PathLike[str], sweep: str, run_id: str) -> None:
         self.sweep, self.run_id = sweep, run_id
-        location = f"{os.fspath(results_dir).rstrip('/')}/{sweep}/{run_id}"
-        try:
-            self.folder = Folder(location)
-        except Exception as error:  # every file system has errors of its own for a location it cannot reach
-            raise InputError(f"No file system can open {location!r} ({error}); give a local path or a URI.") from error
+        self.folder = open_folder(results_dir).sub(f"{sweep}/{run_id}")
         self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
         self._written: dict[Kind, _Written] = {}
 
     @classmethod
     def open(cls, run_dir: str) -> ResultsStore:
         """Return the store of an existing run by the path or URI of its folder; raise InputError if there is none."""
-        location = run_dir.rstrip("/") if "://" in run_dir else os.path.abspath(os.path.expanduser(run_dir))
+        place, mark, options = run_dir.partition("?") if "://" in run_dir else (run_dir, "", "")
+        location = place.rstrip("/") if "://" in place else os.path.abspath(os.path.expanduser(place))
         parts = location.rsplit("/", 2)
-        store = cls(*parts) if len(parts) == 3 and "" not in parts[1:] else None
+        store = cls(parts[0] + mark + options, *parts[1:]) if len(parts) == 3 and "" not in parts[1:] else None
         if store is None or store.run() is None:
             raise InputError(
                 f"{run_dir!r} has no run.json; give the folder of one run: <results-dir>/<sweep>/<run id>."
@@ -118,7 +115,8 @@ class ResultsStore:
             run: What `run_record` returns.
 
         Raises:
-            InputError: If the stored run has other settings or data, or if the folder cannot be written.
+            InputError: If the stored run has other settings or data.
+            OSError: If the folder cannot be written, see `sweeps.preflight.results`.
         """
         new = json.loads(json.dumps({**run, "sweep": self.sweep, "run_id": self.run_id}, default=str))
         session = {name: new.get(name) for name in ("command", "started_at", "settings", "git", "versions", "hardware")}
@@ -129,12 +127,7 @@ class ResultsStore:
             self._check_same(stored, new)
             sessions = [*stored.get("sessions", []), session]
             stored = {**stored, "settings": new["settings"], "extendable": new["extendable"], "sessions": sessions}
-        try:
-            self.folder.write("run.json", json.dumps(stored, indent=2).encode())
-        except Exception as error:  # what an unwritable place raises depends on the file system
-            raise InputError(
-                f"The results folder {self.folder.location} cannot be written ({error}); choose another --results-dir."
-            ) from error
+        self.folder.write("run.json", json.dumps(stored, indent=2).encode())
         for folder in self._parts.values():
             self._remove_half_written(folder)
         checkpoints = set(self.folder.sub("checkpoints").names(".safetensors"))
@@ -341,6 +334,15 @@ def run_record(
         "hardware": _hardware(),
         "started_at": datetime.now(UTC).isoformat(),
     }
+
+
+def open_folder(results_dir: str | os.PathLike[str]) -> Folder:
+    """Return the folder of all results; raise InputError where no file system handles it."""
+    try:
+        return Folder(results_dir)
+    except Exception as error:  # every file system has errors of its own for a location it cannot reach
+        place = os.fspath(results_dir)
+        raise InputError(f"No file system can open {place!r} ({error}); give a local path or a URI.") from error
 
 
 def latest_attempts(trials: pa.Table) -> pa.Table:

@@ -21,7 +21,7 @@ from typing import Any
 
 from search_spaces.settings import config_hash
 from search_spaces.space import SearchSpace
-from sweeps import cluster
+from sweeps import cluster, preflight
 from sweeps.adapter_pool import PoolLoop
 from sweeps.metrics import SweepMetrics
 from sweeps.pool import optuna_searcher, run_pool_sweep
@@ -77,6 +77,7 @@ class Sweep:
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
         args = self.args
+        preflight.require(preflight.results(args.results_dir), preflight.wandb(args.wandb))
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         options = ("preset", "num_samples", "num_gpus", "address", "wandb", "slots", "data", "workers_per_trial")
         settings = {
@@ -237,6 +238,7 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             pool_loop=pool.loop,
             pool_settings={**pool.settings, **extents, "folder": store.folder.location},
             num_workers=workers,
+            elastic=not info.local,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
             on_counts=recorder.on_counts,
@@ -292,6 +294,7 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             pool_loop=pool.loop,
             pool_settings={**pool.settings, **extents, "folder": store.folder.location},
             num_workers=workers,
+            elastic=not info.local,
             use_gpu=info.num_gpus > 0,
             on_reports=recorder.on_reports,
             on_counts=recorder.on_counts,
@@ -444,7 +447,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
                         **settings,
                         "config": dict(job.config),
                         "seed": job.seed,
-                        "folder": f"{store.folder.location}/models/{job.trial_id}",
+                        "folder": store.folder.sub(f"models/{job.trial_id}").location,
                     },
                 )
                 for job in missing
@@ -458,6 +461,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             should_stop=stop,
             scheduler=scheduler,
             max_concurrent=recorder.slots,
+            grows=info.grows,
         )
     return _close(sweep, store, not finished, {job.trial_id for job in jobs})
 
@@ -477,13 +481,16 @@ def _recording(
     with (
         # outermost: what trackers still have to do keeps no machine waiting
         Trackers(sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard)) as trackers,
-        cluster.connect(sweep.args.address, sweep.args.num_gpus) as info,
+        cluster.connect(args.address, args.num_gpus) as info,
         cluster.stop_on_signals() as stop,
-        RowWriter(store) as writer,
-        Progress(total, done, log, noun=noun) as progress,
     ):
-        metrics = SweepMetrics(sweep.name, sweep.space.family, total, done)
-        yield Recorder(sweep, writer, progress, metrics, trackers), info, stop
+        if info.num_gpus or info.nodes > 1:
+            preflight.require(*preflight.machines(info, args.results_dir, sweep.settings.get("base")))
+        if getattr(args, "workers_per_trial", 0):
+            preflight.require(preflight.state_api(info))
+        with RowWriter(store) as writer, Progress(total, done, log, noun=noun) as progress:
+            metrics = SweepMetrics(sweep.name, sweep.space.family, total, done)
+            yield Recorder(sweep, writer, progress, metrics, trackers), info, stop
 
 
 def _close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:

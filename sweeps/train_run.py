@@ -36,6 +36,8 @@ REPORT = "report"
 # of a trial that only waits for others: nothing, so that it can never keep them from starting. Tune wants it to be
 # something, though, so it is a byte of memory
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
+# times, a minute each, that a trial's Train run may wait in vain for its resources: an autoscaler needs several
+STARTS, PATIENT_STARTS = 2, 30
 
 
 class TrainRun:
@@ -157,6 +159,7 @@ def run_ordinary(
     max_concurrent: int = 1,
     max_failures: int = 2,
     cpus_per_worker: float = 1,
+    grows: bool = False,
 ) -> bool:
     """Run trials of an ordinary family until all are done or a stop is asked for; return False if it was.
 
@@ -179,6 +182,7 @@ def run_ordinary(
         max_concurrent: Trials at once; the GPUs of the cluster over those of a trial is right.
         max_failures: Restarts of a trial from its last checkpoint after a failure.
         cpus_per_worker: CPUs to reserve for each worker.
+        grows: Whether an autoscaler may have to start machines first, which takes it minutes.
     """
     space = dict(param_space or {})
     if make_trial is None:
@@ -202,6 +206,7 @@ def run_ordinary(
             use_gpu,
             resources,
             max_failures,
+            PATIENT_STARTS if grows else STARTS,
         )
 
     scratch = tempfile.mkdtemp(prefix="sweep-")
@@ -247,6 +252,7 @@ def _train(
     use_gpu: bool,
     resources: Mapping[str, float],
     max_failures: int,
+    starts: int,
 ) -> None:
     """Run one Train run inside a Tune trial."""
     from ray.train.torch import TorchTrainer
@@ -262,7 +268,7 @@ def _train(
             name=name,
             storage_path=storage_path,
             # without a limit on the controller, a run that finds no resources waits for ever
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=starts),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[TuneReportCallback()],
         ),

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+# of these file systems: they have no folders, and making one costs three requests
+OBJECT_STORES = ("s3", "gcs")
+
 
 class Folder:
     """A folder named by a local path or a URI such as ``s3://bucket/prefix``.
 
     Args:
-        location: Local path (made absolute) or URI.
+        location: Local path (made absolute) or URI; what follows a ``?`` in a URI are options of its file system, as in
+            ``s3://bucket/prefix?region=eu-west-1``, and holds for the folders inside as well.
 
     Attributes:
         fs: The pyarrow file system that reaches it.
@@ -49,12 +53,14 @@ class Folder:
 
     def sub(self, name: str) -> Folder:
         """Return the folder ``name`` inside this one; it need not exist."""
-        return Folder(f"{self.location.rstrip('/')}/{name}")
+        place, mark, options = self.location.partition("?") if "://" in self.location else (self.location, "", "")
+        return Folder(f"{place.rstrip('/')}/{name}{mark}{options}")
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing one of the same name. Raises OSError where the folder cannot be written."""
         final = self.path(name)
-        self.fs.create_dir(final.rsplit("/", 1)[0], recursive=True)
+        if self.fs.type_name not in OBJECT_STORES:
+            self.fs.create_dir(final.rsplit("/", 1)[0], recursive=True)
         # a leading dot keeps half-written files out of every Parquet reader
         aside = f"{final.rsplit('/', 1)[0]}/.{uuid.uuid4().hex}.tmp" if self.is_local else final
         with self.fs.open_output_stream(aside, compression=None) as stream:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from trainables.jobs import Job, JobQueue, Report
 
 
@@ -21,11 +23,14 @@ def loss(job: Job, epoch: int) -> float:
 def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
     """Train up to ``slots`` jobs, an epoch of all in ``epoch_s`` seconds, with reports every 5 epochs.
 
+    The metrics of a report hold the ``node`` that it comes from.
+
     A file ``die`` in ``settings["folder"]`` kills the worker once in the middle of its work.
     """
     if settings.get("broken"):
         raise RuntimeError("the base checkpoint cannot be read")
     die = Path(settings["folder"]) / "die" if "folder" in settings else None
+    node = ray.get_runtime_context().get_node_id()
     slots: dict[str, tuple[Job, int, list[dict[str, Any]]]] = {}
     while True:
         for job in queue.take(settings["slots"] - len(slots), wait=not slots):
@@ -38,14 +43,15 @@ def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
             epoch = before + 1
             history = [*history, {"epoch": epoch, "eval_loss": loss(job, epoch)}]
             slots[name] = (job, epoch, history)
+            metrics = {**history[-1], "node": node}
             if name in cancelled:
-                reports.append(Report(name, "stopped", epoch, history[-1], history))
+                reports.append(Report(name, "stopped", epoch, metrics, history))
             elif job.config.get("fails_at") == epoch:
                 reports.append(Report(name, "failed", epoch, {}, history, "diverged", "Traceback ..."))
             elif epoch == job.config["epochs"]:
-                reports.append(Report(name, "success", epoch, history[-1], history))
+                reports.append(Report(name, "success", epoch, metrics, history))
             elif epoch % 5 == 0:
-                reports.append(Report(name, "running", epoch, history[-1], history))
+                reports.append(Report(name, "running", epoch, metrics, history))
             else:
                 continue
             slots[name] = (job, epoch, [])

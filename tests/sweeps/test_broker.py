@@ -38,7 +38,7 @@ async def filled(broker: PoolBroker, *names: str, limit: int = 10) -> int:
     for name in names:
         await broker.submit(name, [make_job(name)])
         await broker.begin(f"trial-{name}", name)
-    token = await broker.register(0)
+    token = await broker.register(0, 1)
     assert token is not None
     await broker.take(token, limit, 0)
     return token
@@ -69,10 +69,10 @@ async def test_reports_go_to_driver_and_trial(broker: PoolBroker) -> None:
 
 def test_workers_share_the_last_jobs() -> None:
     async def run() -> None:
-        broker = PoolBroker(workers=2)
+        broker = PoolBroker()
         for name in "abcde":
             await broker.submit(name, [make_job(name)])
-        first, second = await broker.register(0), await broker.register(1)
+        first, second = await broker.register(0, 2), await broker.register(1, 2)
         assert first is not None and second is not None
         assert len((await broker.take(first, 9, 0))[0]) == 3
         assert (await broker.take(first, 9, 0))[0] == []
@@ -110,7 +110,7 @@ async def test_reports_are_kept_until_confirmed(broker: PoolBroker) -> None:
 @with_broker
 async def test_jobs_of_a_dead_worker_go_to_the_head_of_the_queue_in_order(broker: PoolBroker) -> None:
     old = await filled(broker, "a", "b", "c", limit=2)
-    new = await broker.register(0)
+    new = await broker.register(0, 1)
     assert new is not None
     await broker.push(old, [ended("a", 9)])  # what a worker says after it was replaced does not count
     assert await broker.take(old, 9, 0) == ([], set(), False)
@@ -122,10 +122,29 @@ async def test_jobs_of_a_dead_worker_go_to_the_head_of_the_queue_in_order(broker
 
 
 @with_broker
+async def test_jobs_of_a_worker_that_is_no_more_go_to_those_that_are_left(broker: PoolBroker) -> None:
+    for name in ("a", "b"):
+        await broker.submit(name, [make_job(name)])
+    tokens = [await broker.register(rank, 2) for rank in (0, 1)]
+    for token in tokens:
+        assert token is not None
+        assert len((await broker.take(token, 1, 0))[0]) == 1
+    # its machine is gone: Train starts one worker in the place of two
+    left = await broker.register(0, 1)
+    assert left is not None
+    jobs, _, more = await broker.take(left, 10, 0)
+    assert {job.trial_id for job in jobs} == {"a", "b"} and more
+    assert await broker.take(tokens[1] or 0, 1, 0) == ([], set(), False)
+    await broker.push(tokens[1] or 0, [ended("b", 3)])
+    await broker.push(left, [ended("a", 9), ended("b", 9)])
+    assert sorted(await sent(broker)) == [("a", "success", 9), ("b", "success", 9)]
+
+
+@with_broker
 async def test_a_job_that_kills_its_worker_fails(broker: PoolBroker) -> None:
     token: int | None = await filled(broker, "a", "b", limit=1)
     for _ in range(MAX_DEATHS):
-        token = await broker.register(0)
+        token = await broker.register(0, 1)
         assert token is not None
         jobs, _, _ = await broker.take(token, 1, 0)
     assert [job.trial_id for job in jobs] == ["b"]
@@ -137,10 +156,10 @@ async def test_pool_gives_up_when_workers_never_report(broker: PoolBroker) -> No
     await broker.submit("a", [make_job("a")])
     await broker.begin("trial-a", "a")
     for _ in range(MAX_BARREN_STARTS - 1):
-        token = await broker.register(0)
+        token = await broker.register(0, 1)
         assert token is not None
         await broker.crashed(token, "Traceback ...\nRuntimeError: no base")
-    assert await broker.register(0) is None
+    assert await broker.register(0, 1) is None
     assert await broker.next_rung("trial-a") == {"epoch": 0, "eval_loss": math.inf, "done": True}
     await broker.submit("late", [make_job("late")])
     _, reports, counts = await broker.collect(0)
@@ -165,14 +184,14 @@ async def test_cancelled_job_of_a_dead_worker_ends_from_its_last_report(broker: 
     token = await filled(broker, "a")
     await broker.push(token, [running("a", 5)])
     await broker.cancel("a")
-    await broker.register(0)
+    await broker.register(0, 1)
     _, reports, _ = await broker.collect(0)
     assert reports[-1] == Report("a", "stopped", 5, {"eval_loss": 1.0, "worker": 0})
 
 
 @with_broker
 async def test_take_waits_for_a_job(broker: PoolBroker) -> None:
-    token = await broker.register(0)
+    token = await broker.register(0, 1)
     assert token is not None
     assert await broker.take(token, 1, 0) == ([], set(), True)
     waiting = asyncio.create_task(broker.take(token, 1, 5))
@@ -204,7 +223,7 @@ async def test_drain_finishes_nothing_and_loses_no_report(broker: PoolBroker) ->
 async def test_panel_moves_from_rung_to_rung_together(broker: PoolBroker) -> None:
     await broker.submit("p", [make_job("a"), make_job("b"), make_job("c")])
     await broker.begin("trial", "p")
-    token = await broker.register(0)
+    token = await broker.register(0, 1)
     assert token is not None
     await broker.take(token, 3, 0)
     # a continued from a checkpoint and is ahead, c ended early
@@ -224,7 +243,7 @@ async def test_panel_moves_from_rung_to_rung_together(broker: PoolBroker) -> Non
 async def test_panel_fails_as_a_whole(broker: PoolBroker) -> None:
     await broker.submit("p", [make_job("a"), make_job("b"), make_job("c")])
     await broker.begin("trial", "p")
-    token = await broker.register(0)
+    token = await broker.register(0, 1)
     assert token is not None
     await broker.take(token, 2, 0)
     assert await broker.push(token, [Report("a", "failed", 3, {}, (), "diverged")]) == {"b"}

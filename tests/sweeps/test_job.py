@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import socket
+import json
 import subprocess
-import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
+from tests.sweeps.head import RAY, Head, wait_for
 from tests.sweeps.tiny import ROOT, SMALLEST, rows, save_tiny_champion
 
 MEBIBYTE = 1 << 20
-RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def test_the_upload_holds_the_code_and_no_results_caches_or_environments(tmp_path: Path) -> None:
@@ -69,56 +61,11 @@ def _uploaded(tree: Path, package: Path) -> set[str]:
 # ------------------------------------------------------------------------------------------------------------ real jobs
 
 
-class Head:
-    """A head node of its own, started and asked through the `ray` command line."""
-
-    def __init__(self, folder: Path) -> None:
-        # Ray's sockets need a short path
-        self.home = folder
-        self._temp = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        ports = {name: str(_free_port()) for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment = kept | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(folder),
-            "RAY_AUTH_MODE": "token",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
-            # as cluster.yaml sets it: by default a stopped job is killed after 3 seconds
-            "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        }
-        subprocess.run([RAY, "get-auth-token", "--generate"], env=self.environment, check=True, capture_output=True)
-        options = [f"--{name}={value}" for name, value in ports.items()]
-        options += ["--head", "--block", "--num-cpus=2", "--num-gpus=0", f"--temp-dir={self._temp}"]
-        options += [f"--ray-client-server-port={_free_port()}", "--node-ip-address=127.0.0.1"]
-        self._log = (folder / "ray-start.log").open("w")
-        self._process = subprocess.Popen(
-            [RAY, "start", *options], env=self.environment, stdout=self._log, stderr=subprocess.STDOUT
-        )
-
-    def ray(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [RAY, *words], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300, **options
-        )
-        assert not check or done.returncode == 0, f"ray {' '.join(words)}:\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def stop(self) -> None:
-        # `ray stop` would end every Ray on the machine; and asked to end, `ray start` waits half a minute for a head
-        # that it has just ended
-        for process in (*psutil.Process(self._process.pid).children(recursive=True), self._process):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait()
-        self._log.close()
-        shutil.rmtree(self._temp, ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    node = Head(tmp_path_factory.mktemp("home"))
+    node = Head(tmp_path_factory.mktemp("home"), ["--num-cpus=2", "--num-gpus=0"], {"RAY_AUTH_MODE": "token"})
     try:
-        _wait_for(lambda: node.ray("job", "list", check=False).returncode == 0, 90)
+        node.wait()
         yield node
     finally:
         node.stop()
@@ -131,8 +78,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sweep(base: Path, run_id: str, *more: str) -> list[str]:
     """The end of a `ray job submit` command line."""
+    # by default a stopped job is killed after 3 seconds; the other one is a variable that every sweep sets as well
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
+    environment = ["--runtime-env-json", json.dumps({"env_vars": variables})]
     fixed = ["--preset", "smoke", "--base", str(base), "--tasks", ",".join(SMALLEST), "--run-id", run_id]
-    return ["--working-dir", ".", "--", "python", "sweeps/atomic_lora.py", *fixed, *more]
+    return [*environment, "--working-dir", ".", "--", "python", "sweeps/atomic_lora.py", *fixed, *more]
 
 
 @pytest.mark.slow
@@ -162,7 +112,7 @@ def test_a_stopped_job_ends_drained_and_the_same_command_finishes_it(head: Head,
     command = sweep(base, "stopped", *place, "--set", f"epochs={epochs}", "--set", f"patience={epochs}")
     head.ray("job", "submit", "--no-wait", "--submission-id", "first", *command)
     checkpoints = tmp_path / "atomic_lora" / "stopped" / "checkpoints"
-    _wait_for(lambda: len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST), 240)
+    wait_for(lambda: len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST), 240)
     head.ray("job", "stop", "first")
     assert "Interrupted: run the same command with --run-id stopped" in head.ray("job", "logs", "first").stdout
     before = rows(tmp_path, "stopped", "history")
@@ -177,16 +127,3 @@ def test_a_stopped_job_ends_drained_and_the_same_command_finishes_it(head: Head,
     # what was written before the stop is still the same
     both = before.merge(history, on=["trial_id", "epoch"], suffixes=("", "_after"))
     assert len(both) == len(before) and (both["eval_loss"] == both["eval_loss_after"]).all()
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Whole files in a folder, on a local disk and behind fsspec: complete or absent, never half."""
+"""Whole files in a folder, on a local disk, behind fsspec and on S3: complete or absent, never half."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import pickle
 import uuid
 from pathlib import Path
 
+import boto3
 import pytest
 
 from trainables.folder import Folder
 
 
-@pytest.fixture(params=["local", "file", "memory"])
+@pytest.fixture(params=["local", "file", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "s3":
+        return Folder(f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}")
     return Folder(
         {"local": str(tmp_path), "file": tmp_path.as_uri(), "memory": f"memory://{uuid.uuid4().hex}"}[request.param]
     )
@@ -90,6 +93,24 @@ def test_a_folder_that_cannot_be_written_raises_oserror(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         Folder(tmp_path / "file" / "below").write("a", b"x")
+
+
+def test_options_of_a_uri_hold_for_the_folders_inside(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    folder = Folder(f"{bucket}/with/options/?scheme=http&endpoint_override={endpoint}")
+    folder.sub("deeper").write("a", b"x")
+    assert folder.root == f"{bucket.removeprefix('s3://')}/with/options" and folder.read("deeper/a") == b"x"
+    assert pickle.loads(pickle.dumps(folder.sub("deeper"))).names() == ["a"]
+
+
+def test_an_object_store_holds_nothing_but_the_files(bucket: str) -> None:
+    folder = Folder(f"{bucket}/no/markers")
+    folder.write("deep/a", b"x")
+    keys = [
+        entry["Key"] for entry in boto3.client("s3").list_objects_v2(Bucket=bucket.removeprefix("s3://"))["Contents"]
+    ]
+    assert keys == ["no/markers/deep/a"]
 
 
 def test_an_unknown_scheme_is_refused() -> None:
