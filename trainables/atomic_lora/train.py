@@ -14,13 +14,13 @@ import torch
 from trainables.arc import Example, Task, fingerprint, load_tasks
 from trainables.atomic_lora import causal_lm
 from trainables.atomic_lora.model import load_champion
-from trainables.atomic_lora.pretrain import has_fast_bf16
 from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
 from trainables.context import Run
 from trainables.folder import Folder
 from trainables.jobs import JobQueue
 from trainables.pack.batching import BatchCost
 from trainables.pack.engine import PackEngine
+from trainables.precision import has_fast_bf16
 
 # adapters in training at once where nobody says otherwise
 CPU_SLOTS, CUDA_SLOTS = 32, 64
