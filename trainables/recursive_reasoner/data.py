@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 
-from trainables.errors import InputError, did_you_mean
-from trainables.puzzles import mazes, sudoku
+from trainables.errors import InputError
+from trainables.folder import Folder
+from trainables.puzzles.kinds import Kind, kind_of
 from trainables.puzzles.puzzles import Puzzles, collect, mix, random_keys
+from trainables.puzzles.shards import Plan
 from trainables.recursive_reasoner.config import ReasonerConfig
-
-Augment = Callable[[np.ndarray, np.ndarray, int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,29 @@ class Dataset:
     """Puzzles to train on and to measure on.
 
     Attributes:
-        name: As ``--dataset`` says it.
-        vocabulary: Tokens of a cell.
-        blank: The input token whose cells are asked for.
+        kind: Of the puzzles.
         train: Puzzles to train on.
         held_out: Puzzles to measure on; no symmetry maps one onto a training puzzle.
-        augment: Symmetries: ``augment(inputs, targets, seed, positions)``.
     """
 
-    name: str
-    vocabulary: int
-    blank: int
+    kind: Kind
     train: Puzzles
     held_out: Puzzles
-    augment: Augment
+
+    @property
+    def name(self) -> str:
+        """The name that ``--dataset`` takes."""
+        return self.kind.name
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens of a cell."""
+        return self.kind.vocabulary
+
+    @property
+    def blank(self) -> int:
+        """The input token whose cells are asked for."""
+        return self.kind.blank
 
     @property
     def cells(self) -> int:
@@ -61,42 +69,40 @@ class Dataset:
         return float((right & asked).sum() / asked.sum()), float(right.all(1).mean())
 
 
-DATASETS = ("sudoku4", "sudoku6", "sudoku9", "maze")
-
-
-def load_dataset(name: str, config: ReasonerConfig, seed: int = 0) -> Dataset:
-    """Generate a dataset; the same arguments give the same puzzles.
+def load_dataset(name: str, config: ReasonerConfig, seed: int = 0, folder: str | None = None) -> Dataset:
+    """Generate a dataset, or read one that was built; the same arguments give the same puzzles.
 
     Args:
-        name: One of `DATASETS`.
+        name: One of `trainables.puzzles.kinds.KINDS`.
         config: Says how many puzzles, and how large mazes are.
         seed: Of the generator.
+        folder: Of the shards that `sweeps.datasets` built of it; None generates the puzzles here.
 
     Raises:
-        InputError: If the name is unknown, or there are not as many puzzles.
+        InputError: If the name is unknown, there are not as many puzzles, or a shard is missing or damaged.
     """
-    if name not in DATASETS:
-        near = did_you_mean(name, DATASETS) or "."
-        raise InputError(f"--dataset {name!r} is not one of {', '.join(DATASETS)}{near}")
-    return _load(name, config.maze_side, config.train_puzzles, config.held_out_puzzles, seed)
+    return _load(kind_of(name, config.maze_side), config.train_puzzles, config.held_out_puzzles, seed, folder)
 
 
 @cache
-def _load(name: str, maze_side: int, train: int, held_out: int, seed: int) -> Dataset:
-    side = maze_side if name == "maze" else int(name.removeprefix("sudoku"))
-    module = mazes if name == "maze" else sudoku
-    vocabulary, blank = (mazes.TOKENS, mazes.OPEN) if name == "maze" else (side + 1, sudoku.BLANK)
-    try:
-        puzzles = collect(partial(module.generate, side), train, held_out, seed)
-    except ValueError as error:
-        raise InputError(f"{name}: {error} Lower train_puzzles ({train}) or held_out_puzzles ({held_out}).") from error
+def _load(kind: Kind, train: int, held_out: int, seed: int, folder: str | None) -> Dataset:
+    if folder is None:
+        try:
+            return Dataset(kind, *collect(kind.generate, train, held_out, seed))
+        except ValueError as error:
+            raise _too_many(kind, f"{error}", train, held_out) from error
+    plan = Plan(kind, seed)
+    shards = range(plan.shards_for(train, held_out))
+    puzzles = Puzzles.concatenate([plan.read(Folder(folder), index) for index in shards]).distinct()
+    sides = puzzles.take(~puzzles.held_out), puzzles.take(puzzles.held_out)
+    if len(sides[0]) < train or len(sides[1]) < held_out:
+        found = f"{folder} holds {len(sides[0])} different puzzles to train on and {len(sides[1])} to hold out."
+        raise _too_many(kind, found, train, held_out)
+    return Dataset(kind, sides[0].take(np.arange(train)), sides[1].take(np.arange(held_out)))
 
-    def augment(
-        inputs: np.ndarray, targets: np.ndarray, seed: int, positions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return module.augment(inputs, targets, side, seed, positions)
 
-    return Dataset(name, vocabulary, blank, *puzzles, augment)
+def _too_many(kind: Kind, found: str, train: int, held_out: int) -> InputError:
+    return InputError(f"{kind.name}: {found} Lower train_puzzles ({train}) or held_out_puzzles ({held_out}).")
 
 
 class Stream:
@@ -121,7 +127,7 @@ class Stream:
         train = self._dataset.train
         passes, places = np.divmod(positions, len(train))
         rows = np.array([self._order(int(p))[i] for p, i in zip(passes, places, strict=True)], dtype=np.int64)
-        inputs, targets = self._dataset.augment(train.inputs[rows], train.targets[rows], self._seed, positions)
+        inputs, targets = self._dataset.kind.augment(train.inputs[rows], train.targets[rows], self._seed, positions)
         asked = inputs == self._dataset.blank
         if hints:
             keys = mix(random_keys(self._seed, positions, inputs.shape[1]))

@@ -54,8 +54,9 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
     """Train a reasoner and report once an epoch; every ``eval_every`` epochs and at the end with held-out metrics.
 
     Args:
-        settings: ``config`` (`ReasonerConfig` fields), ``dataset``, ``data_seed``, ``seed`` and ``folder``, where
-            ``checkpoints/`` and the trained ``reasoner.pt`` (averaged weights) go.
+        settings: ``config`` (`ReasonerConfig` fields), ``dataset``, ``data_seed``, ``dataset_dir`` (see
+            `load_dataset`), ``seed``, ``folder``, where ``checkpoints/`` and the trained ``reasoner.pt`` (averaged
+            weights) go, and ``checkpoint``: the folder of another trial to go on from, or None.
         run: Where it runs. ``batch_size`` must be a multiple of its ``world_size``.
 
     Raises:
@@ -65,14 +66,17 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
         InputError: If the folder holds a checkpoint of another configuration or data.
     """
     config = ReasonerConfig(**settings["config"])
-    dataset = load_dataset(settings["dataset"], config, settings["data_seed"])
+    dataset = load_dataset(settings["dataset"], config, settings["data_seed"], settings["dataset_dir"])
     trainer = Trainer(config, dataset, settings["seed"], run.device, run.rank, run.world_size)
     folder = Folder(settings["folder"])
     checkpoints = Checkpoints(folder.sub("checkpoints"), config.keep_checkpoints)
-    notes = checkpoints.notes()
+    source = checkpoints
+    if settings["checkpoint"] and not checkpoints.notes():
+        source = Checkpoints(Folder(settings["checkpoint"]).sub("checkpoints"), config.keep_checkpoints)
+    notes = source.notes()
     if notes:
         require_same(notes[-1], identity(config, dataset, settings["seed"]), settings["folder"])
-        trainer.load_state_dict(checkpoints.load(notes[-1], run.device))
+        trainer.load_state_dict(source.load(notes[-1], run.device))
         if trainer.step == trainer.total:
             # killed between its end and the note of it
             run.report(trainer.metrics)
@@ -81,9 +85,11 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
         trainer.facts = direct_baseline(config, dataset, settings["seed"], run.device)
 
     def save() -> None:
+        # collective: every worker has rows of its own
+        state = trainer.state_dict()
         if run.rank == 0:
             note = Note(trainer.step, trainer.metric, identity(config, dataset, settings["seed"]))
-            checkpoints.save(note, trainer.state_dict())
+            checkpoints.save(note, state)
 
     while trainer.step < trainer.total:
         trainer.train_step()
@@ -323,6 +329,8 @@ class Trainer:
     def end_epoch(self) -> dict[str, Any]:
         """Return the row of the epoch that ends, without held-out metrics."""
         epoch, values = self.step // self.steps_per_epoch, self.scheduled(self.step - 1)
+        if self.world_size > 1:
+            _average(list(self.sums.values()), self.world_size)
         means = {name: float(total) / self.steps_per_epoch for name, total in self.sums.items()}
         if not np.isfinite(means["train_loss"]) or not np.isfinite(means["grad_norm"]):
             raise FloatingPointError(
@@ -389,32 +397,43 @@ class Trainer:
         return buffer.getvalue()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the run's future depends on."""
+        """Return everything that the run's future depends on; all workers must call it together."""
+        own = {"carry": self.carry, "sums": self.sums, "halting": self.halting.state_dict()}
+        parts = [own]
+        if self.world_size > 1:
+            parts = [{}] * self.world_size
+            torch.distributed.all_gather_object(parts, own)
         return {
-            "trained": self.trained.state_dict(),
+            "parts": parts,
+            "model": self.model.state_dict(),
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state_dict(),
-            "carry": self.carry,
             "generator": self.generator.get_state(),
             "step": self.step,
             "position": self.position,
-            "sums": self.sums,
             "facts": self.facts,
             "metrics": self.metrics,
             "metric": self.metric,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; the configuration must be the same."""
-        self.trained.load_state_dict(state["trained"])
-        for mine, saved in zip(self.averaged, state["averaged"], strict=True):
-            mine.copy_(saved)
+        """Take over what `state_dict` returned; the configuration must be the same, the number of workers need not."""
+        parts = state["parts"]
+        # the rows of all workers, in order, are the rows of the batch
+        mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
+        self.carry = {
+            name: torch.cat([part["carry"][name].to(self.device) for part in parts])[mine] for name in self.carry
+        }
+        self.sums = {name: sum(part["sums"][name] for part in parts) / len(parts) for name in parts[0]["sums"]}
+        self.model.load_state_dict(state["model"])
+        self.halting.load_state_dict(parts[self.rank % len(parts)]["halting"])
+        for average, saved in zip(self.averaged, state["averaged"], strict=True):
+            average.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
         self.generator.set_state(state["generator"].cpu())
-        self.carry = dict(state["carry"])
-        for name in ("step", "position", "sums", "facts", "metrics", "metric"):
+        for name in ("step", "position", "facts", "metrics", "metric"):
             setattr(self, name, state[name])
 
     def _empty_carry(self) -> dict[str, Tensor]:
@@ -463,9 +482,9 @@ def schedules_of(config: ReasonerConfig) -> dict[str, Schedule]:
     return schedules
 
 
-def _average(gradients: list[Tensor], world_size: int) -> None:
-    """Average gradients over all workers, in one message."""
-    flat = torch.cat([g.flatten() for g in gradients])
+def _average(tensors: list[Tensor], world_size: int) -> None:
+    """Average tensors of all workers in place, in one message."""
+    flat = torch.cat([t.flatten() for t in tensors])
     torch.distributed.all_reduce(flat)
-    for gradient, mean in zip(gradients, (flat / world_size).split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for tensor, mean in zip(tensors, (flat / world_size).split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))

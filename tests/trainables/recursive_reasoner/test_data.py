@@ -9,8 +9,9 @@ import pytest
 
 from trainables.errors import InputError
 from trainables.puzzles import mazes, sudoku
+from trainables.puzzles.kinds import KINDS
 from trainables.recursive_reasoner.config import ReasonerConfig
-from trainables.recursive_reasoner.data import DATASETS, Dataset, Stream, load_dataset
+from trainables.recursive_reasoner.data import Dataset, Stream, load_dataset
 
 CONFIG = ReasonerConfig(train_puzzles=50, held_out_puzzles=10, maze_side=9)
 
@@ -20,7 +21,7 @@ def sudoku4() -> Dataset:
     return load_dataset("sudoku4", CONFIG)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", KINDS)
 def test_datasets_hold_what_was_asked_for(name: str) -> None:
     dataset = load_dataset(name, replace(CONFIG, train_puzzles=12, held_out_puzzles=3))
     assert (len(dataset.train), len(dataset.held_out)) == (12, 3)

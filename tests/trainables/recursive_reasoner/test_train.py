@@ -37,8 +37,10 @@ def _settings(folder: Path, **config: Any) -> dict[str, Any]:
         "config": asdict(replace(TINY, **config)),
         "dataset": "sudoku4",
         "data_seed": 0,
+        "dataset_dir": None,
         "seed": 0,
         "folder": str(folder),
+        "checkpoint": None,
     }
 
 
@@ -315,3 +317,55 @@ def test_averaged_weights_follow_the_trained_ones() -> None:
     )
     plain, _ = _trainer(ema=0.0).evaluated()
     assert torch.equal(plain.head.weight, _trainer(ema=0.0).model.head.weight)
+
+
+# -------------------------------------------------------------------------------------------------------------- workers
+
+
+class _Worker(PlainRun):
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__()
+        self.rank, self.world_size = rank, world_size
+
+
+def _work(rank: int, folder: str, halting: str, death: int | None) -> None:
+    torch.set_num_threads(1)
+    step = Trainer.train_step
+
+    def dying(trainer: Trainer) -> None:
+        if trainer.step == death:
+            raise _Killed
+        step(trainer)
+
+    Trainer.train_step = dying  # type: ignore[method-assign]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    run = _Worker(rank, 2)
+    try:
+        train_loop(_settings(Path(folder), halting=halting, max_steps=4), run)
+    except _Killed:
+        pass
+    Path(folder, f"losses-{rank}.json").write_text(json.dumps([report["train_loss"] for report in run.reports]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("halting", "death"), [("fixed", None), ("bce", None), ("bce", 13)])
+def test_two_workers_train_like_one(tmp_path: Path, halting: str, death: int | None) -> None:
+    alone = PlainRun()
+    train_loop(_settings(tmp_path / "alone", halting=halting, max_steps=4), alone)
+    (tmp_path / "pair").mkdir()
+    torch.multiprocessing.spawn(_work, args=(str(tmp_path / "pair"), halting, death), nprocs=2)
+    if death:
+        # what two workers left, one takes up in the middle of the epoch
+        rest = PlainRun()
+        train_loop(_settings(tmp_path / "pair", halting=halting, max_steps=4), rest)
+        expected = [report["train_loss"] for report in alone.reports[1:]]
+        assert [report["train_loss"] for report in rest.reports] == pytest.approx(expected, rel=2e-3)
+        return
+    first, second = (json.loads((tmp_path / "pair" / f"losses-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == pytest.approx([report["train_loss"] for report in alone.reports], rel=2e-3)
+    # each reports the mean over all rows
+    assert first == second
+    weights = [torch.load(tmp_path / name / "reasoner.pt", weights_only=True)["model"] for name in ("alone", "pair")]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-2, atol=1e-3)
