@@ -41,6 +41,8 @@ def validate(config: ReasonerConfig) -> None:
         raise SettingError("replay_batch", f"is {config.replay_batch}, more than the replay of {config.replay} holds")
     if config.maze_side < 5 or config.maze_side % 2 == 0:
         raise SettingError("maze_side", f"is {config.maze_side} but must be odd and at least 5")
+    if not 1 <= config.arc_side <= 30:
+        raise SettingError("arc_side", f"is {config.arc_side} but must be at least 1 and at most 30")
     if config.gradient == "one_step" and config.planner != "none":
         raise SettingError("gradient", f"is one_step, which never reaches the planner ({config.planner}); use cycle")
     _require_schedule(config, "epsilon", 0, 1)

@@ -57,9 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dataset_dir or args.dataset_only:
         if not args.dataset_dir:
             raise InputError("--dataset-only needs --dataset-dir, the folder to build in.")
-        plan = Plan(kind_of(name, config.maze_side), args.seed)
+        plan = Plan(kind_of(name, config.maze_side, config.arc_side), args.seed)
+        if not plan.kind.generated:
+            raise InputError(f"--dataset-dir is for generated puzzles; --dataset {name} needs no building.")
         build(plan, args.dataset_dir, plan.shards_for(config.train_puzzles, config.held_out_puzzles), args.address)
     dataset = load_dataset(name, config, args.seed, args.dataset_dir)
+    if config.batch_size > len(dataset.train):
+        raise InputError(
+            f"batch_size is {config.batch_size}, more than the {len(dataset.train)} puzzles of --dataset {name}."
+        )
+    if dataset.rules > 1 and not config.prefix:
+        raise InputError(
+            f"prefix is 0, but --dataset {name} tells its {dataset.rules} rules apart by it; give 1 or more."
+        )
     if args.dataset_only:
         print(f"{args.dataset_dir}: {len(dataset.train)} + {len(dataset.held_out)} puzzles, {dataset.fingerprint}")
         return 0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainables.errors import InputError, did_you_mean
-from trainables.puzzles import mazes, sudoku
+from trainables.puzzles import arc_grids, mazes, sudoku
 from trainables.puzzles.puzzles import Puzzles
 
-KINDS = ("sudoku4", "sudoku6", "sudoku9", "maze")
+KINDS = ("sudoku4", "sudoku6", "sudoku9", "maze", "arc")
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,38 @@ class Kind:
     @property
     def vocabulary(self) -> int:
         """Tokens of a cell."""
-        return mazes.TOKENS if self.name == "maze" else self.side + 1
+        return {"maze": mazes.TOKENS, "arc": arc_grids.TOKENS}.get(self.name, self.side + 1)
 
     @property
-    def blank(self) -> int:
-        """The input token whose cells are asked for."""
-        return mazes.OPEN if self.name == "maze" else sudoku.BLANK
+    def generated(self) -> bool:
+        """Whether there are as many puzzles as one likes."""
+        return self.name != "arc"
+
+    def asked(self, inputs: np.ndarray) -> np.ndarray:
+        """Return which cells of inputs uint8 [N, T] the answer is asked of, bool [N, T]."""
+        if self.name == "arc":
+            return np.ones(inputs.shape, dtype=bool)
+        return inputs == (mazes.OPEN if self.name == "maze" else sudoku.BLANK)
 
     def generate(self, count: int, rng: np.random.Generator) -> Puzzles:
-        """Draw ``count`` puzzles, possibly repeated."""
+        """Draw ``count`` puzzles, possibly repeated; only of a kind that is generated."""
         return (mazes if self.name == "maze" else sudoku).generate(self.side, count, rng)
 
     def augment(
         self, inputs: np.ndarray, targets: np.ndarray, seed: int, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return puzzles and answers uint8 [N, T] under symmetries drawn from ``seed`` and each position."""
+        """Return puzzles and answers uint8 [N, T] under symmetries drawn from ``seed`` and each position.
+
+        ARC grids come as they are: each of their symmetries is a rule of its own already.
+        """
+        if self.name == "arc":
+            return inputs, targets
         module = mazes if self.name == "maze" else sudoku
         return module.augment(inputs, targets, self.side, seed, positions)
 
 
-def kind_of(name: str, maze_side: int) -> Kind:
-    """Return the kind of that name; mazes have ``maze_side`` cells in a row.
+def kind_of(name: str, maze_side: int, arc_side: int) -> Kind:
+    """Return the kind of that name; mazes have ``maze_side`` cells in a row, ARC grids at most ``arc_side``.
 
     Raises:
         InputError: If the name is unknown.
@@ -56,4 +67,5 @@ def kind_of(name: str, maze_side: int) -> Kind:
     if name not in KINDS:
         near = did_you_mean(name, KINDS) or "."
         raise InputError(f"--dataset {name!r} is not one of {', '.join(KINDS)}{near}")
-    return Kind(name, maze_side if name == "maze" else int(name.removeprefix("sudoku")))
+    sides = {"maze": maze_side, "arc": arc_side}
+    return Kind(name, sides[name] if name in sides else int(name.removeprefix("sudoku")))

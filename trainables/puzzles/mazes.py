@@ -23,7 +23,8 @@ def generate(side: int, count: int, rng: np.random.Generator) -> Puzzles:
     """Draw ``count`` mazes of ``side`` x ``side`` cells; ``side`` is odd and at least 5."""
     grids, answers, steps = zip(*(_maze(side, rng) for _ in range(count)), strict=True)
     inputs, targets = (np.stack(drawn).reshape(count, -1) for drawn in (grids, answers))
-    return Puzzles(inputs, targets, np.array(steps, dtype=np.int32), classes(inputs, side))
+    difficulty, ids = np.array(steps, dtype=np.int32), np.zeros(count, dtype=np.int32)
+    return Puzzles(inputs, targets, difficulty, classes(inputs, side), ids)
 
 
 def shortest_paths(grid: np.ndarray, start: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -24,12 +24,14 @@ class Puzzles:
         targets: uint8 [N, T] tokens of the one answer.
         difficulty: int32 [N]; what it counts is said by the generator.
         classes: uint64 [N]; equal for puzzles that a symmetry maps onto each other.
+        ids: int32 [N]; equal for puzzles of one rule, where the rule is not the same for all.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     difficulty: np.ndarray
     classes: np.ndarray
+    ids: np.ndarray
 
     def __len__(self) -> int:
         return len(self.inputs)

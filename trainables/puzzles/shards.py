@@ -85,9 +85,8 @@ class Plan:
             table = pq.read_table(io.BytesIO(data))
             stored = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
             inputs, targets = (_grids(table[name]) for name in ("input", "target"))
-            puzzles = Puzzles(
-                inputs, targets, table["difficulty"].to_numpy().astype(np.int32), table["class"].to_numpy()
-            )
+            difficulty, classes = (table[name].to_numpy() for name in ("difficulty", "class"))
+            puzzles = Puzzles(inputs, targets, difficulty, classes, np.zeros(len(inputs), dtype=np.int32))
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise InputError(f"{where} cannot be read ({error}); delete it and build it again.") from error
         if stored.get("plan") != self._metadata(index):

@@ -167,7 +167,7 @@ def generate(side: int, count: int, rng: np.random.Generator) -> Puzzles:
     targets = to_digits(solutions)
     inputs = np.where(given, targets, np.uint8(BLANK))
     _, guesses, _ = search(to_masks(inputs, shape), shape, limit=2)
-    return Puzzles(inputs, targets, guesses, classes(inputs, side))
+    return Puzzles(inputs, targets, guesses, classes(inputs, side), np.zeros(count, dtype=np.int32))
 
 
 def _random_solutions(shape: Geometry, count: int, rng: np.random.Generator) -> np.ndarray:

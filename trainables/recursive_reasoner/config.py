@@ -52,10 +52,12 @@ class ReasonerConfig:
         train_puzzles: Puzzles to train on.
         held_out_puzzles: Puzzles to measure on.
         maze_side: Cells in a row of a maze.
+        arc_side: Longest side of the ARC grids that are taken; of these, all are.
         eval_every: Epochs between evaluations, which are also ASHA's rungs.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Last checkpoints that are kept, besides the best.
         precision: ``auto`` computes in bfloat16 where the device is fast in it.
+        compile: Whether the network is compiled for training, which needs a C++ compiler and on GPUs Triton.
         direct_baseline: Whether a model of the same parameters that answers in one pass is trained beside it.
     """
 
@@ -98,8 +100,10 @@ class ReasonerConfig:
     train_puzzles: int = 1000
     held_out_puzzles: int = 1024
     maze_side: int = 15
+    arc_side: int = 10
     eval_every: int = 5
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     precision: Literal["auto", "float32"] = "auto"
+    compile: bool = False
     direct_baseline: bool = True

@@ -10,6 +10,7 @@ import numpy as np
 
 from trainables.errors import InputError
 from trainables.folder import Folder
+from trainables.puzzles import arc_grids
 from trainables.puzzles.kinds import Kind, kind_of
 from trainables.puzzles.puzzles import Puzzles, collect, mix, random_keys
 from trainables.puzzles.shards import Plan
@@ -41,9 +42,9 @@ class Dataset:
         return self.kind.vocabulary
 
     @property
-    def blank(self) -> int:
-        """The input token whose cells are asked for."""
-        return self.kind.blank
+    def rules(self) -> int:
+        """Puzzle ids, from 0."""
+        return 1 + int(max(self.train.ids.max(), self.held_out.ids.max()))
 
     @property
     def cells(self) -> int:
@@ -55,7 +56,7 @@ class Dataset:
         """16 hex digits that change whenever any puzzle does."""
         digest = hashlib.sha256(self.name.encode())
         for puzzles in (self.train, self.held_out):
-            digest.update(puzzles.inputs.tobytes() + puzzles.targets.tobytes())
+            digest.update(puzzles.inputs.tobytes() + puzzles.targets.tobytes() + puzzles.ids.tobytes())
         return digest.hexdigest()[:16]
 
     def majority(self) -> tuple[float, float]:
@@ -63,9 +64,9 @@ class Dataset:
 
         It is the commonest among the asked cells of the training puzzles.
         """
-        token = np.bincount(self.train.targets[self.train.inputs == self.blank]).argmax()
-        answers = np.where(self.held_out.inputs == self.blank, token, self.held_out.inputs)
-        right, asked = answers == self.held_out.targets, self.held_out.inputs == self.blank
+        token = np.bincount(self.train.targets[self.kind.asked(self.train.inputs)]).argmax()
+        asked = self.kind.asked(self.held_out.inputs)
+        right = np.where(asked, token, self.held_out.inputs) == self.held_out.targets
         return float((right & asked).sum() / asked.sum()), float(right.all(1).mean())
 
 
@@ -81,11 +82,14 @@ def load_dataset(name: str, config: ReasonerConfig, seed: int = 0, folder: str |
     Raises:
         InputError: If the name is unknown, there are not as many puzzles, or a shard is missing or damaged.
     """
-    return _load(kind_of(name, config.maze_side), config.train_puzzles, config.held_out_puzzles, seed, folder)
+    kind = kind_of(name, config.maze_side, config.arc_side)
+    return _load(kind, config.train_puzzles, config.held_out_puzzles, seed, folder)
 
 
 @cache
 def _load(kind: Kind, train: int, held_out: int, seed: int, folder: str | None) -> Dataset:
+    if not kind.generated:
+        return Dataset(kind, *arc_grids.load(kind.side))
     if folder is None:
         try:
             return Dataset(kind, *collect(kind.generate, train, held_out, seed))
@@ -119,8 +123,8 @@ class Stream:
         self._dataset, self._seed = dataset, seed
         self._orders: dict[int, np.ndarray] = {}
 
-    def at(self, positions: np.ndarray, hints: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return inputs, targets (both uint8 [N, T]) and asked cells (bool [N, T]) at positions [N].
+    def at(self, positions: np.ndarray, hints: float = 0.0) -> tuple[np.ndarray, ...]:
+        """Return inputs, targets (both uint8 [N, T]), asked cells (bool [N, T]) and ids [N] at positions [N].
 
         ``hints`` is the share of asked cells whose answer the inputs show.
         """
@@ -128,11 +132,11 @@ class Stream:
         passes, places = np.divmod(positions, len(train))
         rows = np.array([self._order(int(p))[i] for p, i in zip(passes, places, strict=True)], dtype=np.int64)
         inputs, targets = self._dataset.kind.augment(train.inputs[rows], train.targets[rows], self._seed, positions)
-        asked = inputs == self._dataset.blank
+        asked = self._dataset.kind.asked(inputs)
         if hints:
             keys = mix(random_keys(self._seed, positions, inputs.shape[1]))
             inputs = np.where(asked & (keys < np.uint64(hints * 2.0**64)), targets, inputs)
-        return inputs, targets, asked
+        return inputs, targets, asked, train.ids[rows]
 
     def _order(self, number: int) -> np.ndarray:
         if number not in self._orders:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainables.puzzles.kinds import Kind
 from trainables.puzzles.puzzles import Puzzles
+from trainables.recursive_reasoner.data import Dataset
 from trainables.recursive_reasoner.halting import EXPAND, HALT, Halting, Seen
 from trainables.recursive_reasoner.loss import log_stablemax, row_losses, score
 from trainables.recursive_reasoner.model import Reasoner, State
@@ -43,12 +45,13 @@ class Solved:
 
 @torch.no_grad()
 def solve(
-    model: Reasoner, halting: Halting, puzzles: Puzzles, blank: int, device: str, thoughts: int = 0, batch: int = 1024
+    model: Reasoner, halting: Halting, dataset: Dataset, device: str, thoughts: int = 0, batch: int = 1024
 ) -> Solved:
-    """Solve puzzles with as many steps as the halting rule wants, without exploration."""
+    """Solve the held-out puzzles with as many steps as the halting rule wants, without exploration."""
     model.eval()
+    puzzles = dataset.held_out
     batches = (puzzles.take(np.arange(i, min(i + batch, len(puzzles)))) for i in range(0, len(puzzles), batch))
-    parts = [_solve_batch(model, halting, some, blank, device, thoughts) for some in batches]
+    parts = [_solve_batch(model, halting, some, dataset.kind, device, thoughts) for some in batches]
     model.train()
     joined = {name: torch.cat([part[name] for part in parts], dim=-1) for name in ("steps", "cells", "exact", "loss")}
     claimed = None if parts[0]["claimed"] is None else torch.cat([part["claimed"] for part in parts])
@@ -89,21 +92,31 @@ def flops_per_step(model: Reasoner, device: str, thoughts: int = 0) -> float:
     return float(counter.get_total_flops())
 
 
-def see(summary: Tensor, logits: Tensor, before: Tensor, steps: Tensor) -> tuple[Seen, Tensor]:
-    """Return what a halting rule sees after a step, and the answers [N, T]; ``before`` [N, T] are those it had."""
+def see(summary: Tensor, logits: Tensor, log_p: Tensor, before: Tensor, steps: Tensor) -> tuple[Seen, Tensor]:
+    """Return what a halting rule sees after a step, and the answers [N, T].
+
+    Args:
+        summary: See `model.Output`.
+        logits: [N, T, V].
+        log_p: Their `log_stablemax`.
+        before: [N, T] the answers of the step before.
+        steps: [N] steps so far.
+    """
     answers = logits.argmax(dim=-1)
     with torch.no_grad():
-        sure = log_stablemax(logits).gather(-1, answers[..., None]).squeeze(-1).exp().float()
+        sure = log_p.gather(-1, answers[..., None]).squeeze(-1).exp().float()
         confidence = torch.stack([sure.mean(1), sure.min(1).values], dim=1)
         changed = (answers != before).float().mean(dim=1)
     return Seen(summary, confidence, changed, steps), answers
 
 
 def _solve_batch(
-    model: Reasoner, halting: Halting, puzzles: Puzzles, blank: int, device: str, thoughts: int
+    model: Reasoner, halting: Halting, puzzles: Puzzles, kind: Kind, device: str, thoughts: int
 ) -> dict[str, Any]:
     inputs, targets = (torch.from_numpy(a).long().to(device) for a in (puzzles.inputs, puzzles.targets))
-    asked, rows, most = inputs == blank, len(inputs), model.config.max_steps
+    ids = torch.from_numpy(puzzles.ids).long().to(device)
+    asked = torch.from_numpy(kind.asked(puzzles.inputs)).to(device)
+    rows, most = len(inputs), model.config.max_steps
     state = model.start(rows)
     steps = torch.zeros(rows, dtype=torch.long, device=device)
     halted = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -112,14 +125,15 @@ def _solve_batch(
     exact_at: list[Tensor] = []
     found: dict[str, Tensor] = {}
     while len(every) < most:
-        output = model(state, inputs, thoughts)
+        output = model(state, inputs, thoughts, ids)
         steps = steps + ~halted
         state = output.state
-        seen, answers = see(output.summary, output.logits, answers, steps)
+        log_p = log_stablemax(output.logits)
+        seen, answers = see(output.summary, output.logits, log_p, answers, steps)
         values = halting.values(seen)
         cells, exact = score(answers, targets, asked)
         claimed = halting.solved(values)
-        now = {"cells": cells, "exact": exact, "loss": row_losses(output.logits, targets)}
+        now = {"cells": cells, "exact": exact, "loss": row_losses(log_p, targets)}
         now |= {"claimed": claimed} if claimed is not None else {}
         found = {n: torch.where(halted, found.get(n, value), value) for n, value in now.items()}
         every.append(answers)
@@ -129,7 +143,7 @@ def _solve_batch(
         halted = halted | (action == HALT) | (steps >= most)
         expand = (action == EXPAND) & ~halted & (steps + 1 < most)
         if expand.any():
-            deeper = model.expand(State(*(z[expand] for z in state)), inputs[expand])
+            deeper = model.expand(State(*(z[expand] for z in state)), inputs[expand], ids[expand])
             state = State(*(z.index_put((expand,), new.to(z.dtype)) for z, new in zip(state, deeper, strict=True)))
             steps = steps + expand
     return {

@@ -19,9 +19,9 @@ def log_stablemax(logits: Tensor) -> Tensor:
     return torch.log(s / s.sum(dim=-1, keepdim=True))
 
 
-def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the stablemax cross-entropy of each row [N], the mean over its cells, from logits [N, T, V]."""
-    picked = log_stablemax(logits).gather(-1, targets[..., None]).squeeze(-1)
+def row_losses(log_p: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each row [N], the mean over its cells, from log-probabilities [N, T, V]."""
+    picked = log_p.gather(-1, targets[..., None]).squeeze(-1)
     return -picked.mean(dim=1).float()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.recursive_reasoner.config import ReasonerConfig
-from trainables.recursive_reasoner.planner import PLANNERS, ContinuousThought
+from trainables.recursive_reasoner.planner import PLANNERS, ContinuousThought, Update
 
 
 class State(NamedTuple):
@@ -184,14 +184,13 @@ class Reasoner(nn.Module):
             thoughts: Continuous thoughts to have, for the planner of that name.
             puzzle_ids: [N], where puzzles differ in their prefix.
         """
+        x = self._cast(self.embed(inputs, puzzle_ids))
         # two contexts: autocast keeps the weights it has cast, and those of the first are cast without a gradient
         with torch.no_grad(), self._autocast():
-            x = self._cast(self.embed(inputs, puzzle_ids))
             z_h, z_l = map(self._cast, state)
             for _ in range(self.config.h_cycles - 1):
                 z_h, z_l = self._cycle(z_h, z_l, x)
         with self._autocast():
-            x = self._cast(self.embed(inputs, puzzle_ids))
             z_l, x = self.planner(self.network, z_h, z_l, x, thoughts)
             z_h, z_l = self._cycle(z_h, z_l, x, last=True)
             logits = self.head(z_h[:, -self.cells :])
@@ -204,7 +203,8 @@ class Reasoner(nn.Module):
             x = self._cast(self.embed(inputs, puzzle_ids))
             z_h, z_l = map(self._cast, state)
             for _ in range(self.config.h_cycles):
-                z_h, z_l = self._cycle(z_h, z_l, x)
+                # another number of rows each time: not for a compiled network
+                z_h, z_l = self._cycle(z_h, z_l, x, network=self.network.forward)
         return State(z_h, z_l)
 
     def components(self) -> dict[str, list[nn.Parameter]]:
@@ -219,13 +219,16 @@ class Reasoner(nn.Module):
         groups = {name: list(module.parameters()) for name, module in modules.items() if module is not None}
         return {name: parameters for name, parameters in groups.items() if parameters}
 
-    def _cycle(self, z_h: Tensor, z_l: Tensor, x: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
+    def _cycle(
+        self, z_h: Tensor, z_l: Tensor, x: Tensor, last: bool = False, network: Update | None = None
+    ) -> tuple[Tensor, Tensor]:
+        network = network or self.network
         cut = last and self.config.gradient == "one_step"
         with torch.no_grad() if cut else nullcontext():
             for _ in range(self.config.l_cycles - 1):
-                z_l = self.network(z_l, z_h + x)
-        z_l = self.network(z_l, z_h + x)
-        return self.network(z_h, z_l), z_l
+                z_l = network(z_l, z_h + x)
+        z_l = network(z_l, z_h + x)
+        return network(z_h, z_l), z_l
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.head.weight.device.type, torch.bfloat16, enabled=self.bf16)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.schedules import Schedule
 
-Network = Callable[[Tensor, Tensor], Tensor]
+# f(hidden, injection), both [N, S, D]
+Update = Callable[[Tensor, Tensor], Tensor]
 
 
 class NoPlanner(nn.Module):
@@ -27,7 +28,7 @@ class NoPlanner(nn.Module):
     def __init__(self, config: ReasonerConfig) -> None:
         super().__init__()
 
-    def forward(self, network: Network, z_h: Tensor, z_l: Tensor, x: Tensor, thoughts: int) -> tuple[Tensor, Tensor]:
+    def forward(self, network: Update, z_h: Tensor, z_l: Tensor, x: Tensor, thoughts: int) -> tuple[Tensor, Tensor]:
         return z_l, x
 
 
@@ -41,7 +42,7 @@ class LatentPaths(nn.Module):
         self.directions = nn.Parameter(torch.randn(config.paths, config.width))
         self.score = nn.Linear(config.width, 1)
 
-    def forward(self, network: Network, z_h: Tensor, z_l: Tensor, x: Tensor, thoughts: int) -> tuple[Tensor, Tensor]:
+    def forward(self, network: Update, z_h: Tensor, z_l: Tensor, x: Tensor, thoughts: int) -> tuple[Tensor, Tensor]:
         """States and x [N, S, D] -> latent state [N, S, D] and x."""
         paths = len(self.directions)
         starts = (z_l[None] + self.directions[:, None, None].to(z_l.dtype)).flatten(0, 1)
@@ -67,7 +68,7 @@ class ContinuousThought(nn.Module):
         """Return the slots' part of x before any thought, [N, slots, D]."""
         return torch.stack([self.start, *[self.blank] * (self.slots - 1)]).expand(rows, -1, -1)
 
-    def forward(self, network: Network, z_h: Tensor, z_l: Tensor, x: Tensor, thoughts: int) -> tuple[Tensor, Tensor]:
+    def forward(self, network: Update, z_h: Tensor, z_l: Tensor, x: Tensor, thoughts: int) -> tuple[Tensor, Tensor]:
         """States and x [N, S, D] -> latent state after as many updates as there are thoughts, and x that holds them."""
         for slot in range(1, thoughts + 1):
             z_l = network(z_l, z_h + x)

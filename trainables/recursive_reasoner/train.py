@@ -39,7 +39,7 @@ from trainables.recursive_reasoner.halting import (
     end_reward,
     reward,
 )
-from trainables.recursive_reasoner.loss import row_losses, score
+from trainables.recursive_reasoner.loss import log_stablemax, row_losses, score
 from trainables.recursive_reasoner.model import Reasoner, State
 from trainables.recursive_reasoner.planner import hint_share
 from trainables.schedules import Schedule, total_steps, warm_up
@@ -47,7 +47,7 @@ from trainables.schedules import Schedule, total_steps, warm_up
 # weight of the halting loss, as published
 HALTING_WEIGHT = 0.5
 # what `identity` leaves out: a run may be measured and kept differently when it goes on
-NOT_IDENTITY = ("eval_every", "checkpoint_every", "keep_checkpoints", "direct_baseline")
+NOT_IDENTITY = ("eval_every", "checkpoint_every", "keep_checkpoints", "compile", "direct_baseline")
 
 
 def train_loop(settings: Mapping[str, Any], run: Run) -> None:
@@ -168,7 +168,10 @@ class Trainer:
         self.metric: float | None = None
         torch.manual_seed(seed)
         bf16 = config.precision == "auto" and has_fast_bf16(device)
-        self.model = Reasoner(config, dataset.vocabulary, dataset.cells, bf16=bf16).to(device)
+        self.model = Reasoner(config, dataset.vocabulary, dataset.cells, dataset.rules, bf16).to(device)
+        if config.compile:
+            # in place: names of weights stay, and copies for evaluation, of other shapes, are not compiled
+            self.model.network.compile()
         self.halting: Any = HALTING[config.halting](config).to(device)
         self.trained = nn.ModuleDict({"model": self.model, "halting": self.halting})
         self.parameters: list[Tensor] = [p for p in self.trained.parameters() if p.requires_grad]
@@ -205,11 +208,12 @@ class Trainer:
         draws = draws[self.rank * self.rows : (self.rank + 1) * self.rows].to(self.device)
         replay_draws = torch.rand(config.replay_batch, generator=self.generator)
         self._refill(thoughts, draws[:, 2:], values.get("epsilon", 0.0))
-        output = self.model(State(carry["z_h"], carry["z_l"]), carry["inputs"], thoughts)
+        output = self.model(State(carry["z_h"], carry["z_l"]), carry["inputs"], thoughts, carry["ids"])
         carry["steps"] += 1
-        seen, answers = evaluation.see(output.summary, output.logits, carry["answers"], carry["steps"])
+        log_p = log_stablemax(output.logits)
+        seen, answers = evaluation.see(output.summary, output.logits, log_p, carry["answers"], carry["steps"])
         cells, solved = score(answers, carry["targets"], carry["asked"])
-        answer_loss = row_losses(output.logits, carry["targets"]).mean()
+        answer_loss = row_losses(log_p, carry["targets"]).mean()
         judged = self.halting.values(seen)
         loss, halting_loss = answer_loss, None
         if isinstance(self.halting, BceHalting):
@@ -240,7 +244,7 @@ class Trainer:
         if not len(rows):
             return
         fresh = self.stream.at(positions, hint_share(self.config, thoughts))
-        for name, array in zip(("inputs", "targets", "asked"), fresh, strict=True):
+        for name, array in zip(("inputs", "targets", "asked", "ids"), fresh, strict=True):
             carry[name][rows] = torch.from_numpy(array).to(self.device, carry[name].dtype)
         start = self.model.start(len(rows))
         carry["z_h"][rows], carry["z_l"][rows] = (z.to(carry["z_h"].dtype) for z in start)
@@ -298,7 +302,9 @@ class Trainer:
             carry["cells"], carry["action"] = cells, action
             expand = (action == EXPAND) & ~ended
             if expand.any():
-                deeper = self.model.expand(State(state.z_h[expand], state.z_l[expand]), carry["inputs"][expand])
+                deeper = self.model.expand(
+                    State(*(z[expand] for z in state)), carry["inputs"][expand], carry["ids"][expand]
+                )
                 carry["z_h"][expand], carry["z_l"][expand] = deeper
                 carry["steps"] += expand
         carry["answers"], carry["halted"] = answers, ended
@@ -362,9 +368,7 @@ class Trainer:
         """Return held-out metrics of the averaged weights."""
         thoughts = int(self.scheduled(self.step).get("thoughts", 0))
         model, halting = self.evaluated()
-        solved = evaluation.solve(
-            model, halting, self.dataset.held_out, self.dataset.blank, self.device, thoughts=thoughts
-        )
+        solved = evaluation.solve(model, halting, self.dataset, self.device, thoughts=thoughts)
         row = evaluation.metrics(solved)
         self.metric = row["exact_accuracy"]
         flops = evaluation.flops_per_step(model, self.device, thoughts)
@@ -449,6 +453,7 @@ class Trainer:
             "targets": zeros(cells),
             "asked": zeros(cells, dtype=torch.bool),
             "answers": zeros(cells),
+            "ids": zeros(),
             "steps": zeros(),
             "least": zeros(),
             "halted": ~zeros(dtype=torch.bool),

@@ -61,7 +61,7 @@ def test_the_one_step_gradient_is_another_gradient_of_the_same_answer() -> None:
     found = []
     for gradient in ("cycle", "one_step"):
         model = _model(gradient=gradient)
-        loss = row_losses(model(model.start(ROWS), _inputs()).logits, _inputs()).mean()
+        loss = row_losses(log_stablemax(model(model.start(ROWS), _inputs()).logits), _inputs()).mean()
         loss.backward()
         found.append((loss.detach(), model.network.blocks[0].mlp.down.weight.grad))
     assert found[0][0] == found[1][0] and not torch.allclose(found[0][1], found[1][1])
@@ -74,7 +74,7 @@ def test_every_component_gets_a_gradient(planner: str, bf16: bool) -> None:
     model = Reasoner(replace(TINY, planner=planner), TOKENS, CELLS, bf16=bf16)
     output = model(model.start(ROWS), _inputs(), thoughts=2)
     assert output.logits.shape == (ROWS, CELLS, TOKENS) and output.logits.dtype == torch.float32
-    row_losses(output.logits, _inputs()).mean().backward()
+    row_losses(log_stablemax(output.logits), _inputs()).mean().backward()
     components = model.components()
     assert set(components) == {"embedding", "puzzle_embedding", "network", "head"} | (
         set() if planner == "none" else {"planner"}
@@ -164,7 +164,7 @@ def test_stablemax_is_a_distribution_with_the_published_shape() -> None:
 def test_row_losses_are_means_over_cells() -> None:
     logits = torch.zeros(2, 3, 4)
     logits[1, :, 2] = 5.0
-    losses = row_losses(logits, torch.full((2, 3), 2))
+    losses = row_losses(log_stablemax(logits), torch.full((2, 3), 2))
     torch.testing.assert_close(losses, torch.tensor([math.log(4), math.log(9 / 6)]))
 
 

@@ -90,6 +90,14 @@ def test_the_loss_falls_and_the_last_row_is_complete(tmp_path: Path) -> None:
     Reasoner(ReasonerConfig(**trained["config"]), 5, 16).load_state_dict(trained["model"])
 
 
+@pytest.mark.parametrize("name", ["maze", "arc"])
+def test_other_puzzles(tmp_path: Path, name: str) -> None:
+    run = PlainRun()
+    settings = _settings(tmp_path, epochs=1, arc_side=3, halting="dqn", views_per_puzzle=1) | {"dataset": name}
+    train_loop(settings, run)
+    assert 0 < run.reports[-1]["token_accuracy"] < 1 and run.reports[-1]["grad_norm/puzzle_embedding"] > 0
+
+
 @pytest.mark.parametrize("halting", ["fixed", "bce", "dqn"])
 @pytest.mark.parametrize("planner", ["none", "latent_paths", "continuous_thought"])
 def test_every_halting_rule_with_every_planner(tmp_path: Path, halting: str, planner: str) -> None:
