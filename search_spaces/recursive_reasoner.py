@@ -101,12 +101,12 @@ DEMO_VALUES = {
     "weight_decay": 0.1,
     "ema": 0.99,
     "batch_size": 64,
-    "epochs": 8,
+    "epochs": 12,
     "views_per_puzzle": 4,
     "train_puzzles": 4000,
-    "held_out_puzzles": 512,
+    "held_out_puzzles": 1024,
     "eval_every": 1,
-    "precision": "float32",
+    "checkpoint_every": 500,
 }
 RULES = {
     "halting": choice(["fixed", "bce", "dqn"]),
