@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,8 @@ from trainables.schedules import Schedule, total_steps, warm_up
 
 # weight of the halting loss, as published
 HALTING_WEIGHT = 0.5
+# held-out puzzles whose answers after each step are written down
+SHOWN_PUZZLES = 8
 # what `identity` leaves out: a run may be measured and kept differently when it goes on
 NOT_IDENTITY = ("eval_every", "checkpoint_every", "keep_checkpoints", "compile", "direct_baseline")
 
@@ -55,8 +58,9 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
 
     Args:
         settings: ``config`` (`ReasonerConfig` fields), ``dataset``, ``data_seed``, ``dataset_dir`` (see
-            `load_dataset`), ``seed``, ``folder``, where ``checkpoints/`` and the trained ``reasoner.pt`` (averaged
-            weights) go, and ``checkpoint``: the folder of another trial to go on from, or None.
+            `load_dataset`), ``seed``, ``folder``, where ``checkpoints/``, the trained ``reasoner.pt`` (averaged
+            weights) and ``solved.json`` (some held-out puzzles, step by step) go, and ``checkpoint``: the folder of
+            another trial to go on from, or None.
         run: Where it runs. ``batch_size`` must be a multiple of its ``world_size``.
 
     Raises:
@@ -97,14 +101,16 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             if trainer.step % config.checkpoint_every == 0:
                 save()
             continue
-        row = trainer.end_epoch()
+        names = {"dataset": dataset.name, "halting": config.halting, "planner": config.planner}
+        row = names | trainer.end_epoch()
         last = trainer.step == trainer.total
         if last or row["epoch"] % config.eval_every == 0:
             row |= trainer.evaluate() if run.rank == 0 else {}
         if last:
-            row |= trainer.facts | {"dataset": dataset.name, "halting": config.halting, "planner": config.planner}
+            row |= trainer.facts
             if run.rank == 0:
                 folder.write("reasoner.pt", trainer.exported())
+                folder.write("solved.json", json.dumps(trainer.solved_puzzles()).encode())
         trainer.metrics = row
         save()
         run.report(row)
@@ -366,13 +372,25 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Return held-out metrics of the averaged weights."""
-        thoughts = int(self.scheduled(self.step).get("thoughts", 0))
         model, halting = self.evaluated()
-        solved = evaluation.solve(model, halting, self.dataset, self.device, thoughts=thoughts)
+        solved = evaluation.solve(model, halting, self.dataset, self.device, self._thoughts())
         row = evaluation.metrics(solved)
         self.metric = row["exact_accuracy"]
-        flops = evaluation.flops_per_step(model, self.device, thoughts)
+        flops = evaluation.flops_per_step(model, self.device, self._thoughts())
         return row | {"flops_per_puzzle": flops * row["mean_steps"]}
+
+    def solved_puzzles(self) -> dict[str, Any]:
+        """Return the first held-out puzzles with the averaged weights' answer after each step, for pictures."""
+        first = np.arange(min(SHOWN_PUZZLES, len(self.dataset.held_out)))
+        shown = dataclasses.replace(self.dataset, held_out=self.dataset.held_out.take(first))
+        solved = evaluation.solve(*self.evaluated(), shown, self.device, self._thoughts())
+        return {
+            "side": self.dataset.kind.side,
+            "inputs": shown.held_out.inputs.tolist(),
+            "targets": shown.held_out.targets.tolist(),
+            "answers": solved.answers.transpose(0, 1).tolist(),
+            "steps": solved.steps.tolist(),
+        }
 
     def evaluated(self) -> tuple[Reasoner, Any]:
         """Return copies of model and halting rule with the averaged weights, or without ``ema`` the trained ones."""
@@ -461,6 +479,9 @@ class Trainer:
             "features": zeros(self.config.width + 4, dtype=torch.float32),
             "action": zeros(),
         }
+
+    def _thoughts(self) -> int:
+        return int(self.scheduled(self.step).get("thoughts", 0))
 
     def _note(self, name: str, value: Tensor) -> None:
         # kept on the device: one synchronisation an epoch, not one a step

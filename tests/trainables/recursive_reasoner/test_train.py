@@ -86,6 +86,9 @@ def test_the_loss_falls_and_the_last_row_is_complete(tmp_path: Path) -> None:
         row[f"grad_norm/{name}"] > 0 for row in run.reports for name in ("network", "halting", "puzzle_embedding")
     )
     assert sum(last[f"halted_at_step/{step}"] for step in (1, 2, 3)) == pytest.approx(1)
+    solved = json.loads((tmp_path / "solved.json").read_text())
+    assert len(solved["inputs"]) == len(solved["targets"]) == 8 and all(1 <= steps <= 3 for steps in solved["steps"])
+    assert [len(answers) for answers in solved["answers"]] == [3] * 8
     trained = torch.load(tmp_path / "reasoner.pt", weights_only=True)
     Reasoner(ReasonerConfig(**trained["config"]), 5, 16).load_state_dict(trained["model"])
 
