@@ -53,7 +53,6 @@ from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, load_champion
-from trainables.atomic_lora.pretrain import has_fast_bf16
 from trainables.atomic_lora.train import CPU_COST, CUDA_COST
 from trainables.atomic_lora.workload import ChampionWorkload
 from trainables.folder import Folder
@@ -62,6 +61,7 @@ from trainables.pack.bank import initial_factors
 from trainables.pack.batching import padded_tokens
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation
+from trainables.precision import has_fast_bf16
 
 # dense bfloat16 operations a second, from data sheets
 PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}

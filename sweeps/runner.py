@@ -227,7 +227,8 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
     scheduler = None
     if args.num_samples > 1:
         scheduler = _asha(sweep, _task_of)
-        _replay(scheduler, store, {job.trial_id: job.task_id for job in jobs}, space.grace_period(sweep.config))
+        groups = {job.trial_id: job.task_id for job in jobs}
+        _replay(scheduler, store, groups, space.grace_period(sweep.config), space.metric)
     extents = _extents(job.config for job in jobs)
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
         recorder.expect(missing)
@@ -372,11 +373,14 @@ def _ledger(sweep: Sweep, task_ids: Sequence[str]) -> tuple[ResultsStore, list[J
     return store, jobs, missing
 
 
-def _replay(scheduler: GroupedASHA, store: ResultsStore, groups: Mapping[str, str], period: int) -> None:
+def _replay(scheduler: GroupedASHA, store: ResultsStore, groups: Mapping[str, str], period: int, metric: str) -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
-    for row in store.history().select(["trial_id", "epoch", "eval_loss"]).to_pylist():
-        if row["trial_id"] in groups and row["epoch"] % period == 0 and row["eval_loss"] is not None:
-            curves.setdefault(row["trial_id"], []).append((row["epoch"], row["eval_loss"]))
+    history = store.history()
+    # a metric that the schema does not declare has a column once a row has it
+    columns = ["trial_id", "epoch", metric] if metric in history.schema.names else []
+    for row in history.select(columns).to_pylist() if columns else ():
+        if row["trial_id"] in groups and row["epoch"] % period == 0 and row[metric] is not None:
+            curves.setdefault(row["trial_id"], []).append((row["epoch"], row[metric]))
     for trial_id, values in curves.items():
         scheduler.replay(groups[trial_id], trial_id, sorted(values))
 
@@ -417,9 +421,8 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     scheduler = None
     if args.num_samples > 1:
         scheduler = _asha(sweep, one_group)
-        _replay(
-            scheduler, store, dict.fromkeys((job.trial_id for job in jobs), "all"), space.grace_period(sweep.config)
-        )
+        groups = dict.fromkeys((job.trial_id for job in jobs), "all")
+        _replay(scheduler, store, groups, space.grace_period(sweep.config), space.metric)
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
         recorder.expect(missing)
         recorder.slots = max(1, info.num_gpus)

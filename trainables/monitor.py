@@ -1,8 +1,11 @@
-"""The component monitor: every component that is declared trainable must get a gradient, or the trial fails by name."""
+"""The component monitor: what is declared trainable must get a gradient and what is scheduled must move, or the trial
+fails by name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +13,25 @@ from torch import nn
 
 class DeadComponentError(RuntimeError):
     """A component was declared trainable and got no gradient through the whole first epoch."""
+
+
+class FrozenScheduleError(RuntimeError):
+    """A schedule that goes from one value to another had the same value through the whole first epoch."""
+
+
+def require_movement(first: Mapping[str, float], last: Mapping[str, float], moving: Iterable[str]) -> None:
+    """Raise `FrozenScheduleError` naming every schedule that should move and did not.
+
+    Args:
+        first: Scheduled values at the first step, by name.
+        last: The same at the last step of the first epoch.
+        moving: Names of the schedules whose start and end differ.
+    """
+    frozen = sorted(name for name in moving if first[name] == last[name])
+    if frozen:
+        raise FrozenScheduleError(
+            f"The schedule of {', '.join(frozen)} did not move in the first epoch: it does not see the global step."
+        )
 
 
 def require_gradients(norms: Mapping[str, float]) -> None:
@@ -64,6 +86,14 @@ class ComponentMonitor:
             columns[f"update_norm/{name}"] = float(change) if change is not None else 0.0
         self._sums, self._steps, self._first_epoch = dict.fromkeys(self._parameters, 0.0), 0, False
         return columns
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was noted since the last epoch; the start is that of the model as it was given."""
+        return {"sums": self._sums, "steps": self._steps, "first_epoch": self._first_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._sums, self._steps, self._first_epoch = dict(state["sums"]), state["steps"], state["first_epoch"]
 
 
 def _norm(tensors: list[torch.Tensor]) -> torch.Tensor | None:

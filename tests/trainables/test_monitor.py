@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.monitor import ComponentMonitor, DeadComponentError, require_gradients
+from trainables.monitor import (
+    ComponentMonitor,
+    DeadComponentError,
+    FrozenScheduleError,
+    require_gradients,
+    require_movement,
+)
 
 
 @pytest.fixture
@@ -75,3 +81,19 @@ def test_every_dead_component_is_named_and_nan_is_not_dead() -> None:
     with pytest.raises(DeadComponentError, match="reached a, b in"):
         require_gradients({"b": 0.0, "a": 0.0, "c": 1.0, "d": float("nan")})
     require_gradients({"c": 1e-30, "d": float("nan")})
+
+
+def test_a_schedule_that_does_not_move_is_named() -> None:
+    require_movement({"lr": 1.0, "epsilon": 0.3}, {"lr": 0.5, "epsilon": 0.3}, ["lr"])
+    with pytest.raises(FrozenScheduleError, match="The schedule of epsilon did not move in the first epoch"):
+        require_movement({"lr": 1.0, "epsilon": 0.3}, {"lr": 0.5, "epsilon": 0.3}, ["lr", "epsilon"])
+
+
+def test_what_was_noted_travels_with_a_checkpoint() -> None:
+    layer = nn.Linear(2, 1)
+    monitor, resumed = (ComponentMonitor({"layer": layer.parameters()}) for _ in range(2))
+    layer(torch.ones(1, 2)).sum().backward()
+    monitor.after_backward()
+    resumed.load_state_dict(monitor.state_dict())
+    resumed.after_backward()
+    assert resumed.end_epoch() == pytest.approx(monitor.end_epoch())

@@ -34,11 +34,11 @@ from transformers import (
 from trainables.arc import BOS, EOS, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, Task, decode, encode
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.loss import cell_hits, row_losses
-from trainables.atomic_lora.pretrain import has_fast_bf16
 from trainables.atomic_lora.workload import ArcWorkload
 from trainables.errors import InputError
 from trainables.folder import Folder
 from trainables.pack.plan import Losses
+from trainables.precision import has_fast_bf16
 
 PREFIX = "hf:"
 # the marks before an input and before an output follow the tokens of grids

@@ -24,6 +24,7 @@ from trainables.atomic_lora.model import Champion, save_champion
 from trainables.context import Run
 from trainables.folder import Folder
 from trainables.monitor import ComponentMonitor
+from trainables.precision import has_fast_bf16
 from trainables.schedules import cosine_warm_restarts
 
 # tokens of all views of one pair in an epoch, where ``views_per_pair`` allows more than one
@@ -159,10 +160,3 @@ def epoch_batches(tasks: Mapping[str, Task], config: ChampionConfig, seed: int, 
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     for index in rng.permutation(len(batches)):
         yield batches[index]
-
-
-def has_fast_bf16(device: str) -> bool:
-    """Whether matrix products in bfloat16 are done by the hardware: CUDA from Ampere on, CPUs with AMX."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()

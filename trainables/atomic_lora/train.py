@@ -14,7 +14,6 @@ import torch
 from trainables.arc import Example, Task, fingerprint, load_tasks, training_examples
 from trainables.atomic_lora import causal_lm
 from trainables.atomic_lora.model import load_champion
-from trainables.atomic_lora.pretrain import has_fast_bf16
 from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
 from trainables.context import Run
 from trainables.folder import Folder
@@ -22,6 +21,7 @@ from trainables.jobs import JobQueue
 from trainables.pack.batching import BatchCost
 from trainables.pack.engine import PackEngine
 from trainables.pack.probe import probe_slots
+from trainables.precision import has_fast_bf16
 
 # adapters in training at once where nobody says otherwise: on a CPU 8 to 32 are as fast (benchmarks/README.md); on a
 # GPU as many as a timing finds, at most this many

@@ -1,0 +1,96 @@
+"""Train recursive reasoners on generated puzzles: halting x planner x schedule x width.
+
+    python sweeps/recursive_reasoner.py --preset demo --set halting=dqn
+    python sweeps/recursive_reasoner.py --preset demo --num-samples 9 --sweep halting=fixed,bce,dqn
+    python sweeps/recursive_reasoner.py --num-gpus 1 --dataset sudoku9
+    python sweeps/recursive_reasoner.py --dataset sudoku9 --dataset-dir DIR --dataset-only --set train_puzzles=100000
+
+With several samples one ASHA compares their exact accuracy on held-out puzzles. The trained models lie in the run's
+folder, in ``models/<trial>/reasoner.pt``, their checkpoints beside them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from search_spaces.recursive_reasoner import SPACE
+from sweeps import cli
+from sweeps.datasets import build
+from sweeps.runner import Sweep, run_trials
+from trainables.checkpoints import Checkpoints, require_same
+from trainables.errors import InputError
+from trainables.folder import Folder
+from trainables.puzzles.kinds import KINDS, kind_of
+from trainables.puzzles.shards import Plan
+from trainables.recursive_reasoner.data import load_dataset
+from trainables.recursive_reasoner.train import identity, train_loop
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.common_parser(SPACE, __doc__ or "")
+    cli.worker_options(parser)
+    parser.add_argument("--dataset", metavar="|".join(KINDS), help="puzzles to train on (default: the preset's)")
+    parser.add_argument(
+        "--dataset-dir",
+        metavar="DIR",
+        help="folder or URI of generated puzzles; what is missing in it is built first (default: keep them in memory)",
+    )
+    parser.add_argument("--dataset-only", action="store_true", help="build the puzzles in --dataset-dir and stop")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="go on from the newest checkpoint of a trial of another run, RUN_DIR/models/TRIAL; one trial only",
+    )
+    args = parser.parse_args(argv)
+    config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+    if args.workers_per_trial and config.batch_size % args.workers_per_trial:
+        raise InputError(
+            f"--workers-per-trial {args.workers_per_trial} cannot share a batch_size of {config.batch_size} evenly; "
+            "make one a multiple of the other."
+        )
+    name = args.dataset or SPACE.presets[args.preset].tasks
+    if args.dataset_dir or args.dataset_only:
+        if not args.dataset_dir:
+            raise InputError("--dataset-only needs --dataset-dir, the folder to build in.")
+        plan = Plan(kind_of(name, config.maze_side, config.arc_side), args.seed)
+        if not plan.kind.generated:
+            raise InputError(f"--dataset-dir is for generated puzzles; --dataset {name} needs no building.")
+        build(plan, args.dataset_dir, plan.shards_for(config.train_puzzles, config.held_out_puzzles), args.address)
+    dataset = load_dataset(name, config, args.seed, args.dataset_dir)
+    if config.batch_size > len(dataset.train):
+        raise InputError(
+            f"batch_size is {config.batch_size}, more than the {len(dataset.train)} puzzles of --dataset {name}."
+        )
+    if dataset.rules > 1 and not config.prefix:
+        raise InputError(
+            f"prefix is 0, but --dataset {name} tells its {dataset.rules} rules apart by it; give 1 or more."
+        )
+    if args.dataset_only:
+        print(f"{args.dataset_dir}: {len(dataset.train)} + {len(dataset.held_out)} puzzles, {dataset.fingerprint}")
+        return 0
+    if args.checkpoint:
+        if args.num_samples > 1 or domains:
+            raise InputError(
+                f"--checkpoint {args.checkpoint} goes with one trial; leave --num-samples and --sweep out."
+            )
+        notes = Checkpoints(Folder(args.checkpoint).sub("checkpoints"), config.keep_checkpoints).notes()
+        if not notes:
+            raise InputError(f"--checkpoint {args.checkpoint} holds no checkpoint; give RUN_DIR/models/TRIAL.")
+        require_same(notes[-1], identity(config, dataset, args.seed), args.checkpoint)
+    sweep = Sweep("recursive_reasoner", SPACE, args, config, domains, {"dataset": name}, dataset.fingerprint)
+    settings = {
+        "dataset": name,
+        "data_seed": args.seed,
+        "dataset_dir": args.dataset_dir,
+        "checkpoint": args.checkpoint,
+    }
+    return run_trials(sweep, train_loop, settings)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

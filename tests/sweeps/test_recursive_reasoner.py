@@ -1,0 +1,84 @@
+"""The reasoner through the runner: rows, restarts, and bad input as one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from trainables.puzzles.kinds import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    place = ["--preset", "smoke", "--num-gpus", "0", "--results-dir", str(folder), "--run-id", "r"]
+    command = [sys.executable, str(ROOT / "sweeps" / "recursive_reasoner.py"), *place, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+def test_a_sweep_over_halting_rules_leaves_complete_rows_and_can_be_extended(tmp_path: Path) -> None:
+    swept = ["--workers-per-trial", "0", "--sweep", "halting=fixed,bce,dqn"]
+    for samples in (2, 4):
+        process = _run(tmp_path, *swept, "--num-samples", str(samples))
+        assert process.returncode == 0, process.stderr
+    folder = tmp_path / "recursive_reasoner" / "r"
+    trials, history = pd.read_parquet(folder / "trials"), pd.read_parquet(folder / "history")
+    assert len(trials) == 4 and trials["trial_id"].is_unique and (trials["attempt"] == 1).all()
+    assert set(trials["status"]) <= {"success", "stopped"} and (trials["status"] == "success").any()
+    done = trials[trials["status"] == "success"]
+    assert (done["dataset"] == "sudoku4").all() and (done["planner"] == "none").all()
+    assert done["halting"].tolist() == done["config/halting"].tolist()
+    for column in ("token_accuracy", "exact_accuracy", "mean_steps", "metric/flops_per_puzzle"):
+        assert done[column].notna().all(), column
+    for name in ("direct_exact_accuracy", "majority_token_accuracy", "puzzles_per_second"):
+        assert (done[f"metric/{name}"] >= 0).all(), name
+    assert (history["grad_norm/network"] > 0).all() and history["exact_accuracy"].notna().all()
+    assert {"halted_at_step/3", "exact_at_step/1", "answer_loss", "lr"} <= set(history.columns)
+    for trial in done["trial_id"]:
+        assert (folder / "models" / trial / "reasoner.pt").is_file()
+
+
+@pytest.mark.slow
+def test_a_trial_as_a_ray_train_run_and_another_that_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    process = _run(tmp_path, "--workers-per-trial", "1", "--dataset", "maze")
+    assert process.returncode == 0, process.stderr
+    folder = tmp_path / "recursive_reasoner" / "r"
+    first = pd.read_parquet(folder / "trials").iloc[0]
+    assert (first["status"], first["dataset"], first["epochs"]) == ("success", "maze", 2)
+    (trial,) = (folder / "models").iterdir()
+    again = ["--workers-per-trial", "0", "--dataset", "maze", "--checkpoint", str(trial), "--run-id", "again"]
+    process = _run(tmp_path, *again)
+    assert process.returncode == 0, process.stderr
+    other = pd.read_parquet(tmp_path / "recursive_reasoner" / "again" / "trials").iloc[0]
+    assert (other["exact_accuracy"], other["token_accuracy"]) == (first["exact_accuracy"], first["token_accuracy"])
+    process = _run(tmp_path, *again, "--run-id", "wider", "--set", "width=32")
+    assert process.returncode == 2
+    assert "was made with width = 16, but this run has 32" in process.stderr and process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "batch_size=100"], "batch_size is 100, more than the 64 puzzles of train_puzzles"),
+        (["--dataset", "sudoku5"], f"--dataset 'sudoku5' is not one of {', '.join(KINDS)}; did you mean"),
+        (["--set", "halting=bec"], "halting must be one of 'fixed', 'bce', 'dqn', not 'bec'; did you mean 'bce'?"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere holds no checkpoint"),
+        (["--workers-per-trial", "3"], "--workers-per-trial 3 cannot share a batch_size of 16 evenly"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from sweeps import cli
+    from sweeps.recursive_reasoner import main
+
+    with pytest.raises(SystemExit) as end:
+        cli.run_main(main, ["--preset", "smoke", "--results-dir", str(tmp_path), *arguments])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,382 @@
+"""Training: it learns, every schedule takes effect, it resumes bit for bit at any step, and it fails by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainables.context import PlainRun
+from trainables.errors import InputError
+from trainables.monitor import DeadComponentError, FrozenScheduleError
+from trainables.recursive_reasoner import train as module
+from trainables.recursive_reasoner.config import ReasonerConfig
+from trainables.recursive_reasoner.data import load_dataset
+from trainables.recursive_reasoner.halting import CONTINUE, EXPAND, HALT
+from trainables.recursive_reasoner.model import Reasoner
+from trainables.recursive_reasoner.train import Trainer, schedules_of, train_loop
+from trainables.schedules import Schedule
+
+# 8 steps an epoch
+TINY = ReasonerConfig(
+    width=16, heads=2, layers=1, prefix=1, h_cycles=2, l_cycles=1, max_steps=3, halting="fixed", replay=64,
+    replay_batch=8, lr=3e-3, warmup_steps=0, weight_decay=0.1, ema=0.9, batch_size=8, epochs=3, views_per_puzzle=2,
+    train_puzzles=32, held_out_puzzles=8, maze_side=9, eval_every=1, checkpoint_every=5, precision="float32",
+    direct_baseline=False,
+)  # fmt: skip
+torch.set_num_threads(1)
+
+
+def _settings(folder: Path, **config: Any) -> dict[str, Any]:
+    return {
+        "config": asdict(replace(TINY, **config)),
+        "dataset": "sudoku4",
+        "data_seed": 0,
+        "dataset_dir": None,
+        "seed": 0,
+        "folder": str(folder),
+        "checkpoint": None,
+    }
+
+
+def _trainer(seed: int = 0, **config: Any) -> Trainer:
+    chosen = replace(TINY, **config)
+    return Trainer(chosen, load_dataset("sudoku4", chosen), seed, "cpu")
+
+
+def _losses(trainer: Trainer, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        before = float(trainer.sums.get("train_loss", 0.0))
+        trainer.train_step()
+        losses.append(float(trainer.sums["train_loss"]) - before)
+    return losses
+
+
+def _weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.parameters])
+
+
+def _measured(reports: list[dict[str, Any]]) -> str:
+    timed = ("seconds", "puzzles_per_second", "rows_per_second")
+    return repr([{name: value for name, value in report.items() if name not in timed} for report in reports])
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+def test_the_loss_falls_and_the_last_row_is_complete(tmp_path: Path) -> None:
+    run = PlainRun()
+    train_loop(_settings(tmp_path, epochs=6, halting="bce", direct_baseline=True, views_per_puzzle=8), run)
+    assert [row["epoch"] for row in run.reports] == list(range(1, 7))
+    assert [row["step"] for row in run.reports] == [32 * epoch for epoch in range(1, 7)]
+    assert run.reports[-1]["answer_loss"] < 0.9 * run.reports[0]["answer_loss"]
+    last = run.reports[-1]
+    assert {"token_accuracy", "exact_accuracy", "mean_steps", "q_calibration_error", "flops_per_puzzle", "lr"} <= set(
+        last
+    )
+    assert {"direct_exact_accuracy", "majority_token_accuracy", "halted_at_step/3", "exact_at_step/1"} <= set(last)
+    assert (last["dataset"], last["halting"], last["planner"]) == ("sudoku4", "bce", "none")
+    assert all(
+        row[f"grad_norm/{name}"] > 0 for row in run.reports for name in ("network", "halting", "puzzle_embedding")
+    )
+    assert sum(last[f"halted_at_step/{step}"] for step in (1, 2, 3)) == pytest.approx(1)
+    solved = json.loads((tmp_path / "solved.json").read_text())
+    assert len(solved["inputs"]) == len(solved["targets"]) == 8 and all(1 <= steps <= 3 for steps in solved["steps"])
+    assert [len(answers) for answers in solved["answers"]] == [3] * 8
+    trained = torch.load(tmp_path / "reasoner.pt", weights_only=True)
+    Reasoner(ReasonerConfig(**trained["config"]), 5, 16).load_state_dict(trained["model"])
+
+
+@pytest.mark.parametrize("name", ["maze", "arc"])
+def test_other_puzzles(tmp_path: Path, name: str) -> None:
+    run = PlainRun()
+    settings = _settings(tmp_path, epochs=1, arc_side=3, halting="dqn", views_per_puzzle=1) | {"dataset": name}
+    train_loop(settings, run)
+    assert 0 < run.reports[-1]["token_accuracy"] < 1 and run.reports[-1]["grad_norm/puzzle_embedding"] > 0
+
+
+@pytest.mark.parametrize("halting", ["fixed", "bce", "dqn"])
+@pytest.mark.parametrize("planner", ["none", "latent_paths", "continuous_thought"])
+def test_every_halting_rule_with_every_planner(tmp_path: Path, halting: str, planner: str) -> None:
+    run = PlainRun()
+    train_loop(_settings(tmp_path, halting=halting, planner=planner, epochs=1), run)
+    row = run.reports[-1]
+    assert row["exact_accuracy"] >= 0 and 1 <= row["mean_steps"] <= 3
+    assert set(schedules_of(replace(TINY, halting=halting, planner=planner))) <= set(row)
+    components = {name.removeprefix("grad_norm/") for name in row if name.startswith("grad_norm/")}
+    assert ("halting" in components) == (halting != "fixed") and ("planner" in components) == (planner != "none")
+
+
+def test_rows_that_end_are_refilled_and_others_go_on() -> None:
+    trainer = _trainer()
+    trainer.train_step()
+    first = trainer.carry["inputs"].clone()
+    assert trainer.position == 8 and trainer.carry["steps"].tolist() == [1] * 8
+    trainer.train_step()
+    assert torch.equal(trainer.carry["inputs"], first) and not trainer.carry["halted"].any()
+    trainer.carry["halted"][2] = True
+    trainer.train_step()
+    assert trainer.position == 9 and trainer.carry["steps"].tolist() == [3, 3, 1, 3, 3, 3, 3, 3]
+    assert not torch.equal(trainer.carry["inputs"][2], first[2])
+    trainer.train_step()
+    assert trainer.position == 16 and trainer.carry["steps"].tolist() == [1, 1, 2, 1, 1, 1, 1, 1]
+
+
+def test_actions_of_rows() -> None:
+    trainer = _trainer(halting="dqn", max_steps=4)
+    wanted = torch.tensor([CONTINUE, HALT, EXPAND, CONTINUE, HALT, EXPAND, CONTINUE, CONTINUE])
+    trainer.halting.explore = lambda values, draws, exploration: wanted
+    trainer.train_step()
+    assert trainer.carry["halted"].tolist() == (wanted == HALT).tolist()
+    assert trainer.carry["steps"].tolist() == [1, 1, 2, 1, 1, 2, 1, 1]
+    replay = trainer.halting.replay
+    assert len(replay) == 2 and replay.ended[:2].all() and (replay.reward[:2] == -0.5).all()
+    trainer.train_step()
+    # six rows went on, and the two that were refilled halt again
+    assert len(replay) == 2 + 6 + 2
+    assert trainer.carry["steps"].tolist() == [2, 1, 3, 2, 1, 3, 2, 2], "no room is left for another expansion"
+    price = Schedule.parse(TINY.expansion_penalty).value(1, trainer.total)
+    expanded = replay.action[2:8] == EXPAND
+    assert expanded.sum() == 2 and not replay.ended[2:8].any()
+    assert (replay.reward[2:8][expanded] + price + 0.01 <= 1).all()
+
+
+def test_bce_rows_may_have_to_take_a_random_number_of_steps() -> None:
+    trainer = _trainer(halting="bce", max_steps=6, epsilon="1.0")
+    torch.nn.init.constant_(trainer.halting.logit.bias, 50.0)
+    trainer.train_step()
+    least = trainer.carry["least"]
+    assert least.min() >= 2 and least.max() <= 6 and not trainer.carry["halted"].any()
+    free = _trainer(halting="bce", max_steps=6, epsilon="0.0")
+    torch.nn.init.constant_(free.halting.logit.bias, 50.0)
+    free.train_step()
+    assert free.carry["halted"].all()
+
+
+# ------------------------------------------------------------------------------------------------------------ schedules
+
+MOVING = {
+    "lr_floor": ({"lr_floor": 1.0, "lr_schedule": "linear"}, {"lr_floor": 0.0, "lr_schedule": "linear"}),
+    "lr_schedule": ({"lr_schedule": "constant"}, {"lr_schedule": "exponential"}),
+    "epsilon": ({"epsilon": "0.2"}, {"epsilon": "linear:0.2:1.0"}),
+    "temperature": ({"temperature": "10.0"}, {"temperature": "exponential:10.0:0.01"}),
+    "expansion_penalty": ({"expansion_penalty": "0.1"}, {"expansion_penalty": "cosine:0.1:0.9:50%"}),
+    "thoughts": ({"thoughts": "linear:0:2:100%"}, {"thoughts": "linear:0:2:30%"}),
+}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_schedule_takes_effect_on_training(name: str) -> None:
+    # both begin at the same value: what tells the runs apart is that one of them sees the step
+    common: dict[str, Any] = {"halting": "dqn", "planner": "continuous_thought", "dqn_warmup": 0.0, "epochs": 2}
+    still, moving = (_trainer(**(common | changes)) for changes in MOVING[name])
+    scheduled = "lr" if name.startswith("lr") else name
+    assert still.scheduled(0)[scheduled] == moving.scheduled(0)[scheduled]
+    losses = [_losses(trainer, 16) for trainer in (still, moving)]
+    assert losses[0][0] == losses[1][0]
+    assert losses[0] != losses[1] and not torch.equal(_weights(still), _weights(moving))
+
+
+def test_the_row_holds_the_values_of_the_last_step(tmp_path: Path) -> None:
+    run = PlainRun()
+    train_loop(_settings(tmp_path, halting="dqn", planner="continuous_thought", lr_schedule="cosine"), run)
+    schedules = schedules_of(replace(TINY, halting="dqn", planner="continuous_thought", lr_schedule="cosine"))
+    assert set(schedules) == {"lr", "epsilon", "temperature", "expansion_penalty", "thoughts"}
+    for row in run.reports:
+        assert {n: row[n] for n in schedules} == {n: s.value(row["step"] - 1, 24) for n, s in schedules.items()}
+
+
+def test_a_schedule_that_does_not_see_the_step_fails_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Schedule.value
+    monkeypatch.setattr(Schedule, "value", lambda self, step, total: real(self, 0, total))
+    with pytest.raises(FrozenScheduleError, match="epsilon, expansion_penalty, temperature did not move"):
+        train_loop(_settings(tmp_path, halting="dqn"), PlainRun())
+
+
+# -------------------------------------------------------------------------------------------------------------- failing
+
+
+def test_a_component_without_gradient_fails_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(Reasoner):
+        """A reasoner whose planner's work is thrown away."""
+
+        def forward(self, state: Any, inputs: torch.Tensor, thoughts: int = 0, puzzle_ids: Any = None) -> Any:
+            planner, self.planner = self.planner, lambda network, z_h, z_l, x, thoughts: (z_l, x)
+            output = super().forward(state, inputs, thoughts)
+            self.planner = planner
+            return output
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "planner" and not isinstance(value, torch.nn.Module):
+                self._modules["planner"] = value
+            else:
+                super().__setattr__(name, value)
+
+    monkeypatch.setattr(module, "Reasoner", Deaf)
+    with pytest.raises(DeadComponentError, match="No gradient reached planner"):
+        train_loop(_settings(tmp_path, planner="latent_paths"), PlainRun())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"in epoch 1; lower lr \(1e\+30\)"):
+        train_loop(_settings(tmp_path, lr=1e30, clip_norm=1e30), PlainRun())
+
+
+def test_gradients_are_clipped() -> None:
+    free, clipped = _trainer(), _trainer(clip_norm=1e-6)
+    _losses(free, 1), _losses(clipped, 1)
+    assert float(free.sums["grad_norm"]) == float(clipped.sums["grad_norm"]) > 1e-3
+    norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in clipped.parameters if p.grad is not None]))
+    assert float(norm) == pytest.approx(1e-6, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------- resuming
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("halting", "planner"), [("fixed", "none"), ("bce", "latent_paths"), ("dqn", "continuous_thought")]
+)
+@pytest.mark.parametrize("death", [7, 13])
+def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halting: str, planner: str, death: int
+) -> None:
+    config = {"halting": halting, "planner": planner}
+    whole, broken, resumed = PlainRun(), PlainRun(), PlainRun()
+    train_loop(_settings(tmp_path / "whole", **config), whole)
+    step = Trainer.train_step
+
+    def dying(trainer: Trainer) -> None:
+        if trainer.step == death:
+            raise _Killed
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", dying)
+    with pytest.raises(_Killed):
+        train_loop(_settings(tmp_path / "broken", **config), broken)
+    resumed_from: list[int] = []
+
+    def watched(trainer: Trainer) -> None:
+        resumed_from.append(trainer.step)
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    # seeds of the new process are not those of the old one
+    torch.manual_seed(123)
+    train_loop(_settings(tmp_path / "broken", **config), resumed)
+    assert resumed_from[0] == death // 5 * 5 and resumed_from[0] % 8, "the last checkpoint, within an epoch"
+    assert _measured(broken.reports + resumed.reports) == _measured(whole.reports)
+    first, second = (torch.load(tmp_path / name / "reasoner.pt", weights_only=True) for name in ("whole", "broken"))
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+def test_a_finished_run_is_reported_and_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again = PlainRun(), PlainRun()
+    train_loop(_settings(tmp_path), first)
+    monkeypatch.setattr(Trainer, "train_step", None)
+    train_loop(_settings(tmp_path), again)
+    assert again.reports == first.reports[-1:]
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.3, 0.1, 0.2])
+
+    def measured(trainer: Trainer) -> Mapping[str, float]:
+        trainer.metric = next(scores)
+        return {"exact_accuracy": trainer.metric}
+
+    monkeypatch.setattr(Trainer, "evaluate", measured)
+    train_loop(_settings(tmp_path, keep_checkpoints=2), PlainRun())
+    steps = sorted(int(file.stem.split("-")[1]) for file in (tmp_path / "checkpoints").glob("*.pt"))
+    # of 5, 8, 10, 15, 16, 20, 24: the last two, and the last that has the best measurement
+    assert steps == [15, 20, 24]
+    assert json.loads((tmp_path / "checkpoints" / "step-000000015.json").read_text())["metric"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"width": 24}, "width = 16"), ({"train_puzzles": 40}, "data_fingerprint")]
+)
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    train_loop(_settings(tmp_path, epochs=1), PlainRun())
+    with pytest.raises(InputError, match=f"was made with {message}"):
+        train_loop(_settings(tmp_path, epochs=1, **change), PlainRun())
+
+
+def test_the_seed_decides_everything() -> None:
+    runs = [_losses(_trainer(seed), 6) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_averaged_weights_follow_the_trained_ones() -> None:
+    trainer = _trainer(ema=0.75)
+    start = _weights(trainer)
+    trainer.train_step()
+    average = torch.cat([p.flatten() for p in trainer.averaged])
+    torch.testing.assert_close(average, start.lerp(_weights(trainer), 0.25))
+    model, _ = trainer.evaluated()
+    assert torch.equal(
+        model.head.weight, trainer.averaged[[id(p) for p in trainer.parameters].index(id(trainer.model.head.weight))]
+    )
+    plain, _ = _trainer(ema=0.0).evaluated()
+    assert torch.equal(plain.head.weight, _trainer(ema=0.0).model.head.weight)
+
+
+# -------------------------------------------------------------------------------------------------------------- workers
+
+
+class _Worker(PlainRun):
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__()
+        self.rank, self.world_size = rank, world_size
+
+
+def _work(rank: int, folder: str, halting: str, death: int | None) -> None:
+    torch.set_num_threads(1)
+    step = Trainer.train_step
+
+    def dying(trainer: Trainer) -> None:
+        if trainer.step == death:
+            raise _Killed
+        step(trainer)
+
+    Trainer.train_step = dying  # type: ignore[method-assign]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    run = _Worker(rank, 2)
+    try:
+        train_loop(_settings(Path(folder), halting=halting, max_steps=4), run)
+    except _Killed:
+        pass
+    Path(folder, f"losses-{rank}.json").write_text(json.dumps([report["train_loss"] for report in run.reports]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("halting", "death"), [("fixed", None), ("bce", None), ("bce", 13)])
+def test_two_workers_train_like_one(tmp_path: Path, halting: str, death: int | None) -> None:
+    alone = PlainRun()
+    train_loop(_settings(tmp_path / "alone", halting=halting, max_steps=4), alone)
+    (tmp_path / "pair").mkdir()
+    torch.multiprocessing.spawn(_work, args=(str(tmp_path / "pair"), halting, death), nprocs=2)
+    if death:
+        # what two workers left, one takes up in the middle of the epoch
+        rest = PlainRun()
+        train_loop(_settings(tmp_path / "pair", halting=halting, max_steps=4), rest)
+        expected = [report["train_loss"] for report in alone.reports[1:]]
+        assert [report["train_loss"] for report in rest.reports] == pytest.approx(expected, rel=2e-3)
+        return
+    first, second = (json.loads((tmp_path / "pair" / f"losses-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == pytest.approx([report["train_loss"] for report in alone.reports], rel=2e-3)
+    # each reports the mean over all rows
+    assert first == second
+    weights = [torch.load(tmp_path / name / "reasoner.pt", weights_only=True)["model"] for name in ("alone", "pair")]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-2, atol=1e-3)

@@ -1,0 +1,12 @@
+"""What number formats a device is fast in."""
+
+from __future__ import annotations
+
+import torch
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether matrix products in bfloat16 are done by the hardware: CUDA from Ampere on, CPUs with AMX."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,115 @@
+"""Puzzles in Parquet shards, each a pure function of its plan and index.
+
+A shard is written whole or not at all, so a build that was killed goes on with the shards that are missing. Each holds
+the fingerprint of its rows, which is checked when it is read. Who draws shards in parallel is `sweeps.datasets`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainables.errors import InputError
+from trainables.folder import Folder
+from trainables.puzzles.kinds import Kind
+from trainables.puzzles.puzzles import HELD_OUT_ONE_IN, Puzzles
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder of shards holds.
+
+    Attributes:
+        kind: Of the puzzles.
+        seed: Of the generator.
+        shard_size: Puzzles of a shard.
+    """
+
+    kind: Kind
+    seed: int
+    shard_size: int = 2048
+
+    def shards_for(self, train: int, held_out: int) -> int:
+        """Return how many shards are sure to hold so many puzzles of both sorts, where repetitions are rare."""
+        share = 1 / HELD_OUT_ONE_IN
+        needed = max(train / (1 - share), held_out / share)
+        # the split is by chance: four standard deviations and some repetitions
+        return math.ceil((1.02 * needed + 4 * math.sqrt(needed / share)) / self.shard_size)
+
+    def missing(self, folder: Folder, shards: int) -> list[int]:
+        """Return the indices below ``shards`` whose shard is not in the folder."""
+        names = set(folder.names(".parquet"))
+        return [index for index in range(shards) if self.name(index) not in names]
+
+    def name(self, index: int) -> str:
+        """Return the file name of a shard."""
+        return f"shard-{index:06d}.parquet"
+
+    def write(self, folder: Folder, index: int) -> str:
+        """Draw a shard and write it; return its fingerprint."""
+        puzzles = self.kind.generate(self.shard_size, np.random.default_rng([self.seed, index]))
+        digits = fingerprint(puzzles)
+        table = pa.table(
+            {
+                "input": _binary(puzzles.inputs),
+                "target": _binary(puzzles.targets),
+                "difficulty": puzzles.difficulty,
+                "class": puzzles.classes,
+            }
+        )
+        buffer = io.BytesIO()
+        pq.write_table(
+            table.replace_schema_metadata({"plan": self._metadata(index), "fingerprint": digits}),
+            buffer,
+            compression="zstd",
+        )
+        folder.write(self.name(index), buffer.getvalue())
+        return digits
+
+    def read(self, folder: Folder, index: int) -> Puzzles:
+        """Return the puzzles of a shard.
+
+        Raises:
+            InputError: If it is missing, damaged, or of another plan.
+        """
+        where, data = folder.path(self.name(index)), folder.read(self.name(index))
+        if data is None:
+            raise InputError(f"{where} is missing; build it with --dataset-only.")
+        try:
+            table = pq.read_table(io.BytesIO(data))
+            stored = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+            inputs, targets = (_grids(table[name]) for name in ("input", "target"))
+            difficulty, classes = (table[name].to_numpy() for name in ("difficulty", "class"))
+            puzzles = Puzzles(inputs, targets, difficulty, classes, np.zeros(len(inputs), dtype=np.int32))
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise InputError(f"{where} cannot be read ({error}); delete it and build it again.") from error
+        if stored.get("plan") != self._metadata(index):
+            raise InputError(f"{where} holds {stored.get('plan')}, not {self._metadata(index)}; choose another folder.")
+        if stored.get("fingerprint") != fingerprint(puzzles):
+            raise InputError(
+                f"{where} does not have the fingerprint it was written with; delete it and build it again."
+            )
+        return puzzles
+
+    def _metadata(self, index: int) -> str:
+        return f"{self.shard_size} {self.kind.name} of side {self.kind.side}, seed {self.seed}, shard {index}"
+
+
+def fingerprint(puzzles: Puzzles) -> str:
+    """Return 16 hex digits that change whenever a puzzle, an answer or their order does."""
+    return hashlib.sha256(puzzles.inputs.tobytes() + puzzles.targets.tobytes()).hexdigest()[:16]
+
+
+def _binary(grids: np.ndarray) -> pa.Array:
+    buffer = pa.py_buffer(np.ascontiguousarray(grids).tobytes())
+    return pa.Array.from_buffers(pa.binary(grids.shape[1]), len(grids), [None, buffer])
+
+
+def _grids(column: pa.ChunkedArray) -> np.ndarray:
+    return np.stack([np.frombuffer(row, dtype=np.uint8) for row in column.to_pylist()])

@@ -1,0 +1,1 @@
+"""A tiny network applied recursively to puzzles, with learned halting and latent planning."""
