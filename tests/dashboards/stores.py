@@ -104,7 +104,7 @@ def plain_run(folder: Path, run_id: str = "plain") -> ResultsStore:
     """Return a sweep of another family: two models, no base, no slots, a metric of its own."""
     store = new_store(folder, run_id, sweep="champion")
     rows = [
-        {**trial(f"m{n}", n), "task_id": "champion", "category": None, "slot": None, "worker": None, "halting": 0.25}
+        {**trial(f"m{n}", n), "task_id": "champion", "category": None, "slot": None, "worker": None, "depth": 0.25}
         for n in range(2)
     ]
     store.append(rows, [epoch for row in rows for epoch in curve(row, 6)])

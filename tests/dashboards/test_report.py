@@ -218,7 +218,7 @@ def test_every_chart_of_a_search_is_drawn(tab: Tab, tmp_path: Path) -> None:
 def test_another_family_and_an_empty_run_have_a_page(tab: Tab, tmp_path: Path) -> None:
     tab.open(written(tmp_path, plain_run(tmp_path))).read_through()
     assert tab.texts("nav a") == ["Trials", "Loss curves", "Timeline", "How to reproduce"]
-    assert tab.column("trials", "metric/halting") == ["0.25", "0.25"]
+    assert tab.column("trials", "metric/depth") == ["0.25", "0.25"]
     tab.open(written(tmp_path, new_store(tmp_path, "empty"))).read_through()
     assert tab.texts("h1") == ["No trial has ended yet."]
     assert tab.errors == []

@@ -89,7 +89,7 @@ async def test_reports_say_which_worker_they_come_from(broker: PoolBroker) -> No
     await filled(broker, "a", limit=1)
     for name in "bc":
         await broker.submit(name, [make_job(name)])
-    token = await broker.register(1)
+    token = await broker.register(1, 2)
     assert token is not None
     await broker.take(token, 1, 0)
     await broker.push(token, [running("b", 5), ended("b", 9)])

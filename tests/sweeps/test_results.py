@@ -163,7 +163,7 @@ def grown(store):
     """A store whose later files brought columns and types that the first did not have."""
     store.append([trial("a", "failed", error="boom", **{"config/lr": 1})], epochs("a", 1))
     store.append([trial("b", **{"config/lr": 0.5, "config/rank": None})], epochs("b", 2, **{"grad_norm/head": 2.0}))
-    store.append([trial("a", attempt=2, halting=0.25, **{"config/lr": 2, "config/rank": 8})])
+    store.append([trial("a", attempt=2, depth=0.25, **{"config/lr": 2, "config/rank": 8})])
     # what a kill in the middle of a write leaves behind
     (Path(store.folder.root) / "trials" / ".0123.tmp").write_bytes(b"PAR1 half")
     return store
@@ -172,7 +172,7 @@ def grown(store):
 def test_pandas_sees_every_column_and_row_without_our_code(grown):
     frame = pd.read_parquet(f"{grown.folder.root}/trials").set_index(["trial_id", "attempt"])
     assert frame["config/lr"].to_dict() == {("a", 1): 1.0, ("b", 1): 0.5, ("a", 2): 2.0}
-    assert frame.loc[("a", 2), "metric/halting"] == 0.25 and frame.loc[("a", 2), "config/rank"] == 8
+    assert frame.loc[("a", 2), "metric/depth"] == 0.25 and frame.loc[("a", 2), "config/rank"] == 8
     history = pd.read_parquet(f"{grown.folder.root}/history")
     assert history["grad_norm/head"].isna().tolist() == [True, False, False]
 
@@ -273,7 +273,7 @@ def test_an_fsspec_uri_works():
     store = ResultsStore(f"memory://{uuid.uuid4().hex}", "sweep", "run")
     store.create(record())
     store.append([trial("a")], epochs("a", 2))
-    store.append([trial("a"), trial("b", halting=1.0)])
+    store.append([trial("a"), trial("b", depth=1.0)])
     again = ResultsStore.open(store.folder.location)
     again.create(record())
     assert again.attempts() == {"a": 1, "b": 1} and again.history().num_rows == 2

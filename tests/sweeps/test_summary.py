@@ -70,7 +70,7 @@ def test_the_printed_summary_is_plain_outside_a_terminal(full, capsys):
 
 def test_an_empty_store_and_rows_of_another_family_have_a_summary(store, capsys):
     print_summary(summarise(store))
-    store.append([{"trial_id": "a", "attempt": 1, "status": "success", "halting": 2.0}])
+    store.append([{"trial_id": "a", "attempt": 1, "status": "success", "depth": 2.0}])
     summary = summarise(store)
     assert summary["versus_base"]["not_compared"] == 1 and summary["best"] == []
     print_summary(summary)

@@ -471,3 +471,5 @@ def test_examples_and_tokens_are_counted_for_each_job_alone() -> None:
             assert row["tokens"] == sum(len(e.classes) for e in plan.examples(row["epoch"]))
     assert done.engine.stats.examples == 3 * (5 + 7)
     assert 0 < done.engine.stats.padding_waste < 1
+    computed = sum(row["padded_tokens"] for report in done.reports for row in report.history)
+    assert computed == pytest.approx(done.engine.stats.padded_tokens)

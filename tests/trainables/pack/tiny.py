@@ -19,6 +19,8 @@ from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation, Losses
 
 INPUTS, CLASSES = 6, 5
+# of an epoch's row, what depends on the others in the pack
+PACKS_OWN = ("seconds", "padded_tokens")
 DEFAULTS: dict[str, Any] = {
     "rank": 2, "alpha": 4.0, "target_modules": ["up", "hidden", "down"], "lr": 0.05, "lr_schedule": "constant",
     "weight_decay": 0.01, "batch_size": 2, "epochs": 3, "patience": 100, "min_delta": 0.0, "clip_norm": 1.0,
@@ -192,7 +194,7 @@ class Trained:
     def history(self, trial_id: str) -> list[Mapping[str, Any]]:
         """Everything that was said of a trial's epochs but for how long they took."""
         rows = [row for report in self.reports if report.trial_id == trial_id for row in report.history]
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+        return [{name: value for name, value in row.items() if name not in PACKS_OWN} for row in rows]
 
 
 def train(
