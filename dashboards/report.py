@@ -23,6 +23,10 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+if __name__ == "__main__":
+    # the folder of this script holds modules of the project, not top-level ones
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from dashboards.report_data import differing, gather
 from dashboards.report_server import serve
 from sweeps.results import ResultsStore

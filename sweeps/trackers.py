@@ -108,7 +108,7 @@ class Trackers:
 
 
 class WandbSweep:
-    """One W&B run for a sweep: its progress while it runs, then tables of trials and epochs, and the summary's numbers.
+    """One W&B run for a sweep: its progress while it runs, then tables of trials and epochs, the report, the summary.
 
     Args:
         store: The run's results.
@@ -130,14 +130,17 @@ class WandbSweep:
         self._run.log({"trials": self._ended, **{name: sum(some) / len(some) for name, some in values.items()}})
 
     def close(self) -> None:
-        """Log the tables and the summary."""
+        """Log the tables, the report and the summary."""
         import wandb
+
+        from dashboards import report
 
         for name, table in (("trials", self._store.latest_trials()), ("history", self._store.history())):
             # W&B's tables hold numbers and text
             data = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
             shown = wandb.Table(columns=table.column_names, data=data, allow_mixed_types=True)
             self._run.log({f"{name}_table": shown})
+        self._run.log({"report": wandb.Html(report.page(report.content([self._store])), inject=False)})
         self._run.summary.update(_numbers(summarise(self._store)))
         self._run.finish()
 

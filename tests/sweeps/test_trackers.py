@@ -56,7 +56,12 @@ def wandb_records(file: Path) -> Iterator[Any]:
 
 
 def logged(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """Return a run's identity, its history and its summary."""
+    """Return a run's identity, its history and its summary, once all of it is in the file."""
+    deadline = time.monotonic() + 30
+    # W&B's own process writes the last of it a moment after the run is finished
+    while not any(record.WhichOneof("record_type") == "exit" for record in wandb_records(file)):
+        assert time.monotonic() < deadline, file
+        time.sleep(0.05)
     run, history, summary = {}, [], {}
     for record in wandb_records(file):
         kind = record.WhichOneof("record_type")
@@ -84,6 +89,8 @@ def test_one_wandb_run_for_a_sweep(store: ResultsStore, tmp_path: Path) -> None:
     assert trials["trials_table.nrows"] == 2 and epochs["history_table.nrows"] == 6
     media = json.loads((file.parent / "files" / epochs["history_table.path"]).read_text())
     assert [row[media["columns"].index("epoch")] for row in media["data"]] == [1, 2, 3, 1, 2, 3]
+    [page] = (file.parent / "files").glob("media/html/report_*.html")
+    assert "sweep / run" in page.read_text()
     assert summary["trials"] == 2
 
 
