@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
 from sweeps.cluster import ClusterInfo, connect
 from sweeps.scheduler import GroupedASHA
@@ -85,3 +87,11 @@ def test_as_a_train_run(cluster: ClusterInfo, tmp_path: Path) -> None:
     assert [metrics["epoch"] for metrics in reports["t"]] == [1, 2, 3, 4, 5]
     assert reports["t"][0] == {"epoch": 1, "eval_loss": 1.0, "world_size": 2}
     assert ends["t"].status == "success"
+
+    # it is on the Train page of Ray's dashboard, with the attempt that failed and the one that went on
+    headers = get_auth_headers_if_auth_enabled({})
+    request = urllib.request.Request(f"{cluster.dashboard_url}/api/train/v2/runs/v1", headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        [run] = json.load(answer)["train_runs"]
+    assert (run["name"], run["status"]) == ("run-t", "FINISHED")
+    assert [attempt["status"] for attempt in run["attempts"]] == ["ERRORED", "FINISHED"]
