@@ -23,7 +23,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from dashboards.report_data import differing, gather
+from dashboards.report_data import comparison, gather
 from dashboards.report_server import serve
 from sweeps.results import ResultsStore
 from trainables.errors import InputError
@@ -65,7 +65,7 @@ def content(stores: Sequence[ResultsStore]) -> dict[str, Any]:
     return {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": runs,
-        "differing": differing(runs) if len(runs) > 1 else [],
+        "comparison": comparison(runs) if len(runs) > 1 else None,
     }
 
 
