@@ -27,7 +27,7 @@ if __name__ == "__main__":
     # the folder of this script holds modules of the project, not top-level ones
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dashboards.report_data import differing, gather
+from dashboards.report_data import comparison, gather
 from dashboards.report_server import serve
 from sweeps.results import ResultsStore
 from trainables.errors import InputError
@@ -69,7 +69,7 @@ def content(stores: Sequence[ResultsStore]) -> dict[str, Any]:
     return {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": runs,
-        "differing": differing(runs) if len(runs) > 1 else [],
+        "comparison": comparison(runs) if len(runs) > 1 else None,
     }
 
 

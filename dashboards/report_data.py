@@ -82,6 +82,30 @@ def gather(store: ResultsStore, share: float = 1.0) -> dict[str, Any]:
     )
 
 
+def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what gathered runs have in common and in what they differ.
+
+    ``means`` has one mapping for each run, from column to its mean over the successful trials on the ``tasks`` that all
+    runs with baselines have done: means over different tasks do not compare. ``settings`` is what `differing` returns.
+    """
+    compared = [run for run in runs if run["measures"]]
+    done = [
+        {
+            task
+            for task, status in zip(run["trials"]["task_id"], run["trials"]["status"], strict=True)
+            if status == "success"
+        }
+        for run in compared
+    ]
+    shared = set.intersection(*done) if done else set()
+    columns = {column for run in compared for m in run["measures"] for column in (m["base"], m["final"])}
+    return {
+        "tasks": len(shared),
+        "means": [{name: _mean_over(run["trials"], name, shared) for name in sorted(columns)} for run in runs],
+        "settings": differing(runs),
+    }
+
+
 def differing(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the settings in which gathered runs differ, each with one value per run; None where a run has none."""
     flat = [dict(_flat(run["run"]["settings"])) for run in runs]
@@ -336,6 +360,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 def _offset(time: datetime | None, begun: datetime | None) -> float | None:
     return None if time is None or begun is None else round((time - begun).total_seconds(), 1)
+
+
+def _mean_over(trials: Mapping[str, Sequence[Any]], column: str, tasks: set[str]) -> float | None:
+    if column not in trials:
+        return None
+    rows = zip(trials["task_id"], trials["status"], trials[column], strict=True)
+    return _mean(value for task, status, value in rows if task in tasks and status == "success")
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

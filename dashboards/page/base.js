@@ -43,7 +43,10 @@ const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"
 const known = (value) => value !== null && value !== undefined;
 const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const percent = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)}\u00a0%` : MISSING);
-const signed = (value, digits = 1) => `${value < 0 ? "−" : value > 0 ? "+" : "±"}${Math.abs(value).toFixed(digits)}`;
+const signed = (value, digits = 1) => {
+  const text = Math.abs(value).toFixed(digits);
+  return `${Number(text) === 0 ? "±" : value < 0 ? "−" : "+"}${text}`;
+};
 const points = (value) => (known(value) ? signed(100 * value) : MISSING);
 const whole = (value) => (known(value) ? grouped.format(value) : MISSING);
 function number(value) {

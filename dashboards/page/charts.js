@@ -210,19 +210,28 @@ function dimension(label, values) {
   const log = low > 0 && high / low >= 20;
   const f = log ? Math.log10 : (v) => v;
   const ticks = distinct.length <= 6 ? distinct : Array.from({ length: 5 }, (_, k) => (log ? low * (high / low) ** (k / 4) : low + ((high - low) * k) / 4));
-  return { label: log ? `${label} (log)` : label, values: values.map((v) => f(v)), tickvals: ticks.map(f), ticktext: ticks.map((v) => String(Number(v.toPrecision(3)))), range: low === high ? [f(low) - 1, f(low) + 1] : [f(low), f(high)] };
+  // labels of values that lie close together would lie on each other
+  const place = (v) => (f(v) - f(low)) / (f(high) - f(low) || 1);
+  const spread = ticks.reduce((kept, v) => (kept.length && place(v) - place(kept.at(-1)) < 0.06 ? kept : [...kept, v]), []);
+  // Plotly takes two labels of the same text for one
+  let texts = [], digits = 3;
+  do texts = spread.map((v) => String(Number(v.toPrecision(digits)))); while (new Set(texts).size < texts.length && ++digits < 12);
+  return { label: log ? `${label} (log)` : label, values: values.map((v) => f(v)), tickvals: spread.map(f), ticktext: texts, range: low === high ? [f(low) - 1, f(low) + 1] : [f(low), f(high)] };
 }
 
+// a line is a configuration: trials of one lie on each other wherever settings are concerned
 function drawParallel(node, height) {
-  const rows = indices().filter((i) => known(at("relative_loss", i)));
-  const dimensions = run().swept.map((name) => dimension(plain(name.slice(7)), rows.map((i) => at(name, i))));
-  dimensions.push(dimension("epochs", rows.map((i) => at("epochs", i))));
-  const loss = rows.map((i) => at("relative_loss", i)), sorted = [...loss].sort((a, b) => a - b);
-  const worst = Math.max(1.001, sorted[Math.floor(0.9 * (sorted.length - 1))]);
+  const rows = run().configurations.filter((c) => known(c.relative_loss));
+  const dimensions = Object.keys(rows[0].values).map((name) => dimension(plain(name), rows.map((c) => c.values[name])));
+  if (run().rungs.length) dimensions.push(dimension("stopped by ASHA, %", rows.map((c) => (100 * c.stopped) / c.trials)));
+  if (rows.every((c) => known(c.gain))) dimensions.push(dimension("gain, points", rows.map((c) => 100 * c.gain)));
+  const loss = rows.map((c) => c.relative_loss), sorted = [...loss].sort((a, b) => a - b);
+  // a few that diverged would leave no colours for the others
+  const best = sorted[0], worst = Math.max(best * 1.0001, sorted[Math.floor(0.9 * (sorted.length - 1))]);
   dimensions.push(dimension("loss / best of its task", loss.map((v) => Math.min(v, worst))));
   Plotly.react(node, [{
     type: "parcoords", dimensions, labelfont: { size: 12.5, color: colour("ink") }, tickfont: { size: 11, color: colour("soft") }, rangefont: { size: 1, color: "rgba(0,0,0,0)" },
-    line: { color: loss, colorscale: dark() ? [[0, "#ffd45c"], [0.5, "#3f97c4"], [1, "#465066"]] : [[0, "#0b3d91"], [0.5, "#79a5d8"], [1, "#efc98a"]], cmin: 1, cmax: worst, showscale: true, colorbar: { title: { text: "loss / best", side: "right", font: { size: 11 } }, thickness: 10, outlinewidth: 0, tickfont: { size: 10.5 } } },
+    line: { color: loss, colorscale: dark() ? [[0, "#ffd45c"], [0.5, "#3f97c4"], [1, "#465066"]] : [[0, "#0b3d91"], [0.5, "#79a5d8"], [1, "#efc98a"]], cmin: best, cmax: worst, showscale: true, colorbar: { title: { text: "loss / best", side: "right", font: { size: 11 } }, thickness: 10, outlinewidth: 0, tickfont: { size: 10.5 } } },
     unselected: { line: { opacity: 0.06, color: colour("soft") } },
   }], { height, autosize: true, margin: { l: 48, r: 20, t: 44, b: 22 }, paper_bgcolor: colour("card"), font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink") } }, { displaylogo: false, responsive: true, displayModeBar: false });
 }
@@ -242,8 +251,8 @@ const RUN_COLOURS = ["#1f6feb", "#d98a00", "#0a8f6a", "#d1440c", "#8a63d2", "#00
 
 function drawRuns(node, height) {
   const runs = state.data.runs, measures = runs.find((one) => one.measures.length).measures;
-  plot(node, height, runs.map((one, k) => ({
-    x: measures.map((m) => 100 * one.summary.means[m.final]), y: measures.map((m) => m.label), mode: "markers", name: plain(runLabel(one)),
+  plot(node, height, runs.map((one, k) => ({ one, k })).filter(({ one }) => one.measures.length).map(({ one, k }) => ({
+    x: measures.map((m) => 100 * state.data.comparison.means[k][m.final]), y: measures.map((m) => m.label), mode: "markers", name: plain(runLabel(one)),
     marker: { size: 11, color: RUN_COLOURS[k % RUN_COLOURS.length] }, hovertemplate: `%{y}: %{x:.1f} %<extra>${plain(runLabel(one))}</extra>`,
   })), { xaxis: { ticksuffix: " %", rangemode: "tozero", title: "mean after training" }, yaxis: { autorange: "reversed", type: "category" } });
 }

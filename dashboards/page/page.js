@@ -27,7 +27,7 @@ function tile(label, big, ...sub) {
 }
 function change(base, last) {
   const gain = last - base;
-  return el("span", { class: Math.abs(gain) < 5e-5 ? "" : gain > 0 ? "up" : "down" }, `${points(gain)} points`);
+  return el("span", { class: Math.abs(gain) < 5e-4 ? "" : gain > 0 ? "up" : "down" }, `${points(gain)} points`);
 }
 function split(entries) {
   return [
@@ -77,18 +77,18 @@ function comparisonSection() {
   const runs = state.data.runs;
   if (runs.length < 2) return null;
   const measures = (runs.find((one) => one.measures.length) || { measures: [] }).measures;
-  const first = runs[0].summary.means;
+  const { tasks: shared, means, settings } = state.data.comparison, base = means[0];
   const line = (label, cell) => el("tr", {}, el("td", {}, label), runs.map((one, k) => el("td", { class: "num" }, cell(one, k))));
   const rows = [
-    ...measures.map((m) => line(m.label, (one, k) => { const v = one.summary.means[m.final]; return k && known(v) && known(first[m.final]) ? el("span", {}, `${percent(v)} `, change(first[m.final], v)) : percent(v); })),
+    ...measures.map((m) => line(m.label, (one, k) => { const v = means[k][m.final]; return k && known(v) && known(base[m.final]) ? el("span", {}, `${percent(v)} `, change(base[m.final], v)) : percent(v); })),
     line("better / same / worse than the base", (one) => ["improved", "same", "worse"].map((v) => one.summary.versus_base[v]).join(" / ")),
     line("trials", (one) => whole(one.summary.adapters)), line("failed", (one) => whole(one.summary.counts.failed || 0)),
     line("training time", (one) => duration(one.pace.busy)), line("per hour", (one) => whole(one.pace.per_hour)),
-    ...state.data.differing.map((setting) => el("tr", {}, el("td", { class: "mono" }, setting.name), setting.values.map((v) => el("td", { class: "num mono" }, v === null ? MISSING : String(v).slice(0, 60))))),
+    ...settings.map((setting) => el("tr", {}, el("td", { class: "mono" }, setting.name), setting.values.map((v) => el("td", { class: "num mono" }, v === null ? MISSING : String(v).slice(0, 60))))),
   ];
   const head = el("tr", {}, el("th", { class: "flat" }, ""), runs.map((one) => el("th", { class: "num flat", scope: "col" }, runLabel(one))));
   const tasks = runs.length > 1 && (runs[0].trials.final_cell_accuracy || []).some(known);
-  return section("comparison", "Comparison", "Changes are against the first run. Settings in which the runs differ are at the end.",
+  return section("comparison", "Comparison", `${measures.length ? `Accuracies are means over the ${whole(shared)} tasks that all of these runs have done, changes against the first run. ` : ""}Settings in which the runs differ are at the end.`,
     el("div", { class: "table plain", style: { "margin-bottom": "14px" } }, el("table", { id: "comparison-table" }, el("thead", {}, head), el("tbody", {}, rows))),
     el("div", { class: "cols" }, measures.length ? chartCard("span6", "After training", chart(320, drawRuns, { id: "chart-runs" })) : null,
       tasks ? chartCard("span6", "Each task, best trial of either run", chart(320, drawRunTasks, { id: "chart-run-tasks" })) : null));
@@ -157,9 +157,9 @@ function searchSection() {
   const one = run();
   if (!one.swept.length && !one.rungs.length) return null;
   const parts = [];
-  if (one.swept.length && column("relative_loss").length) {
+  if (one.configurations.filter((c) => known(c.relative_loss)).length > 1) {
     const drawing = webgl ? el("div", { class: "scroll" }, chart(360, drawParallel, { id: "chart-parallel", class: "wide" })) : el("p", { class: "empty" }, "This browser draws no WebGL, which parallel coordinates need; the table below has the same numbers.");
-    parts.push(chartCard("", "Every trial as a line through its settings", drawing, el("p", { class: "note" }, "Drag along an axis to keep only the lines through a part of it. The loss is a trial's lowest evaluation loss over the lowest of any trial on the same task: 1 is the best.")));
+    parts.push(chartCard("", "Every configuration as a line through its settings", drawing, el("p", { class: "note" }, "Drag along an axis to keep only the lines through a part of it. The loss is the lowest evaluation loss over the lowest of any trial on the same task, mean over the configuration's trials: 1 is the best possible.")));
   }
   if (one.configurations.length) {
     const names = Object.keys(one.configurations[0].values);

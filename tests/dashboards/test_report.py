@@ -208,6 +208,9 @@ def test_every_section_and_chart_of_a_pool_run_is_drawn(tab: Tab, tmp_path: Path
 def test_every_chart_of_a_search_is_drawn(tab: Tab, tmp_path: Path) -> None:
     tab.open(written(tmp_path, search_run(tmp_path))).read_through()
     assert tab.page.locator("#chart-parallel .parcoords .y-axis").count() == 4
+    # the axes say what they say of the values that lie there
+    rates = tab.page.locator("#chart-parallel .y-axis").first.locator(".tick text").all_text_contents()
+    assert rates == ["0.1", "1", "10"]
     assert tab.page.locator("#chart-rungs .bartext").all_text_contents() == ["8", "8", "4"]
     assert tab.column("configurations", "config/lr") == ["0.1", "1", "10"]
     assert tab.column("stopped", "asha_cutoff") == ["0.7"] * 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dashboards.report_data import conclusion, differing, gather
+from dashboards.report_data import comparison, conclusion, differing, gather
 from sweeps.results import ResultsStore
 from sweeps.summary import summarise
 from tests.dashboards.stores import answers, curve, new_store, plain_run, pool_run, scores, search_run, trial
@@ -147,6 +147,16 @@ def test_a_run_without_predictions_has_no_pictures(tmp_path: Path) -> None:
 def test_only_the_settings_that_differ_are_compared(tmp_path: Path) -> None:
     stores = [new_store(tmp_path, f"r{rank}", config={"rank": rank, "epochs": 4}) for rank in (4, 8)]
     assert differing([gather(store) for store in stores]) == [{"name": "config.rank", "values": [4, 8]}]
+
+
+def test_runs_are_compared_on_the_tasks_that_they_share(tmp_path: Path) -> None:
+    stores = [new_store(tmp_path, name) for name in ("all", "easy")]
+    hard, easy = trial("hard", **scores(0.1, 0.2)), trial("easy", **scores(0.5, 0.8))
+    stores[0].append([hard, easy])
+    stores[1].append([trial("easy", **scores(0.5, 0.7)), trial("hard", status="failed")])
+    found = comparison([gather(store) for store in [*stores, plain_run(tmp_path)]])
+    assert found["tasks"] == 1
+    assert [means["final_cell_accuracy"] for means in found["means"]] == [0.8, 0.7, None]
 
 
 def test_a_store_on_another_file_system_reads_the_same(tmp_path: Path) -> None:
