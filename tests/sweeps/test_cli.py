@@ -38,6 +38,13 @@ def parser():
     return parser
 
 
+def test_relative_results_of_a_submitted_job_are_in_the_home_folder(parser, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    given = {"results": "~/results", "/shared/r": "/shared/r", "s3://b/r": "s3://b/r", "~/r": "~/r"}
+    assert {text: parser.parse_args(["--results-dir", text]).results_dir for text in given} == given
+    assert parser.parse_args([]).results_dir == "~/results"
+
+
 def test_defaults(parser):
     args = vars(parser.parse_args([]))
     assert len(args.pop("run_id")) == len("20250131-235959-1a2b")
