@@ -57,8 +57,9 @@ def gather(store: ResultsStore, share: float = 1.0) -> dict[str, Any]:
     pairs = [
         {"label": label, "base": base, "final": final, "copy": base.replace("base_", "copy_")}
         for label, base, final in PAIRS
-        if summary["means"][final] is not None
+        if summary["means"][base] is not None and summary["means"][final] is not None
     ]
+    columns = _columns(everything)
     return json_value(
         {
             "sweep": store.sweep,
@@ -69,7 +70,8 @@ def gather(store: ResultsStore, share: float = 1.0) -> dict[str, Any]:
             "conclusion": conclusion(summary),
             "measures": pairs,
             "pace": pace(rows),
-            "trials": _columns(everything),
+            "scores": scores(rows, columns, pairs),
+            "trials": columns,
             "swept": sorted(name for name in attempts.column_names if name.startswith("config/")),
             "categories": categories(rows, pairs),
             "configurations": configurations(rows),
@@ -137,6 +139,27 @@ def conclusion(summary: Mapping[str, Any]) -> list[str]:
     if copied is not None and cells is not None and cells < copied:
         sentences.append(f"In cells ({_percent(cells)}) they are still behind copying the input ({_percent(copied)}).")
     return sentences
+
+
+def scores(rows: Sequence[Row], columns: Iterable[str], measures: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Return the scores that have no base beside them, by column, each with its mean over the successful trials.
+
+    A score is a share in [0, 1] (``share``) by the name of its column, or a metric of the family's own.
+    """
+    compared = {name for measure in measures for name in measure.values()}
+    shares = [name for name in columns if name.endswith(("_accuracy", "_recall")) and name not in compared]
+    own = [name for name in columns if name.startswith("metric/") and name not in shares]
+    # the trained model first, what it is compared with after it
+    ordered = sorted([*shares, *own], key=lambda name: name.removeprefix("metric/").startswith(("copy", "untrained")))
+    return [
+        {
+            "name": name,
+            "label": name.removeprefix("metric/").replace("_", " "),
+            "share": name in shares,
+            "mean": _mean(row.get(name) for row in rows if row["status"] == "success"),
+        }
+        for name in ordered
+    ]
 
 
 def pace(rows: Sequence[Row]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ function number(value) {
   const size = Math.abs(value);
   return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
 }
+const scoreText = (score) => (score.share ? percent : number);
 function duration(seconds) {
   if (!known(seconds)) return MISSING;
   if (seconds < 90) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;

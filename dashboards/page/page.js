@@ -47,6 +47,7 @@ function hero() {
     tiles.push(tile(label, percent(means[m.final]), el("span", { class: "sub" }, change(means[m.base], means[m.final]), ` against the base (${percent(means[m.base])})`), known(copied) ? el("span", { class: "sub" }, `copying the input: ${percent(copied)}`) : null));
   }
   if (compared) tiles.push(tile("better than the base", `${whole(versus.improved)} of ${whole(compared)}`, ...split([["improved", versus.improved], ["same", versus.same], ["worse", versus.worse]])));
+  if (!one.measures.length) for (const score of one.scores.filter((s) => known(s.mean)).slice(0, 3)) tiles.push(tile(score.label, scoreText(score)(score.mean), el("span", { class: "sub" }, "mean over successful trials")));
   tiles.push(tile(one.noun, whole(one.summary.adapters), ...split([["success", counts.success || 0], ["stopped", counts.stopped || 0], ["failed", counts.failed || 0], ["unfinished", one.summary.unfinished]])));
   tiles.push(tile("pace", known(one.pace.per_hour) ? `${whole(one.pace.per_hour)} / h` : MISSING, el("span", { class: "sub" }, `${duration(one.pace.busy)} of training`), seconds.gpu_seconds ? el("span", { class: "sub" }, `${duration(seconds.gpu_seconds)} of GPUs`) : el("span", { class: "sub" }, "on CPUs")));
   const hardware = one.run.hardware || {};
@@ -61,8 +62,8 @@ function hero() {
 function summarySection() {
   const one = run(), means = one.summary.means;
   if (!one.measures.length) {
-    const rows = Object.entries(means).filter(([, value]) => known(value));
-    return rows.length ? section("summary", "Summary", `Means over ${whole(one.summary.counts.success || 0)} successful trials, on held-out examples.`, card("", el("dl", {}, rows.flatMap(([name, value]) => [el("dt", {}, name.replace(/_/g, " ")), el("dd", {}, percent(value))])))) : null;
+    const rows = one.scores.filter((score) => known(score.mean));
+    return rows.length ? section("summary", "Summary", `Means over the ${whole(one.summary.counts.success || 0)} successful trials, on held-out examples.`, card("", el("dl", {}, rows.flatMap((score) => [el("dt", {}, score.label), el("dd", {}, scoreText(score)(score.mean))])))) : null;
   }
   const row = (m) => el("tr", {}, el("td", {}, m.label), el("td", { class: "num" }, percent(means[m.base])), el("td", { class: "num" }, percent(means[m.final])), el("td", { class: "num" }, change(means[m.base], means[m.final])), el("td", { class: "num" }, percent(means[m.copy])));
   const heads = ["", "base", "adapted", "change", "copying the input"].map((text, k) => el("th", { class: k ? "num flat" : "flat", scope: "col" }, text));

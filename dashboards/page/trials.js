@@ -52,7 +52,8 @@ function trialColumns() {
   }
   if (has("gain")) columns.push(numeric("gain", "gain, points", points, (i) => at("gain", i), "gain in cell accuracy over the base"));
   if (has("copy_cell_accuracy")) columns.push(numeric("copy_cell_accuracy", "cells, copying", percent, undefined, "cells right when the input is given back"));
-  for (const name of Object.keys(run().trials).filter((key) => key.startsWith("metric/"))) columns.push(numeric(name, name.slice(7), number));
+  const shown = new Set(columns.map((one) => one.key));
+  for (const score of run().scores) if (!shown.has(score.name) && (!run().measures.length || !score.share)) columns.push(numeric(score.name, score.label, scoreText(score)));
   columns.push(numeric("final_loss", "eval loss", number), numeric("epochs", "epochs", whole));
   if (has("seconds")) columns.push(numeric("seconds", "time", duration));
   if (has("attempt") && column("attempt").some((n) => n > 1)) columns.push(numeric("attempt", "attempt", whole));

@@ -98,6 +98,10 @@ def test_rungs_count_whom_they_judged_and_stopped(tmp_path: Path) -> None:
 def test_another_family_has_what_its_rows_hold_and_no_more(tmp_path: Path) -> None:
     run = gather(plain_run(tmp_path))
     assert run["noun"] == "trials" and run["measures"] == [] and run["categories"] == [] and run["rungs"] == []
+    assert [(score["name"], score["share"], score["mean"]) for score in run["scores"]] == [
+        ("teacher_forced_cell_accuracy", True, 0.125),
+        ("metric/depth", False, 0.25),
+    ]
     assert run["trials"]["metric/depth"] == [0.25, 0.25] and len(run["curves"][0]["epoch"]) == 6
     assert run["conclusion"] == ["2 of 2 trials succeeded."]
 
