@@ -74,19 +74,11 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
     trainer = Trainer(config, dataset, settings["seed"], run.device, run.rank, run.world_size)
     folder = Folder(settings["folder"])
     checkpoints = Checkpoints(folder.sub("checkpoints"), config.keep_checkpoints)
-    source = checkpoints
-    if settings["checkpoint"] and not checkpoints.notes():
-        source = Checkpoints(Folder(settings["checkpoint"]).sub("checkpoints"), config.keep_checkpoints)
-    notes = source.notes()
-    if notes:
-        require_same(notes[-1], identity(config, dataset, settings["seed"]), settings["folder"])
-        trainer.load_state_dict(source.load(notes[-1], run.device))
-        if trainer.step == trainer.total:
-            # killed between its end and the note of it
-            run.report(trainer.metrics)
-            return
-    elif config.direct_baseline and run.rank == 0:
-        trainer.facts = direct_baseline(config, dataset, settings["seed"], run.device)
+
+    def publish() -> None:
+        if run.rank == 0:
+            folder.write("reasoner.pt", trainer.exported())
+            folder.write("solved.json", json.dumps(trainer.solved_puzzles()).encode())
 
     def save() -> None:
         # collective: every worker has rows of its own
@@ -95,6 +87,20 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             note = Note(trainer.step, trainer.metric, identity(config, dataset, settings["seed"]))
             checkpoints.save(note, state)
 
+    source = checkpoints
+    if settings["checkpoint"] and not checkpoints.notes():
+        source = Checkpoints(Folder(settings["checkpoint"]).sub("checkpoints"), config.keep_checkpoints)
+    notes = source.notes()
+    if notes:
+        require_same(notes[-1], identity(config, dataset, settings["seed"]), settings["folder"])
+        trainer.load_state_dict(source.load(notes[-1], run.device))
+        if trainer.step == trainer.total:
+            # killed between its end and the note of it, or another trial's work
+            publish()
+            run.report(trainer.metrics)
+            return
+    elif config.direct_baseline and run.rank == 0:
+        trainer.facts = direct_baseline(config, dataset, settings["seed"], run.device)
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % trainer.steps_per_epoch:
@@ -108,9 +114,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             row |= trainer.evaluate() if run.rank == 0 else {}
         if last:
             row |= trainer.facts
-            if run.rank == 0:
-                folder.write("reasoner.pt", trainer.exported())
-                folder.write("solved.json", json.dumps(trainer.solved_puzzles()).encode())
+            publish()
         trainer.metrics = row
         save()
         run.report(row)
@@ -266,6 +270,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.world_size > 1:
+            # a worker whose replay is still too small has no gradient where another has one
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             _average([p.grad for p in self.parameters if p.grad is not None], self.world_size)
         self.monitor.after_backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
