@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 
 from sweeps.cluster import connect
 from sweeps.pool import run_pool_sweep
+from tests.sweeps.head import Head
 from tests.sweeps.stub_pool import make_job
 from trainables.errors import InputError
 from trainables.jobs import Report
@@ -95,3 +96,15 @@ def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster
 def test_gpus_that_no_autoscaler_will_start_are_refused(nodes: Cluster) -> None:
     with pytest.raises(InputError, match="--num-gpus is 3, but the cluster has 2"), connect(nodes.address, num_gpus=3):
         pass
+
+
+def test_gpus_that_an_autoscaler_may_start_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # what `ray up` and KubeRay tell a head; no machine is started here
+    head = Head(tmp_path, ["--num-cpus=1", "--num-gpus=0"], {"RAY_AUTH_MODE": "disabled", "RAY_NODE_TYPE_NAME": "head"})
+    try:
+        head.wait()
+        with connect(head.address, num_gpus=2) as info:
+            assert (info.nodes, info.num_gpus, info.grows) == (1, 2, True)
+    finally:
+        head.stop()
