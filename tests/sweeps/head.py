@@ -36,7 +36,7 @@ class Head:
         # Ray's sockets need a short path
         self.home = folder
         self._temp = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        ports = {name: str(_free_port()) for name in PORTS}
+        ports = {name: str(free_port()) for name in PORTS}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = kept | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -83,7 +83,8 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on; Ray's own choices are fixed numbers, which another Ray may have."""
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from sweeps.cluster import connect
 from sweeps.pool import run_pool_sweep
-from tests.sweeps.head import Head
+from tests.sweeps.head import Head, free_port
 from tests.sweeps.stub_pool import make_job
 from trainables.errors import InputError
 from trainables.jobs import Report
@@ -43,7 +43,8 @@ def nodes() -> Iterator[Cluster]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # Train tries in vain for this long, a minute by default, to start a worker on the machine that is gone
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": True})
+    arguments = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=arguments)
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=2, num_gpus=1)
