@@ -112,7 +112,7 @@ class WandbSweep:
 
     Args:
         store: The run's results.
-        mode: ``offline`` (written beside the results, or to the working directory for remote ones) or ``online``.
+        mode: ``offline`` (written beside the results, or to the home folder for remote ones) or ``online``.
     """
 
     def __init__(self, store: ResultsStore, mode: str) -> None:
@@ -211,9 +211,10 @@ def _wandb_run(store: ResultsStore, mode: str, **identity: str) -> Any:
     import wandb
 
     record = store.run() or {}
+    folder = store.folder.root if store.folder.is_local else Path.home()
     return wandb.init(
         project=PROJECT, job_type=store.sweep, mode=mode,  # type: ignore[arg-type]
-        dir=store.folder.root if store.folder.is_local else ".", config=record.get("settings"), reinit="create_new",
+        dir=folder, config=record.get("settings"), reinit="create_new",
         settings=wandb.Settings(silent=True, console="off", init_timeout=CLOSE_S / 2, x_disable_stats=True),
         **identity,  # type: ignore[arg-type]
     )  # fmt: skip
