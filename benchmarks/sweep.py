@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--tasks", default="all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
+    parser.add_argument("--engine-only", action="store_true", help="leave out the sweep")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the engine; they share the cores")
     parser.add_argument("--stub-engine", action="store_true", help="jobs that compute nothing")
     parser.add_argument("--trials", default="400,4000", help="sizes of the sweeps with --stub-engine")
     parser.add_argument("--others", type=int, default=0, metavar="N", help="trials of each other way to run them")
@@ -58,7 +60,12 @@ def main() -> None:
         return write({"command": " ".join(["python", *sys.argv]), **machine(), **stubbed(args)}, args.json)
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
     with tempfile.TemporaryDirectory() as folder:
-        engine_s, adapters = engine_alone(options, folder)
+        engine_s, adapters = engine_alone(options, folder, args.processes)
+        if args.engine_only:
+            return write(
+                {"command": " ".join(["python", *sys.argv]), **machine(), "adapters": adapters, "engine_s": engine_s},
+                args.json,
+            )
         swept = sweep(options, args.results_dir or folder)
     write({
         "command": " ".join(["python", *sys.argv]),
@@ -90,13 +97,13 @@ def write(report: dict[str, Any], file: str | None) -> None:
 # ---------------------------------------------------------------------------------------------------- the real engine
 
 
-def engine_alone(options: list[str], folder: str) -> tuple[float, int]:
+def engine_alone(options: list[str], folder: str, processes: int) -> tuple[float, int]:
     """Return wall seconds and number of adapters of the jobs in plain processes without Ray, their start included.
 
-    As in the pool there is a process for each core, with one thread; each gets every so-manyth job beforehand.
+    As in the pool there is a process for each core, unless ``processes`` says otherwise; they share the cores' threads,
+    and each gets every so-manyth job beforehand.
     """
     started = time.perf_counter()
-    processes = os.cpu_count() or 1
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         shares = [pool.submit(_train, options, folder, part, processes) for part in range(processes)]
         adapters = sum(share.result() for share in shares)
@@ -112,7 +119,7 @@ def _train(options: list[str], folder: str, part: int, parts: int) -> int:
     from trainables.context import PlainRun
     from trainables.jobs import ListQueue
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
     made, pool, tasks = prepare("atomic_lora", SPACE, "", options)
     config, order = vars(made.config), sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id))
     jobs = ListQueue(made.job(task_id, config, made.args.seed, 0) for task_id in order[part::parts])
