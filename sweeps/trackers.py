@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from sweeps.results import ResultsStore
 from sweeps.summary import summarise
+from trainables.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.tracker_options(parser)
     args = parser.parse_args(argv)
     store = ResultsStore.open(args.run_dir)
-    trackers = Trackers(sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard), close_s=3600)
+    sinks = sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard)
+    if not sinks:
+        raise InputError("There is nothing to log to; give --wandb offline, --wandb online or --tensorboard.")
+    trackers = Trackers(sinks, close_s=3600)
     trackers.rows(store.latest_trials().to_pylist(), store.history().to_pylist())
     return 0 if trackers.close() and not trackers.dropped else 1
 

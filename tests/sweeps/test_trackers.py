@@ -13,6 +13,7 @@ import pytest
 
 from sweeps.results import ResultsStore, run_record
 from sweeps.trackers import Trackers, main, sinks_for
+from trainables.errors import InputError
 
 TRIALS = [
     {"trial_id": f"t{i}", "attempt": 1, "task_id": f"t{i}", "status": "success", "final_loss": 0.5 * i, "seed": 0}
@@ -123,6 +124,11 @@ def test_tensorboard_gets_the_epochs(store: ResultsStore) -> None:
             found += [(event.step, v.simple_value) for v in event.summary.value if v.tag == "train_loss"]
             place += 16 + length
         assert found == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
+def test_a_log_to_nowhere_is_refused(store: ResultsStore) -> None:
+    with pytest.raises(InputError, match="nothing to log to"):
+        main([store.folder.location])
 
 
 class Broken:
