@@ -29,9 +29,7 @@ GAUGES = {
     "sweep_trials": ("Trials of the sweep by status, those of earlier sessions included.", ("status",)),
     "sweep_trials_per_hour": ("Trials that ended in an hour, since the first began.", ()),
     "sweep_seconds_left": ("Seconds until all trials have ended, at this pace.", ()),
-    "sweep_queue_length": ("Trials that wait for a slot.", ()),
     "sweep_slots": ("Adapters, or trials, that can train at once.", ()),
-    "sweep_slots_used": ("Adapters, or trials, in training.", ()),
     "sweep_retries": ("Trials that were begun again after a failure, and workers that were started again.", ()),
     "sweep_eval_loss": ("Percentiles of the last held-out loss of the trials in training or ended.", ("quantile",)),
     "sweep_cell_accuracy": ("Mean held-out cell accuracy of ended trials: base, adapted, copy.", ("of",)),
@@ -107,8 +105,7 @@ class SweepMetrics:
             count = {"queued": queued, "running": running}.get(status, self._statuses[status])
             self._gauges["sweep_trials"].set(count, {"status": status})
         for name, value in {
-            "queue_length": queued, "slots": slots, "slots_used": running, "retries": retries,
-            "trials_per_hour": per_hour, "seconds_left": seconds_left,
+            "slots": slots, "retries": retries, "trials_per_hour": per_hour, "seconds_left": seconds_left,
         }.items():  # fmt: skip
             self._gauges[f"sweep_{name}"].set(value)
         for component, norms in self._norms.items():
