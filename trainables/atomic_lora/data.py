@@ -15,24 +15,21 @@ from trainables.atomic_lora.model import GridBatch
 CONTEXT_TOKENS = 384
 
 
-def collate(examples: Sequence[Example | None], pin: bool = False) -> GridBatch:
-    """Return the padded batch of ``examples``, N rows in their order; None gives a row of nothing but padding.
+def collate(examples: Sequence[Example], pin: bool = False) -> GridBatch:
+    """Return the padded batch of ``examples``, N rows in their order.
 
     Args:
-        examples: At least one of them is not None.
+        examples: At least one.
         pin: Put the tensors into pinned memory, for an asynchronous copy to a GPU.
     """
-    real = [e for e in examples if e is not None]
     n = len(examples)
-    longest_source = max(grid_tokens(e.query.input) for e in real)
-    longest_target = max(grid_tokens(e.query.output) for e in real)
-    longest_pair = max((_pair_tokens(p) for e in real for p in e.context), default=1)
+    longest_source = max(grid_tokens(e.query.input) for e in examples)
+    longest_target = max(grid_tokens(e.query.output) for e in examples)
+    longest_pair = max((_pair_tokens(p) for e in examples for p in e.context), default=1)
     source = _empty(n, 3, longest_source)
     target = _empty(n, 3, longest_target)
     context = _empty(n, CONTEXT_PAIRS, 4, longest_pair)
     for row, example in enumerate(examples):
-        if example is None:
-            continue
         _fill(source[row], example.query.input)
         _fill(target[row], example.query.output)
         for index, pair in enumerate(example.context[:CONTEXT_PAIRS]):

@@ -24,7 +24,7 @@ BLANK = np.zeros((1, 1), dtype=np.int8)
 @torch.no_grad()
 def generate(
     model: Champion,
-    examples: Sequence[Example | None],
+    examples: Sequence[Example],
     device: str | torch.device = "cpu",
     pack: AdapterPack | None = None,
 ) -> list[Grid | None]:
@@ -32,46 +32,42 @@ def generate(
 
     Args:
         model: The Champion, bare or with packed adapters on it.
-        examples: Rows in the order that the adapters expect; None for a row to be left out.
+        examples: Rows, those that the pack's bank in use belongs to.
         device: Where the model is.
-        pack: The pack on the model, if there is one and a bank in use: it is narrowed to the slots that still have rows
-            to write.
+        pack: The pack on the model, if there is one: it follows the rows that still have something to write.
 
     Returns:
-        A grid for each row; None for a row that was left out or that spells no grid.
+        A grid for each row; None for a row that spells no grid.
     """
-    if pack is None or pack.bank is None:
+    if pack is None:
         return _generate(model, examples, device, None)
-    with pack.use(pack.bank):
+    with pack.use(pack.bank, pack.owners):
         return _generate(model, examples, device, pack)
 
 
 def _generate(
-    model: Champion, examples: Sequence[Example | None], device: str | torch.device, pack: AdapterPack | None
+    model: Champion, examples: Sequence[Example], device: str | torch.device, pack: AdapterPack | None
 ) -> list[Grid | None]:
     # the batch is built without the answers, so that none can leak
-    batch = collate([e and Example(e.context, Pair(e.query.input, BLANK)) for e in examples]).to(device)
+    batch = collate([Example(e.context, Pair(e.query.input, BLANK)) for e in examples]).to(device)
     context = model.context_encoder(batch.context)
     caches = model.start_cache(batch.source, BLOCK)
-    state = GridState(torch.tensor([e is None for e in examples], device=device))
+    state = GridState(len(examples), device)
     previous = torch.full_like(state.rows, BOS)
     answers = torch.full((len(examples), MAX_TOKENS), PAD, device=device)
-    # rows that are decoded together or not at all: those of a slot
-    together = len(examples) // pack.bank.slots if pack is not None and pack.bank is not None else 1
     left = torch.arange(len(examples), device=device)
     for length in range(1, MAX_TOKENS + 1):
         if length % BLOCK == 1:
             # dropped first: the longest answers are often those of a few
-            alive = (~state.done).unflatten(0, (-1, together)).any(1)
+            alive = ~state.done
             if not bool(alive.any()):
                 break
             if not bool(alive.all()):
-                keep = alive.repeat_interleave(together)
-                state.keep(keep)
-                previous, left, context = previous[keep], left[keep], context[keep]
-                caches = [cache.keep(keep) for cache in caches]
+                state.keep(alive)
+                previous, left, context = previous[alive], left[alive], context[alive]
+                caches = [cache.keep(alive) for cache in caches]
                 if pack is not None:
-                    pack.narrow(alive.nonzero()[:, 0])
+                    pack.keep(alive.nonzero()[:, 0])
             if length > 1:
                 caches = [cache.grow(BLOCK) for cache in caches]
         logits = model.step(previous, state.rows, state.columns, context, caches, length)
@@ -79,7 +75,7 @@ def _generate(
         answers[left, length - 1] = token
         previous = token
     spelled = answers.cpu().numpy()
-    return [None if e is None else decode(row.tolist()) for e, row in zip(examples, spelled, strict=True)]
+    return [decode(row.tolist()) for row in spelled]
 
 
 def grid_metrics(answer: Grid | None, example: Example) -> dict[str, float]:

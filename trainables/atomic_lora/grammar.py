@@ -16,7 +16,8 @@ class GridState:
     """Grids that are being written, token by token.
 
     Args:
-        done: Rows that write nothing, bool [N].
+        count: Grids N.
+        device: Where their state lives.
 
     Attributes:
         rows: Row of the next token, [N].
@@ -25,10 +26,9 @@ class GridState:
         done: Grids that are complete, bool [N].
     """
 
-    def __init__(self, done: Tensor) -> None:
-        self.done = done
-        self.rows = torch.zeros(len(done), dtype=torch.long, device=done.device)
-        self.columns, self.width = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
+    def __init__(self, count: int, device: str | torch.device = "cpu") -> None:
+        self.rows, self.columns, self.width = torch.zeros(3, count, dtype=torch.long, device=device)
+        self.done = torch.zeros(count, dtype=torch.bool, device=device)
 
     def allowed(self) -> Tensor:
         """Return which tokens can come next, bool [N, vocabulary]."""

@@ -228,8 +228,7 @@ class Champion(nn.Module):
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Source [N, 3, T] -> memory [N, T, D] and its mask [N, 1, 1, T]."""
-        real = source[:, 0] != PAD
-        mask = (real | (~real.any(1, keepdim=True)))[:, None, None]
+        mask = (source[:, 0] != PAD)[:, None, None]
         x = self.source_embedding(*source.unbind(1))
         for layer in self.encoder:
             x = layer(x, mask)

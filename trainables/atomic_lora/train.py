@@ -28,8 +28,9 @@ from trainables.precision import has_fast_bf16
 CPU_SLOTS, CUDA_SLOTS = 16, 256
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 16
-# a CPU is busy with a few thousand tokens; a GPU wants everything at once, and halves its batches where memory ends
-CPU_COST, CUDA_COST = BatchCost(overhead=1_000, limit=8_000), BatchCost()
+# a CPU is busy with a few hundred tokens (benchmarks/README.md); a GPU with tens of thousands, which is a guess until
+# one is measured, and halves its batches where memory ends
+CPU_COST, CUDA_COST = BatchCost(overhead=300, limit=8_000), BatchCost(overhead=20_000)
 
 
 def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> PackEngine[Example]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trainables.arc import Example, Grid, Pair, Task, test_examples, training_examples, validation_examples
+from trainables.arc import Example, Grid, Pair, Task, grid_tokens, test_examples, training_examples, validation_examples
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.decoding import generate, grid_metrics
@@ -24,7 +24,7 @@ from trainables.folder import Folder
 from trainables.jobs import Job
 from trainables.pack.bank import AdapterPack
 from trainables.pack.checkpoint import Factors, save_peft
-from trainables.pack.plan import AdapterPlan, Evaluation, Losses
+from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
 # metrics that the bare base has as well
 COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")
@@ -70,15 +70,15 @@ class ArcWorkload(ABC):
         self._base_solved: dict[str, _Solved] = {}
 
     @abstractmethod
-    def lengths(self, row: Example) -> tuple[int, ...]:
-        """Return the lengths of a row's sequences, see `Workload`."""
+    def size(self, row: Example) -> Size:
+        """Return how large an example is."""
 
     @abstractmethod
-    def losses(self, rows: Sequence[Example | None]) -> Losses:
-        """Return cross-entropy of each row's target tokens."""
+    def losses(self, rows: Sequence[Example]) -> Tensor:
+        """Return cross-entropy summed over each row's target tokens, [N]."""
 
     @abstractmethod
-    def solve(self, rows: Sequence[Example | None]) -> tuple[list[Grid | None], list[int], list[int]]:
+    def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Return each row's answer, decoded autoregressively, and its teacher-forced hits among its colour cells."""
 
     @classmethod
@@ -145,14 +145,16 @@ class ArcWorkload(ABC):
 
     @torch.no_grad()
     def _solve(self, task_ids: Sequence[str]) -> list[_Solved]:
-        """Answer the test pairs of each task; rows are slot-major, equally many for each task."""
+        """Answer the test pairs of each task, which are the rows of its slot."""
         examples = [test_examples(self.tasks[task_id]) for task_id in task_ids]
-        width = max(map(len, examples))
-        rows = [row for task in examples for row in [*task, *[None] * (width - len(task))]]
-        answers, hits, cells = self.solve(rows)
+        rows = [row for task in examples for row in task]
+        owners = [slot for slot, task in enumerate(examples) for _ in task]
+        with self.pack.use(self.pack.bank):
+            self.pack.keep(torch.tensor(owners, device=self.device))
+            answers, hits, cells = self.solve(rows)
         results = []
-        for place, task in enumerate(examples):
-            span = range(place * width, place * width + len(task))
+        for slot, task in enumerate(examples):
+            span = [i for i, owner in enumerate(owners) if owner == slot]
             metrics = mean_metrics([grid_metrics(answers[i], example) for i, example in zip(span, task, strict=True)])
             metrics["teacher_forced_cell_accuracy"] = float(np.mean([hits[i] / cells[i] for i in span]))
             results.append(_Solved(metrics, [answers[i] for i in span]))
@@ -193,19 +195,18 @@ class ChampionWorkload(ArcWorkload):
                 if isinstance(module, nn.Linear):
                     module.bfloat16()
 
-    def lengths(self, row: Example) -> tuple[int, ...]:
+    def size(self, row: Example) -> Size:
         """Tokens of input, output and context pairs."""
-        return padded_lengths(row)
+        return Size(padded_lengths(row), example_tokens(row), grid_tokens(row.query.output))
 
-    def losses(self, rows: Sequence[Example | None]) -> Losses:
-        """Cross-entropy of each row's target tokens."""
+    def losses(self, rows: Sequence[Example]) -> Tensor:
+        """Cross-entropy summed over each row's target tokens, [N]."""
         batch = collate(rows, pin=self.device.type == "cuda").to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(batch)
-        total, count = row_losses(logits, batch.target[:, 0])
-        return Losses(total, count, [0 if row is None else example_tokens(row) for row in rows])
+        return row_losses(logits, batch.target[:, 0])[0]
 
-    def solve(self, rows: Sequence[Example | None]) -> tuple[list[Grid | None], list[int], list[int]]:
+    def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Decode the rows, and count what is right where the true prefix is given."""
         batch = collate(rows).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):

@@ -11,9 +11,9 @@ from trainables.pack.bank import AdapterPack
 from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.engine import PackEngine
-from trainables.pack.plan import AdapterPlan, Evaluation, Losses, Workload
+from trainables.pack.plan import AdapterPlan, Evaluation, Size, Workload
 
 __all__ = [
-    "AdapterPack", "AdapterPlan", "BatchCost", "Evaluation", "Factors", "Job", "ListQueue", "Losses", "PackEngine",
-    "Report", "Workload", "save_peft",
+    "AdapterPack", "AdapterPlan", "BatchCost", "Evaluation", "Factors", "Job", "ListQueue", "PackEngine", "Report",
+    "Size", "Workload", "save_peft",
 ]  # fmt: skip

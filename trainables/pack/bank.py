@@ -1,6 +1,7 @@
 """Stacked LoRA adapters, and the linear layers that apply them.
 
-Letters in shape comments: S slots, B rows per slot, T tokens, R largest rank, I/O in/out features, P values an adapter.
+Letters in shape comments: S slots, N rows of a batch, T tokens, R largest rank, I/O in/out features, P values an
+adapter.
 
 Every adapter of a bank lies in one row of a flat [S, P] buffer; the A [S, R, I] and B [S, O, R] factors of each layer
 are views into it, and so are their gradients: one clip and one optimizer step serve all layers and all slots at once.
@@ -93,7 +94,10 @@ class AdapterBank:
         return len(self.flat)
 
     def take(self, rows: Tensor, trainable: bool = False) -> AdapterBank:
-        """Return a bank with copies of the slots ``rows`` [k], in their order; a trainable one collects gradients."""
+        """Return a bank with copies of the slots ``rows`` [k], in their order, some perhaps more than once.
+
+        A trainable one collects gradients.
+        """
         bank = copy.copy(self)
         bank._hold(self.flat.index_select(0, rows), self.scale.index_select(1, rows), trainable)
         return bank
@@ -139,7 +143,7 @@ def initial_factors(
 
 
 class PackedLoRALinear(nn.Module):
-    """A frozen linear layer whose rows, slot by slot, each get the update of their own adapter."""
+    """A frozen linear layer whose rows each get the update of their own adapter."""
 
     pack: AdapterPack
 
@@ -151,51 +155,63 @@ class PackedLoRALinear(nn.Module):
         object.__setattr__(self, "pack", pack)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [rows, ..., I] -> [rows, ..., O]; rows are slot-major, the same number for each slot of the bank."""
-        bank = self.pack.bank
+        """x [N, ..., I] -> [N, ..., O]; or [N * K, ..., I], where each row of the batch became K neighbours."""
+        bank, owners = self.pack.bank, self.pack.owners
         if bank is None:
             return self.base(x)
         a, b, scale = bank.a[self.name], bank.b[self.name], bank.scale[bank.index[self.name]]
         autocast = torch.is_autocast_enabled(x.device.type)
-        packed = x.reshape(bank.slots, -1, x.shape[-1])  # [S, B * T, I]
+        packed = x.reshape(bank.slots if owners is None else len(owners), -1, x.shape[-1])  # [N, T, I]
         if self.pack.path == "loop":
-            update = torch.stack([F.linear(F.linear(packed[s], a[s]), b[s]) * scale[s] for s in range(bank.slots)])
+            slots = range(bank.slots) if owners is None else owners.tolist()
+            parts = [F.linear(F.linear(row, a[s]), b[s]) * scale[s] for s, row in zip(slots, packed, strict=True)]
             y = self.base(x)
-            return y + update.view_as(y)
+            return y + torch.stack(parts).view_as(y)
         if x.dtype != a.dtype and not autocast:
             # as PEFT does where the base is in another precision than its adapters
             y = self.base(x)
+            a, b, scale = (_of_rows(t, owners) for t in (a, b, scale))
             hidden = torch.bmm(packed.to(a.dtype), a.transpose(1, 2)) * scale[:, None, None]
             return (y + torch.bmm(hidden, b.transpose(1, 2)).view_as(y)).to(y.dtype)
         packed = packed.to(torch.get_autocast_dtype(x.device.type)) if autocast else packed
-        y = _PackedLinear.apply(packed, self.base.weight, self.base.bias, a, b, scale)
+        y = _PackedLinear.apply(packed, self.base.weight, self.base.bias, a, b, scale, owners)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _PackedLinear(torch.autograd.Function):
-    """x W^T + bias + scale (x A^T) B^T of each slot, forward and backward with as few passes over x and y as there are
+    """x W^T + bias + scale (x A^T) B^T of each row, forward and backward with as few passes over x and y as there are
     products: autograd would add the two products, and their gradients, in passes of their own."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: Tensor
-    ) -> Tensor:
-        """x [S, N, I], weight [O, I], bias [O], a [S, R, I], b [S, O, R], scale [S] -> [S, N, O]."""
-        ctx.types = a.dtype, b.dtype
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: Tensor,
+        owners: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """x [N, T, I], weight [O, I], bias [O], a [S, R, I], b [S, O, R], scale [S], owners [N] -> [N, T, O]."""
+        ctx.dtype, ctx.slots = a.dtype, len(a)
         weight, a, b, scale = (t.to(x.dtype) for t in (weight, a, b, scale[:, None, None]))
-        hidden = torch.bmm(x, a.transpose(1, 2)).mul_(scale)  # [S, N, R]
+        a, b, scale = (_of_rows(t, owners) for t in (a, b, scale))
+        hidden = torch.bmm(x, a.transpose(1, 2)).mul_(scale)  # [N, T, R]
         y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
-        ctx.save_for_backward(x, weight, a, b, scale, hidden)
+        ctx.save_for_backward(x, weight, a, b, scale, hidden, owners)
         return y.baddbmm_(hidden, b.transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, a, b, scale, hidden = ctx.saved_tensors
+        x, weight, a, b, scale, hidden, owners = ctx.saved_tensors
         (grad,) = grads
         grad_hidden = torch.bmm(grad, b).mul_(scale)
         grad_x = torch.matmul(grad, weight).baddbmm_(grad_hidden, a) if ctx.needs_input_grad[0] else None
-        grad_a, grad_b = torch.bmm(grad_hidden.transpose(1, 2), x), torch.bmm(grad.transpose(1, 2), hidden)
-        return grad_x, None, None, grad_a.to(ctx.types[0]), grad_b.to(ctx.types[1]), None
+        of_rows = torch.bmm(grad_hidden.transpose(1, 2), x), torch.bmm(grad.transpose(1, 2), hidden)
+        grad_a, grad_b = (g.to(ctx.dtype) for g in of_rows)
+        if owners is not None:
+            grad_a, grad_b = (g.new_zeros(ctx.slots, *g.shape[1:]).index_add_(0, owners, g) for g in (grad_a, grad_b))
+        return grad_x, None, None, grad_a, grad_b, None, None
+
+
+def _of_rows(factors: Tensor, owners: Tensor | None) -> Tensor:
+    """Return the factors [S, ...] of each row's owner, [N, ...]."""
+    return factors if owners is None else factors.index_select(0, owners)
 
 
 class AdapterPack:
@@ -210,7 +226,8 @@ class AdapterPack:
 
     Attributes:
         layers: (in features, out features) of the wrapped layers by name.
-        bank: The bank in use, whose slots' rows the batch holds in their order, or None for the bare base.
+        bank: The bank in use, or None for the bare base.
+        owners: Slot of the bank that each row of the batch belongs to, int64 [N]; None: row i belongs to slot i.
 
     Raises:
         InputError: If a target names no linear layer of the model.
@@ -220,6 +237,7 @@ class AdapterPack:
         self.model = model
         self.path = path
         self.bank: AdapterBank | None = None
+        self.owners: Tensor | None = None
         head = getattr(model, "get_output_embeddings", lambda: None)()
         # as in PEFT, ``all-linear`` leaves the output head of a language model alone
         spared = head if list(target_modules) == ["all-linear"] else None
@@ -250,19 +268,20 @@ class AdapterPack:
         return leaves if sorted(meant) == sorted(names) else names
 
     @contextmanager
-    def use(self, bank: AdapterBank | None) -> Iterator[None]:
-        """Apply ``bank`` to the batches within the block; within it the bank may be narrowed (`narrow`)."""
-        before = self.bank
-        self.bank = bank
+    def use(self, bank: AdapterBank | None, owners: Tensor | None = None) -> Iterator[None]:
+        """Apply ``bank`` to the batches within the block, whose rows belong to the slots ``owners``."""
+        before = self.bank, self.owners
+        self.bank, self.owners = bank, owners
         try:
             yield
         finally:
-            self.bank = before
+            self.bank, self.owners = before
 
-    def narrow(self, rows: Tensor) -> None:
-        """Keep only the slots ``rows`` [k] of the bank in use, until the end of the ``use`` block."""
-        assert self.bank is not None
-        self.bank = self.bank.take(rows)
+    def keep(self, rows: Tensor) -> None:
+        """Go on with batches of some of the rows, int64 [k], perhaps repeated, until the end of the ``use`` block."""
+        if self.bank is not None:
+            self.bank = self.bank.take(rows if self.owners is None else self.owners[rows])
+            self.owners = None
 
 
 def matching(names: Mapping[str, object], targets: Sequence[str]) -> list[str]:

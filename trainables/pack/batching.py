@@ -1,4 +1,4 @@
-"""Which slots share a batch: similar sizes together, so that little is padded, and as few batches as that allows."""
+"""Which rows share a batch: similar sizes together, so that little is padded, and as few batches as that allows."""
 
 from __future__ import annotations
 
@@ -15,45 +15,43 @@ class BatchCost:
 
     Attributes:
         overhead: Fixed cost of a batch, as the number of tokens that take as long; infinite: always one batch.
-        limit: Padded tokens that a batch of several slots may have, for the memory's sake.
+        limit: Padded tokens that a batch of several rows may have, for the memory's sake.
     """
 
     overhead: float = math.inf
     limit: float = math.inf
 
 
-def group(
-    lengths: Sequence[Sequence[int]], rows: Sequence[int], cost: BatchCost, most: int | None = None
-) -> list[list[int]]:
-    """Partition k slots into batches of the least total cost among those of neighbours in size.
+def group(lengths: Sequence[Sequence[int]], cost: BatchCost, most: int | None = None) -> list[list[int]]:
+    """Partition k rows into batches of the least total cost among those of neighbours in size.
 
-    A batch of slots i costs ``cost.overhead`` and its padded tokens: slots x largest ``rows`` x sum over the kinds of
-    sequences of the largest length.
+    A batch costs ``cost.overhead`` and its `padded_tokens`.
 
     Args:
-        lengths: For each slot the lengths of its longest sequences, one of each kind, [k, kinds].
-        rows: Rows of each slot, [k].
+        lengths: For each row the lengths of its sequences, one of each kind, [k, kinds].
         cost: Of a batch on the device.
-        most: Slots that a batch may have.
+        most: Rows that a batch may have.
 
     Returns:
         Batches of indices 0 to k - 1; each index once, in ascending order within a batch.
     """
+    if not lengths:
+        return []
     count = len(lengths)
     most = min(most or count, count)
     if math.isinf(cost.overhead) and math.isinf(cost.limit):
         return [list(range(start, min(start + most, count))) for start in range(0, count, most)]
-    table, heights = np.asarray(lengths), np.asarray(rows)
+    table = np.asarray(lengths)
     order = np.lexsort((np.arange(count), -table.sum(1)))
-    table, heights = table[order], heights[order]
+    table = table[order]
     best, ends = np.zeros(count + 1), np.zeros(count, dtype=int)
     for start in range(count - 1, -1, -1):
         stop = min(start + most, count)
         sizes = np.arange(1, stop - start + 1)
-        padded = np.maximum.accumulate(table[start:stop]).sum(1) * np.maximum.accumulate(heights[start:stop]) * sizes
+        padded = np.maximum.accumulate(table[start:stop]).sum(1) * sizes
         allowed = (padded <= cost.limit) | (sizes == 1)
         # an overhead without bound means the fewest batches that the limit allows
-        overhead = cost.overhead if math.isfinite(cost.overhead) else float(table.sum() * heights.max() * count + 1)
+        overhead = cost.overhead if math.isfinite(cost.overhead) else float(table.sum() * count + 1)
         totals = np.where(allowed, overhead + padded + best[start + 1 : stop + 1], math.inf)
         pick = int(totals.argmin())
         best[start], ends[start] = totals[pick], start + pick + 1
@@ -64,6 +62,6 @@ def group(
     return batches
 
 
-def padded_tokens(lengths: Sequence[Sequence[int]], rows: int) -> int:
-    """Return the tokens that a batch of ``rows`` rows computes on, padding included."""
-    return rows * int(np.asarray(lengths).max(0).sum())
+def padded_tokens(lengths: Sequence[Sequence[int]]) -> int:
+    """Return the tokens that a batch of rows computes on, padding included."""
+    return len(lengths) * int(np.asarray(lengths).max(0).sum())

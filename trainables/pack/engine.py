@@ -2,8 +2,9 @@
 
 The engine takes jobs from a queue, trains each in a slot of its own, and reports at rungs. It brings everything that
 adapters must not share: the loss is the mean over a slot's own tokens, its gradient is clipped by its own norm, and
-learning rate, step counter, moments, patience and random numbers are its own. A finished or cancelled slot is refilled
-from the queue at once; finished adapters wait aside until enough of them are there to be evaluated in one batch.
+learning rate, step counter, moments, patience and random numbers are its own. A step's rows are batched by their size,
+whosever they are. A finished or cancelled slot is refilled from the queue at once; finished adapters wait aside until
+enough of them are there to be evaluated in one batch.
 
 What a job means (its examples, its loss, its metrics) is the `Workload`'s; which layers are adapted, the `AdapterPack`.
 Not covered: dropout (refused by having no setting for it), training of the base, several devices in one engine.
@@ -31,7 +32,7 @@ from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.pack.batching import BatchCost, group, padded_tokens
 from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
 from trainables.pack.optimizer import SlotStep, StackedAdamW
-from trainables.pack.plan import AdapterPlan, Evaluation, Losses, Workload
+from trainables.pack.plan import AdapterPlan, Evaluation, Size, Workload
 from trainables.schedules import DECAYS
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,23 @@ class Slot(Generic[E]):
 
 
 @dataclass(frozen=True)
+class Row(Generic[E]):
+    """An example that a slot trains or validates on.
+
+    Attributes:
+        slot: Its slot.
+        example: The example.
+        size: How large it is.
+        weight: What its summed loss counts in the slot's mean over all tokens of the step.
+    """
+
+    slot: Slot[E]
+    example: E
+    size: Size
+    weight: float
+
+
+@dataclass(frozen=True)
 class Finished(Generic[E]):
     """A trained adapter waiting for its evaluation: its slot's record and its best weights [P]."""
 
@@ -121,7 +139,7 @@ class PackEngine(Generic[E]):
         dtype: Type of the adapters and their optimizer state.
         evaluation_slots: Finished adapters that are evaluated together; as many as train together by default.
         evaluation_dtype: Type of finished adapters while they are evaluated, ``dtype`` by default.
-        cost: What a batch costs the device; decides which slots share one.
+        cost: What a batch costs the device; decides which rows share one.
         component: Names the component that a layer's gradient norms are recorded under; by default the first part
             of the layer's name.
     """
@@ -143,12 +161,13 @@ class PackEngine(Generic[E]):
         self.components: dict[str, list[str]] = {}
         for name in pack.layers:
             self.components.setdefault(self.component(name), []).append(name)
-        self.loss_sums = torch.zeros(slots, device=self.device, dtype=dtype)
+        # the loss of a step or validation, and the sum over an epoch's steps
+        self.losses, self.loss_sums = (torch.zeros(slots, device=self.device, dtype=dtype) for _ in range(2))
         self.norm_sums = torch.zeros(1 + len(self.components), slots, device=self.device, dtype=dtype)
         self.slots: list[Slot[E] | None] = [None] * slots
         self.finished: list[Finished[E]] = []
-        # slots that share one batch; halved when memory runs out
-        self.together = slots
+        # most rows of a batch; halved when memory runs out
+        self.together: int | None = None
         self.stats = EngineStats()
 
     # ------------------------------------------------------------------------------------------------------------- loop
@@ -198,8 +217,9 @@ class PackEngine(Generic[E]):
                 raise ValueError(f"lr_schedule {plan.lr_schedule!r} is none of {', '.join(DECAYS)}.")
             if not plan.validation:
                 raise ValueError("there are no examples to validate on.")
-            self._lengths(plan.validation)
             slot = Slot(index, job, plan, self.pack.select(plan.target_modules))
+            # rows that cannot be measured must fail here, where they are one job's
+            self._rows(slot, plan.validation)
             self._load(slot)
         except Exception as error:
             queue.report([Report(job.trial_id, "failed", 0, {}, (), *_said(error))])
@@ -248,33 +268,41 @@ class PackEngine(Generic[E]):
 
     def _step(self, queue: JobQueue) -> None:
         begun = time.perf_counter()
-        batches = []
-        for slot in self._active():
+        rows: list[Row[E]] = []
+        slots = self._active()
+        for slot in slots:
             try:
-                rows = self._next_batch(slot)
-                # rows that cannot be measured must fail here, where they are one job's
-                self._lengths(rows)
+                rows += self._rows(slot, self._next_batch(slot))
             except Exception as error:
                 self._fail(slot, error, queue)
-                continue
-            batches.append((slot, rows))
-        if not batches:
-            return
-        trained: list[Slot[E]] = []
-
-        def backward(items: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:
-            self._backward(items)
-            trained.extend(slot for slot, _ in items)
-
-        for items in self._grouped(batches):
-            self._isolate(items, backward, queue, slot_of=lambda batch: batch[0])
+        self.grad.zero_()
+        self.losses.zero_()
+        self._in_batches(rows, self._backward, queue)
+        # those whose every row came through
+        trained = [slot for slot in slots if self.slots[slot.index] is slot]
         if trained:
             self._update(trained)
-        ended = [slot for slot, _ in batches if self.slots[slot.index] is slot and not slot.waiting]
+        ended = [slot for slot in trained if not slot.waiting]
         if ended:
             self._end_epoch(ended, queue)
-        for slot, _ in batches:
-            slot.busy_seconds += (time.perf_counter() - begun) / len(batches)
+        for slot in slots:
+            slot.busy_seconds += (time.perf_counter() - begun) / len(slots)
+
+    def _rows(self, slot: Slot[E], examples: Sequence[E]) -> list[Row[E]]:
+        sizes = [self.workload.size(example) for example in examples]
+        weight = 1 / sum(size.targets for size in sizes)
+        return [Row(slot, example, size, weight) for example, size in zip(examples, sizes, strict=True)]
+
+    def _in_batches(self, rows: Sequence[Row[E]], act: Callable[[Sequence[Row[E]]], object], queue: JobQueue) -> None:
+        """Apply ``act`` to the rows in the batches in which they cost least."""
+
+        def act_on_the_living(items: Sequence[Row[E]]) -> None:
+            items = [row for row in items if self.slots[row.slot.index] is row.slot]
+            if items:
+                act(items)
+
+        for indices in group([row.size.lengths for row in rows], self.cost, self.together):
+            self._isolate([rows[i] for i in indices], act_on_the_living, queue, slot_of=lambda row: row.slot)
 
     def _isolate(
         self, items: Sequence[T], act: Callable[[Sequence[T]], None], queue: JobQueue, slot_of: Callable[[T], Slot[E]]
@@ -288,42 +316,28 @@ class PackEngine(Generic[E]):
                 self._fail(slot_of(items[0]), error, queue)
                 return
             if isinstance(error, torch.OutOfMemoryError):
-                self.together = max(1, min(self.together, len(items)) // 2)
-                log.warning("Out of memory with %d adapters in a batch; from now on %d.", len(items), self.together)
+                self.together = len(items) // 2
+                log.warning("Out of memory with %d rows in a batch; from now on %d.", len(items), self.together)
         # out of the handler: the error holds on to the tensors of the batch that was too large
         half = len(items) // 2
         self._isolate(items[:half], act, queue, slot_of)
         self._isolate(items[half:], act, queue, slot_of)
 
-    def _grouped(self, batches: Sequence[tuple[Slot[E], Sequence[E]]]) -> list[list[tuple[Slot[E], Sequence[E]]]]:
-        """Return the slots with their rows in the batches in which they cost least."""
-        lengths = [self._lengths(rows) for _, rows in batches]
-        groups = group(lengths, [len(rows) for _, rows in batches], self.cost, self.together)
-        return [[batches[i] for i in indices] for indices in groups]
-
-    def _lengths(self, rows: Sequence[E]) -> list[int]:
-        return [max(kind) for kind in zip(*map(self.workload.lengths, rows), strict=True)]
-
-    def _backward(self, batches: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:
-        """Compute the gradients of some slots, in one batch."""
-        index = self._index([slot for slot, _ in batches])
-        bank = self.bank.take(index, trainable=True)
-        losses, per_slot = self._forward(bank, [rows for _, rows in batches])
-        # a sum, so that each slot's gradient is that of its own mean alone
-        per_slot.sum().backward()
+    def _backward(self, rows: Sequence[Row[E]]) -> None:
+        """Add the gradients of some rows, in one batch, to those of their slots."""
+        bank, slots, losses = self._forward(rows, trainable=True)
+        # a sum, so that each slot's gradient is that of its own rows alone
+        losses.sum().backward()
         assert bank.grad is not None
-        self.grad.index_copy_(0, index, bank.grad)
-        self.loss_sums.index_add_(0, index, per_slot.detach().to(self.loss_sums))
-        tokens = iter(losses.tokens)
-        width = len(losses.tokens) // len(batches)
-        padded = padded_tokens([self._lengths(rows) for _, rows in batches], len(losses.tokens))
-        for slot, rows in batches:
-            slot.epoch_examples += len(rows)
-            slot.epoch_padded += padded / len(batches)
-            slot.epoch_tokens += sum(next(tokens) for _ in range(width))
+        self.grad.index_add_(0, slots, bank.grad)
+        padded = padded_tokens([row.size.lengths for row in rows])
+        for row in rows:
+            row.slot.epoch_examples += 1
+            row.slot.epoch_padded += padded / len(rows)
+            row.slot.epoch_tokens += row.size.tokens
         self.stats.batches += 1
-        self.stats.examples += sum(len(rows) for _, rows in batches)
-        self.stats.tokens += sum(losses.tokens)
+        self.stats.examples += len(rows)
+        self.stats.tokens += sum(row.size.tokens for row in rows)
         self.stats.padded_tokens += padded
 
     def _next_batch(self, slot: Slot[E]) -> Sequence[E]:
@@ -337,14 +351,16 @@ class PackEngine(Generic[E]):
             slot.epoch_padded = 0.0
         return slot.waiting.pop()
 
-    def _forward(self, bank: AdapterBank, batches: Sequence[Sequence[E]]) -> tuple[Losses, Tensor]:
-        """Return the workload's losses and each slot's mean loss over its own tokens, [k], of a bank of k slots."""
-        width = max(len(rows) for rows in batches)
-        rows = [row for batch in batches for row in [*batch, *[None] * (width - len(batch))]]
-        with self.pack.use(bank):
-            losses = self.workload.losses(rows)
-        total, count = losses.total.unflatten(0, (-1, width)).sum(1), losses.count.unflatten(0, (-1, width)).sum(1)
-        return losses, total / count
+    def _forward(self, rows: Sequence[Row[E]], trainable: bool = False) -> tuple[AdapterBank, Tensor, Tensor]:
+        """Return a bank of the rows' adapters, their slots [k], and the weighted losses [N]; add these to the slots."""
+        of_rows = self._index([row.slot for row in rows])
+        slots, owners = of_rows.unique(return_inverse=True)
+        bank = self.bank.take(slots, trainable)
+        with self.pack.use(bank, owners):
+            losses = self.workload.losses([row.example for row in rows])
+        losses = losses * torch.tensor([row.weight for row in rows], dtype=losses.dtype, device=self.device)
+        self.losses.index_add_(0, of_rows, losses.detach().to(self.losses))
+        return bank, slots, losses
 
     def _index(self, slots: Sequence[Slot[E]]) -> Tensor:
         return torch.tensor([slot.index for slot in slots], device=self.device)
@@ -358,6 +374,7 @@ class PackEngine(Generic[E]):
             slot.lr = plan.lr * DECAYS[plan.lr_schedule](slot.step, plan.epochs * plan.steps_per_epoch)
             slot.step += 1
             steps.append(SlotStep(slot.index, slot.step, slot.lr, plan.weight_decay, plan.clip_norm))
+        self.loss_sums += self.losses
         squares = self._squares(self.grad)
         norm = squares.sum(0).sqrt()
         index = self._index(slots)
@@ -375,27 +392,15 @@ class PackEngine(Generic[E]):
     # ----------------------------------------------------------------------------------------------------------- epochs
 
     def _end_epoch(self, ended: Sequence[Slot[E]], queue: JobQueue) -> None:
-        validated: list[tuple[Slot[E], Tensor]] = []
-
-        @torch.no_grad()
-        def validate(items: Sequence[tuple[Slot[E], Sequence[E]]]) -> None:
-            bank = self.bank.take(self._index([slot for slot, _ in items]))
-            losses = self._forward(bank, [rows for _, rows in items])[1]
-            validated.extend((slot, loss) for (slot, _), loss in zip(items, losses, strict=True))
-
-        for items in self._grouped([(slot, slot.plan.validation) for slot in ended]):
-            self._isolate(items, validate, queue, slot_of=lambda item: item[0])
-        if not validated:
-            return
-        ended = [slot for slot, _ in validated]
+        self.losses.zero_()
         with torch.no_grad():
+            rows = [row for slot in ended for row in self._rows(slot, slot.plan.validation)]
+            self._in_batches(rows, self._forward, queue)
+            ended = [slot for slot in ended if self.slots[slot.index] is slot]
             changes = self._squares(self.bank.flat - self.initial).sqrt()
-            rows = torch.tensor([slot.index for slot in ended], device=self.device)
-            sums = torch.cat([self.loss_sums[None], self.norm_sums, changes])[:, rows]
+            sums = torch.cat([self.loss_sums[None], self.norm_sums, changes, self.losses[None]])
             # the epoch's one synchronisation with the device
-            *numbers, evaluation_losses = (
-                torch.cat([sums, torch.stack([loss for _, loss in validated])[None].to(sums)]).double().cpu()
-            )
+            *numbers, evaluation_losses = sums[:, self._index(ended)].double().cpu()
         count = len(self.components)
         for place, slot in enumerate(ended):
             steps = -(-slot.epoch_examples // slot.plan.batch_size)

@@ -56,18 +56,18 @@ class AdapterPlan(Generic[E]):
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What a workload computes for a batch of N rows.
+class Size:
+    """How large an example is.
 
     Attributes:
-        total: Summed loss of each row, [N], differentiable.
-        count: Number of tokens it is summed over, [N].
-        tokens: Real tokens of each row, for accounting.
+        lengths: Of its sequences; a batch is padded to the longest of each kind.
+        tokens: Tokens that the model computes on for it, without padding.
+        targets: Tokens that its loss is summed over.
     """
 
-    total: Tensor
-    count: Tensor
-    tokens: Sequence[int]
+    lengths: tuple[int, ...]
+    tokens: int
+    targets: int
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,17 @@ class Workload(Protocol[E]):
     def plan(self, job: Job) -> AdapterPlan[E]:
         """Turn a job into a plan. An exception fails this job alone."""
 
-    def lengths(self, row: E) -> tuple[int, ...]:
-        """Return the lengths of a row's sequences; a batch is padded to the longest of each kind."""
+    def size(self, row: E) -> Size:
+        """Return how large an example is."""
 
-    def losses(self, rows: Sequence[E | None]) -> Losses:
-        """Run the model on rows, slot-major; None is a row of padding, whose total and count are 0."""
+    def losses(self, rows: Sequence[E]) -> Tensor:
+        """Run the model on rows, which the pack knows the adapters of, and return the summed loss of each, [N]."""
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[E]]]) -> list[Evaluation]:
-        """Return the evaluations of the finished adapters, one in each slot of the bank in use."""
+        """Return the evaluations of the finished adapters, one in each slot of the bank in use.
+
+        `AdapterPack.keep` tells the pack which of them each row of a batch belongs to.
+        """
 
     def export(self, job: Job, plan: AdapterPlan[E], factors: Factors) -> str:
         """Write a finished adapter and return where it is."""

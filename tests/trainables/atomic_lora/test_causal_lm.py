@@ -152,12 +152,14 @@ def test_losses_are_those_of_each_row_alone(
 ) -> None:
     workload = _workload(folders[family], tasks, tmp_path)
     examples = [test_examples(tasks[task_id])[0] for task_id in smallest[:3]]
-    together = workload.losses([examples[0], None, *examples[1:]])
-    assert together.count[1] == 0 and together.total[1] == 0 and together.tokens[1] == 0
-    for index, example in zip((0, 2, 3), examples, strict=True):
-        assert together.tokens[index] == workload.lengths(example)[0]
+    together = workload.losses(examples)
+    sizes = list(map(workload.size, examples))
+    assert len({size.tokens for size in sizes}) > 1
+    for index, (example, size) in enumerate(zip(examples, sizes, strict=True)):
+        prompt, answer = write(example, workload.base.starts, 4096)
+        assert (size.lengths, size.tokens, size.targets) == ((len(prompt + answer),), len(prompt + answer), len(answer))
         expected = _loss(workload.base.model, [example], workload.base.starts)
-        assert float(together.total[index] / together.count[index]) == pytest.approx(float(expected), rel=1e-5)
+        assert float(together[index] / size.targets) == pytest.approx(float(expected), rel=1e-5)
 
 
 @FAMILIES
@@ -171,11 +173,11 @@ def test_decoding_is_greedy_under_the_grammar(
     head.bias = nn.Parameter(torch.zeros(VOCABULARY + 2))
     head.bias.data[[ROW_END, EOS]] = 0.3
     examples = [test_examples(tasks[task_id])[0] for task_id in smallest]
-    answers, _, cells = workload.solve([examples[0], None, *examples[1:]])
-    assert answers[1] is None and cells[1] == 0
-    for example, answer in zip(examples, [answers[0], *answers[2:]], strict=True):
+    answers, _, cells = workload.solve(examples)
+    assert cells == [example.query.output.size for example in examples]
+    for example, answer in zip(examples, answers, strict=True):
         tokens, _ = write(example, workload.base.starts, 4096)
-        state = GridState(torch.tensor([False]))
+        state = GridState(1)
         prompt = len(tokens)
         while not state.done.all():
             scores = workload.base.model(input_ids=torch.tensor([tokens])).logits[0, -1, :VOCABULARY]

@@ -47,14 +47,6 @@ def test_a_context_pair_holds_both_grids_and_their_roles() -> None:
     assert (batch.context[1, 1, 0] == PAD).all()
 
 
-def test_none_is_a_row_of_padding() -> None:
-    batch, alone = collate([None, SMALL, None]), collate([SMALL])
-    for tensor, single in ((batch.source, alone.source), (batch.context, alone.context), (batch.target, alone.target)):
-        assert tensor.dtype == torch.int64
-        assert (tensor[[0, 2]].movedim(-2, 0)[0] == PAD).all()
-        assert torch.equal(tensor[1], single[0])
-
-
 def test_an_example_without_context_still_has_a_place_for_it() -> None:
     assert (collate([Example((), _pair(1, 1, 1, 1))]).context[:, :, 0] == PAD).all()
 

@@ -153,17 +153,6 @@ def test_rows_are_bitwise_independent() -> None:
     assert not torch.equal(before[1], after[1])
 
 
-def test_a_row_of_padding_is_finite_and_harmless() -> None:
-    model, example = _champion(), _example(4)
-    both = collate([example, None])
-    logits = model(both)
-    assert torch.isfinite(logits).all()
-    torch.testing.assert_close(logits[:1], model(collate([example])), rtol=0, atol=1e-10)
-    total, _ = row_losses(logits, both.target[:, 0])
-    total.sum().backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-
-
 def test_no_context_gives_a_zero_context_vector() -> None:
     assert not _champion().context_encoder(collate([_example(0, context=0)]).context).any()
 

@@ -91,28 +91,31 @@ def test_initial_factors_depend_on_seed_and_layer_only() -> None:
 # --------------------------------------------------------------------------------------------------------------- layers
 
 
-def _outputs(path: Path, slots: list[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _outputs(path: Path, slots: list[int], owners: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     model = net()
     pack = AdapterPack(model, list(LAYERS), path)
     bank = _bank().take(torch.tensor(slots), trainable=True)
-    x = torch.randn(rows, 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with pack.use(bank):
+    x = torch.randn(len(owners), 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pack.use(bank, torch.tensor(owners)):
         y = model(x)
     y.square().sum().backward()
     assert bank.grad is not None
     return y.detach(), bank.grad
 
 
-@pytest.mark.parametrize("slots", [[0, 1, 2], [0, 2], [2, 1]])
-def test_loop_path_equals_bmm_path(slots: list[int]) -> None:
-    loop, loop_grad = _outputs("loop", slots, 6)
-    bmm, bmm_grad = _outputs("bmm", slots, 6)
+@pytest.mark.parametrize(
+    ("slots", "owners"), [([0, 1, 2], [0, 0, 1, 1, 2, 2]), ([0, 2], [1, 0, 1, 1]), ([2, 1], [0, 1]), ([0, 1, 2], [2])]
+)
+def test_loop_path_equals_bmm_path(slots: list[int], owners: list[int]) -> None:
+    loop, loop_grad = _outputs("loop", slots, owners)
+    bmm, bmm_grad = _outputs("bmm", slots, owners)
     torch.testing.assert_close(bmm, loop, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(bmm_grad, loop_grad, rtol=1e-12, atol=1e-12)
 
 
-def test_each_slots_rows_see_their_own_adapter_alone() -> None:
-    y, _ = _outputs("bmm", [0, 1, 2], 6)
+def test_each_row_sees_its_own_adapter_alone() -> None:
+    owners = [2, 0, 1, 1, 0, 2]
+    y, _ = _outputs("bmm", [0, 1, 2], owners)
     x = torch.randn(6, 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for slot in range(3):
         model: Any = get_peft_model(net(), LoraConfig(r=slot + 1, lora_alpha=2 + slot, target_modules=list(LAYERS)))
@@ -120,9 +123,8 @@ def test_each_slots_rows_see_their_own_adapter_alone() -> None:
             layer = model.base_model.model.get_submodule(name)
             layer.lora_A.default.weight.data = a
             layer.lora_B.default.weight.data = b
-        torch.testing.assert_close(
-            y[2 * slot : 2 * slot + 2], model(x[2 * slot : 2 * slot + 2]), rtol=1e-12, atol=1e-12
-        )
+        rows = [i for i, owner in enumerate(owners) if owner == slot]
+        torch.testing.assert_close(y[rows], model(x[rows]), rtol=1e-12, atol=1e-12)
 
 
 def test_a_taken_bank_is_a_copy_of_its_slots() -> None:
@@ -133,14 +135,27 @@ def test_a_taken_bank_is_a_copy_of_its_slots() -> None:
     assert taken.flat.any() and taken.slots == 2 and taken.grad is None
 
 
-def test_a_narrowed_pack_is_whole_again_after_its_block() -> None:
+@pytest.mark.parametrize("owners", [None, torch.tensor([0, 1, 2])])
+def test_a_pack_that_kept_some_rows_is_whole_again_after_its_block(owners: torch.Tensor | None) -> None:
     pack, bank = AdapterPack(net(), list(LAYERS)), _bank()
     x = torch.randn(1, 3, INPUTS, dtype=torch.float64)
-    with pack.use(bank):
+    with pack.use(bank, owners):
         all_three = pack.model(x.repeat(3, 1, 1))
-        pack.narrow(torch.tensor([1]))
-        torch.testing.assert_close(pack.model(x), all_three[1:2], rtol=1e-13, atol=1e-13)
-    assert pack.bank is None and bank.slots == 3
+        pack.keep(torch.tensor([1, 2, 1]))
+        torch.testing.assert_close(pack.model(x.repeat(3, 1, 1)), all_three[[1, 2, 1]], rtol=1e-13, atol=1e-13)
+        pack.keep(torch.tensor([1]))
+        torch.testing.assert_close(pack.model(x), all_three[2:3], rtol=1e-13, atol=1e-13)
+    assert pack.bank is None and pack.owners is None and bank.slots == 3
+
+
+@torch.no_grad()
+def test_rows_that_became_several_stay_with_their_adapter() -> None:
+    pack, bank = AdapterPack(net(), list(LAYERS)), _bank()
+    x = torch.randn(2, 4, 3, INPUTS, dtype=torch.float64)
+    with pack.use(bank, torch.tensor([2, 0])):
+        together = pack.model(x.flatten(0, 1)).unflatten(0, (2, 4))
+        for part in range(4):
+            torch.testing.assert_close(together[:, part], pack.model(x[:, part]), rtol=1e-13, atol=1e-13)
 
 
 def test_adapters_in_float32_on_a_bfloat16_base_compute_as_pefts_do() -> None:
@@ -154,7 +169,7 @@ def test_adapters_in_float32_on_a_bfloat16_base_compute_as_pefts_do() -> None:
         assert layer.lora_A.default.weight.dtype == torch.float32
         layer.lora_A.default.weight.data, layer.lora_B.default.weight.data = a.float(), b.float()
     x = torch.randn(2, 3, INPUTS, dtype=torch.bfloat16)
-    with pack.use(bank):
+    with pack.use(bank, torch.tensor([0, 0])):
         assert torch.equal(pack.model(x), model(x))
 
 

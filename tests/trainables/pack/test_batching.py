@@ -11,45 +11,41 @@ import pytest
 from trainables.pack.batching import BatchCost, group, padded_tokens
 
 
-def cost_of(batches: list[list[int]], lengths: list[list[int]], rows: list[int], overhead: float) -> float:
-    return sum(
-        overhead + padded_tokens([lengths[i] for i in batch], len(batch) * max(rows[i] for i in batch))
-        for batch in batches
-    )
+def cost_of(batches: list[list[int]], lengths: list[list[int]], overhead: float) -> float:
+    return sum(overhead + padded_tokens([lengths[i] for i in batch]) for batch in batches)
 
 
-def random_slots(seed: int, count: int) -> tuple[list[list[int]], list[int]]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(1, 900, (count, 3)).tolist(), rng.integers(1, 5, count).tolist()
+def random_lengths(seed: int, count: int) -> list[list[int]]:
+    return np.random.default_rng(seed).integers(1, 900, (count, 3)).tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("overhead", [0.0, 300.0, 5000.0, math.inf])
-def test_every_slot_is_in_one_batch_within_the_limits(seed: int, overhead: float) -> None:
-    lengths, rows = random_slots(seed, 17)
-    batches = group(lengths, rows, BatchCost(overhead, limit=8000), most=6)
+def test_every_row_is_in_one_batch_within_the_limits(seed: int, overhead: float) -> None:
+    lengths = random_lengths(seed, 17)
+    batches = group(lengths, BatchCost(overhead, limit=8000), most=6)
     assert sorted(itertools.chain(*batches)) == list(range(17))
     for batch in batches:
         assert batch == sorted(batch) and len(batch) <= 6
-        padded = padded_tokens([lengths[i] for i in batch], len(batch) * max(rows[i] for i in batch))
-        assert padded <= 8000 or len(batch) == 1
+        assert padded_tokens([lengths[i] for i in batch]) <= 8000 or len(batch) == 1
 
 
 def test_the_cost_is_the_least_of_all_partitions_of_neighbours() -> None:
     for seed in range(5):
-        lengths, rows = random_slots(seed, 8)
+        lengths = random_lengths(seed, 8)
         order = sorted(range(8), key=lambda i: (-sum(lengths[i]), i))
-        found = cost_of(group(lengths, rows, BatchCost(1500.0)), lengths, rows, 1500.0)
+        found = cost_of(group(lengths, BatchCost(1500.0)), lengths, 1500.0)
         costs = []
         for cuts in itertools.product([False, True], repeat=7):
             ends = [i + 1 for i, cut in enumerate(cuts) if cut] + [8]
             parts = [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-            costs.append(cost_of(parts, lengths, rows, 1500.0))
+            costs.append(cost_of(parts, lengths, 1500.0))
         assert found == min(costs)
 
 
 def test_without_an_overhead_different_sizes_are_apart_and_without_bounds_together() -> None:
-    lengths, rows = [[100], [7], [100], [7]], [4, 4, 4, 4]
-    assert sorted(group(lengths, rows, BatchCost(overhead=1.0))) == [[0, 2], [1, 3]]
-    assert group(lengths, rows, BatchCost()) == [[0, 1, 2, 3]]
-    assert group(lengths, rows, BatchCost(), most=3) == [[0, 1, 2], [3]]
+    lengths = [[100], [7], [100], [7]]
+    assert sorted(group(lengths, BatchCost(overhead=1.0))) == [[0, 2], [1, 3]]
+    assert group(lengths, BatchCost()) == [[0, 1, 2, 3]]
+    assert group(lengths, BatchCost(), most=3) == [[0, 1, 2], [3]]
+    assert group([], BatchCost()) == []

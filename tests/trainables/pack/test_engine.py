@@ -81,10 +81,10 @@ def test_a_batch_that_raises_fails_the_job_at_fault_alone() -> None:
 
 def test_where_memory_runs_out_smaller_batches_go_on_and_nothing_is_lost() -> None:
     jobs = [job(f"t{i}", i, epochs=3, batch_size=2) for i in range(6)]
-    # validation has three rows a job
+    # eight rows of examples, twelve of validation
     roomy, tight = train(jobs, slots=4), train(jobs, slots=4, fits=6)
     assert set(_statuses(tight).values()) == {"success"}
-    assert tight.engine.together == 2 and max(tight.workload.batches) <= 6
+    assert tight.engine.together == 4 and max(tight.workload.batches) <= 6
     for one in jobs:
         assert distance(tight.workload.exported[one.trial_id], roomy.workload.exported[one.trial_id]) < 1e-12
 
@@ -99,9 +99,9 @@ def test_which_slots_share_a_batch_does_not_matter() -> None:
 
 
 def test_a_job_that_does_not_fit_at_all_fails() -> None:
-    done = train([job("a", batch_size=2), job("b", batch_size=3)], slots=2, fits=2)
+    done = train([job("a"), job("b")], slots=2, fits=0)
     assert _statuses(done) == {"a": "failed", "b": "failed"}
-    assert "OutOfMemoryError: no room for 3 rows" in (done.last("b").error or "")
+    assert "OutOfMemoryError: no room for 1 rows" in (done.last("b").error or "")
 
 
 def test_the_engine_goes_on_when_no_slot_has_examples() -> None:
@@ -133,7 +133,7 @@ def test_a_job_that_cannot_be_trained_fails_alone(config: dict[str, Any], reason
     assert re.search(reason, done.last("a").error or "")
 
 
-def test_padding_rows_have_no_effect() -> None:
+def test_neighbours_with_more_rows_have_no_effect() -> None:
     # beside a job with batches of six, the rows of one with batches of one are mostly padding
     alone = train([job("small", 1, batch_size=1, epochs=4)], slots=1)
     beside = train([job("small", 1, batch_size=1, epochs=4), job("large", 2, batch_size=6, epochs=24)], slots=2)

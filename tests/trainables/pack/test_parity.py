@@ -32,7 +32,7 @@ from trainables.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack, initial_factors
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.engine import PackEngine
-from trainables.pack.plan import AdapterPlan, Evaluation, Losses
+from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
 torch.set_num_threads(1)
 
@@ -346,19 +346,17 @@ class LlamaWorkload:
             validation=examples(0)[:3], **config,
         )  # fmt: skip
 
-    def lengths(self, row: list[int]) -> tuple[int, ...]:
-        return (len(row),)
+    def size(self, row: list[int]) -> Size:
+        return Size((len(row),), len(row), len(row) - 1)
 
-    def losses(self, rows: Sequence[list[int] | None]) -> Losses:
-        width = max(len(row) for row in rows if row)
+    def losses(self, rows: Sequence[list[int]]) -> Tensor:
+        width = max(map(len, rows))
         ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
         for i, row in enumerate(rows):
-            if row:
-                ids[i, : len(row)] = labels[i, : len(row)] = torch.tensor(row)
+            ids[i, : len(row)] = labels[i, : len(row)] = torch.tensor(row)
         # padding stands at the end, where causality hides it
         logits = self.model(input_ids=ids).logits[:, :-1]
-        losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
-        return Losses(losses.sum(1), (labels[:, 1:] != -100).sum(1), [len(row or []) for row in rows])
+        return F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[list[int]]]]) -> list[Evaluation]:
         logits = self.model(input_ids=torch.arange(6).repeat(len(finished), 1)).logits

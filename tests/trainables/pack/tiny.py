@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue, Report
@@ -16,7 +17,7 @@ from trainables.pack.bank import AdapterPack, Path
 from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import Factors
 from trainables.pack.engine import PackEngine
-from trainables.pack.plan import AdapterPlan, Evaluation, Losses
+from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
 INPUTS, CLASSES = 6, 5
 # of an epoch's row, what depends on the others in the pack
@@ -81,16 +82,10 @@ def draw(seed: int, epoch: int, count: int, dtype: torch.dtype) -> list[Row]:
     return rows
 
 
-def pad(rows: Sequence[Row | None]) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Return inputs [N, T, I] and classes [N, T], the classes of padding -100."""
-    real = [row for row in rows if row is not None]
-    longest = max(len(row.classes) for row in real)
-    inputs = real[0].inputs.new_zeros(len(rows), longest, INPUTS)
-    classes = torch.full((len(rows), longest), -100)
-    for i, row in enumerate(rows):
-        if row is not None:
-            inputs[i, : len(row.classes)], classes[i, : len(row.classes)] = row.inputs, row.classes
-    return inputs, classes
+    inputs = pad_sequence([row.inputs for row in rows], batch_first=True)
+    return inputs, pad_sequence([row.classes for row in rows], batch_first=True, padding_value=-100)
 
 
 class TinyWorkload:
@@ -145,32 +140,32 @@ class TinyWorkload:
             facts={"num_examples": config["examples"]},
         )
 
-    def lengths(self, row: Row) -> tuple[int, ...]:
-        return (len(row.classes),)
+    def size(self, row: Row) -> Size:
+        return Size((len(row.classes),), len(row.classes), len(row.classes))
 
-    def losses(self, rows: Sequence[Row | None]) -> Losses:
+    def losses(self, rows: Sequence[Row]) -> Tensor:
         if len(rows) > self.fits:
             raise torch.OutOfMemoryError(f"no room for {len(rows)} rows")
-        if any(row is not None and row.poisoned for row in rows):
+        if any(row.poisoned for row in rows):
             raise RuntimeError("a bad batch")
         self.batches.append(len(rows))
         inputs, classes = pad(rows)
         losses = F.cross_entropy(self.model(inputs).transpose(1, 2), classes, reduction="none").sum(1)
-        count = (classes != -100).sum(1)
         for i, row in enumerate(rows):
-            if row is not None and row.script is not None:
-                losses[i] = next(row.script) * count[i]
-        return Losses(losses, count, [0 if row is None else len(row.classes) for row in rows])
+            if row.script is not None:
+                losses[i] = next(row.script) * len(row.classes)
+        return losses
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Row]]]) -> list[Evaluation]:
         self.evaluations.append([job.trial_id for job, _ in finished])
         if any(job.config["fault"] == "evaluate" for job, _ in finished):
             raise RuntimeError("no evaluation")
-        width = max(len(plan.validation) for _, plan in finished)
-        rows = [row for _, plan in finished for row in [*plan.validation, *[None] * (width - len(plan.validation))]]
+        rows = [row for _, plan in finished for row in plan.validation]
+        counts = torch.tensor([len(plan.validation) for _, plan in finished])
+        self.pack.keep(torch.arange(len(finished)).repeat_interleave(counts))
         logits = self.model(pad(rows)[0])
-        for place, (job, _) in enumerate(finished):
-            self.logits[job.trial_id] = logits[place * width : (place + 1) * width]
+        for (job, _), own in zip(finished, logits.split(counts.tolist()), strict=True):
+            self.logits[job.trial_id] = own
         return [Evaluation({"final_cell_accuracy": 0.5}, [{"pair": 0, "adapted": [[1]]}]) for _ in finished]
 
     def export(self, job: Job, plan: AdapterPlan[Row], factors: Factors) -> str:
