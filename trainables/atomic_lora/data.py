@@ -15,17 +15,17 @@ from trainables.atomic_lora.model import GridBatch
 CONTEXT_TOKENS = 384
 
 
-def collate(examples: Sequence[Example], pin: bool = False) -> GridBatch:
+def collate(examples: Sequence[Example], pin: bool = False, multiple: int = 1) -> GridBatch:
     """Return the padded batch of ``examples``, N rows in their order.
 
     Args:
         examples: At least one.
         pin: Put the tensors into pinned memory, for an asynchronous copy to a GPU.
+        multiple: Pad sequences to a multiple of this.
     """
     n = len(examples)
-    longest_source = max(grid_tokens(e.query.input) for e in examples)
-    longest_target = max(grid_tokens(e.query.output) for e in examples)
-    longest_pair = max((_pair_tokens(p) for e in examples for p in e.context), default=1)
+    lengths = zip(*(padded_lengths(example, multiple) for example in examples), strict=True)
+    longest_source, longest_target, longest_pair, *_ = map(max, lengths)
     source = _empty(n, 3, longest_source)
     target = _empty(n, 3, longest_target)
     context = _empty(n, CONTEXT_PAIRS, 4, longest_pair)
@@ -44,11 +44,12 @@ def example_tokens(example: Example) -> int:
     return own + sum(_pair_tokens(pair) for pair in example.context)
 
 
-def padded_lengths(example: Example) -> tuple[int, ...]:
-    """Tokens of an example's input, output and context pairs, each of which a batch pads to its longest."""
+def padded_lengths(example: Example, multiple: int = 1) -> tuple[int, ...]:
+    """Lengths of an example's input, output and context pairs, each of which a batch pads to its longest."""
     pairs = [_pair_tokens(pair) for pair in example.context[:CONTEXT_PAIRS]]
-    longest = max(pairs, default=1)
-    return grid_tokens(example.query.input), grid_tokens(example.query.output), *(longest,) * CONTEXT_PAIRS
+    lengths = grid_tokens(example.query.input), grid_tokens(example.query.output), max(pairs, default=1)
+    source, target, pair = (-(-length // multiple) * multiple for length in lengths)
+    return source, target, *(pair,) * CONTEXT_PAIRS
 
 
 def _empty(*shape: int) -> np.ndarray:

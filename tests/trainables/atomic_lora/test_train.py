@@ -19,7 +19,7 @@ from trainables.atomic_lora.decoding import grid_metrics
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
 from trainables.atomic_lora.train import choose_slots, train_adapters
-from trainables.atomic_lora.workload import ChampionWorkload, adapter_config, split_pairs
+from trainables.atomic_lora.workload import MULTIPLE, ChampionWorkload, adapter_config, split_pairs
 from trainables.context import PlainRun
 from trainables.errors import InputError
 from trainables.folder import Folder
@@ -174,7 +174,7 @@ def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
     workload: ChampionWorkload, tasks: Mapping[str, Task], smallest: list[str]
 ) -> None:
     small = training_examples(tasks[smallest[0]], 1, 1, 1)[0]
-    large = training_examples(next(iter(tasks.values())), 1, 1, 1)[0]
+    large = training_examples(max(tasks.values(), key=lambda task: task.tokens), 1, 1, 1)[0]
     alone, padded = workload.losses([small]), workload.losses([large, small])
     assert all(a > b for a, b in zip(workload.size(large).lengths, workload.size(small).lengths, strict=True))
     torch.testing.assert_close(padded[1], alone[0], rtol=1e-5, atol=1e-5)
@@ -182,9 +182,10 @@ def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
 
 def test_lengths_are_those_that_a_batch_is_padded_to(workload: ChampionWorkload, tasks: Mapping[str, Task]) -> None:
     rows = [training_examples(task, 1, 1, 1)[0] for task in list(tasks.values())[:7]]
-    batch = collate(rows)
+    batch = collate(rows, multiple=MULTIPLE)
     sizes = batch.source[:, 0].numel(), batch.target[:, 0].numel(), batch.context[:, :, 0].numel()
     assert padded_tokens([workload.size(row).lengths for row in rows]) == sum(sizes)
+    assert {size % MULTIPLE for size in workload.size(rows[0]).lengths} == {0}
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
