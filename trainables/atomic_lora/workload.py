@@ -26,7 +26,7 @@ from trainables.pack.bank import AdapterPack
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
-# Training pads sequences to a multiple of this: oneDNN makes a kernel for every new shape, which costs more than padding
+# Training pads sequences to a multiple of this: oneDNN makes a kernel for every new shape, dearer than padding
 MULTIPLE = 32
 # metrics that the bare base has as well
 COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")
