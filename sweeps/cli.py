@@ -63,7 +63,13 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         metavar="|".join(space.presets),
         help=f"{presets} (default: {space.default_preset})",
     )
-    add("--num-samples", type=_whole(1), default=1, metavar="N", help="configurations or seeds to try (default: 1)")
+    add(
+        "--num-samples",
+        type=_whole(1),
+        default=1,
+        metavar="N",
+        help="configurations or seeds to try; of a grid or an ablation, repetitions with a seed each (default: 1)",
+    )
     add(
         "--set",
         dest="sets",
@@ -78,7 +84,8 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         action="append",
         default=[],
         metavar="NAME=DOMAIN",
-        help="sweep a setting, as in --sweep 'lr=loguniform(1e-4, 1e-2)' or --sweep rank=4,8,16; repeatable",
+        help="sweep a setting: draw from 'lr=loguniform(1e-4, 1e-2)' or rank=4,8,16, try every value of "
+        "'rank=grid(4, 8)', or change this setting alone with 'rank=ablate(4, 8)'; repeatable",
     )
     add("--config", metavar="FILE", help="YAML file with the sections 'set' and 'sweep'")
     add(

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from search_spaces.settings import config_hash
+from search_spaces.settings import Ablation, config_hash
 from search_spaces.space import SearchSpace
 from sweeps import cluster, preflight
 from sweeps.adapter_pool import PoolLoop
@@ -73,6 +73,12 @@ class Sweep:
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
         return Job(f"{task_id}-{config_hash(dict(values), seed)}", task_id, seed, dict(values), sample=sample)
+
+    def is_judged(self, jobs: Iterable[Job]) -> bool:
+        """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""
+        # which compares trials that trained equally long
+        ablates = any(isinstance(domain, Ablation) for domain in self.domains.values())
+        return len({job.sample for job in jobs}) > 1 and not ablates
 
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
@@ -220,12 +226,12 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
         pool: What trains the jobs.
         task_ids: Tasks in the order in which they should start.
     """
-    args, space = sweep.args, sweep.space
+    space = sweep.space
     store, jobs, missing = _ledger(sweep, task_ids)
     if not missing:
         return _close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
-    if args.num_samples > 1:
+    if sweep.is_judged(jobs):
         scheduler = _asha(sweep, _task_of)
         groups = {job.trial_id: job.task_id for job in jobs}
         _replay(scheduler, store, groups, space.grace_period(sweep.config), space.metric)
@@ -419,7 +425,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     if not missing:
         return _close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
-    if args.num_samples > 1:
+    if sweep.is_judged(jobs):
         scheduler = _asha(sweep, one_group)
         groups = dict.fromkeys((job.trial_id for job in jobs), "all")
         _replay(scheduler, store, groups, space.grace_period(sweep.config), space.metric)
