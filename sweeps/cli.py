@@ -24,6 +24,7 @@ from sweeps.cluster import in_job
 from trainables.errors import InputError, did_you_mean
 
 WANDB_MODES = ("off", "offline", "online")
+SEARCHES = ("random", "optuna")
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,13 +149,20 @@ def base_option(parser: argparse._ActionsContainer) -> None:
 
 
 def worker_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``workers_per_trial``, for families whose trials train one model each."""
+    """Add ``workers_per_trial`` and ``search``, for families whose trials train one model each."""
     parser.add_argument(
         "--workers-per-trial",
         type=_whole(0),
         default=1,
         metavar="N",
         help="Ray Train workers of each trial; 0 trains in the trial's own process (default: 1)",
+    )
+    parser.add_argument(
+        "--search",
+        type=_one_of(SEARCHES),
+        default="random",
+        metavar="|".join(SEARCHES),
+        help="who draws from what is swept (default: random)",
     )
 
 

@@ -3,6 +3,7 @@
     python sweeps/recursive_reasoner.py --preset demo --set halting=dqn
     python sweeps/recursive_reasoner.py --preset demo --num-samples 3 --sweep 'halting=grid(fixed, bce, dqn)'
     python sweeps/recursive_reasoner.py --preset ablation --num-samples 3
+    python sweeps/recursive_reasoner.py --preset demo --num-samples 20 --search optuna
     python sweeps/recursive_reasoner.py --num-gpus 1 --dataset sudoku9
     python sweeps/recursive_reasoner.py --dataset sudoku9 --dataset-dir DIR --dataset-only --set train_puzzles=100000
 
