@@ -6,8 +6,8 @@
 
 A run is a folder or a URI (``s3://...``), finished or under way. The page holds its data, its code and plotly.js; it
 loads nothing, and its own security policy forbids it to. What is shown depends on what is there: a family without tasks
-or baselines gets the sections that its rows can fill. What is read and counted is in `dashboards.report_data`, what is
-drawn in ``dashboards/page/``.
+or baselines gets the sections that its rows can fill. What is read and counted is in `dashboards.report_data` and
+`dashboards.reasoner_data`, what is drawn in ``dashboards/page/``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ if __name__ == "__main__":
     # the folder of this script holds modules of the project, not top-level ones
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dashboards.reasoner_data import reasoners
 from dashboards.report_data import comparison, gather
 from dashboards.report_server import serve
 from sweeps.results import ResultsStore
 from trainables.errors import InputError
 
 PARTS = Path(__file__).parent / "page"
-SCRIPTS = ("base.js", "charts.js", "pictures.js", "trials.js", "page.js")
+SCRIPTS = ("base.js", "charts.js", "pictures.js", "trials.js", "reasoner.js", "page.js")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,6 +71,7 @@ def content(stores: Sequence[ResultsStore]) -> dict[str, Any]:
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": runs,
         "comparison": comparison(runs) if len(runs) > 1 else None,
+        "reasoners": reasoners(stores),
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ray.tune import choice, loguniform
 
-from search_spaces.settings import SettingError
+from search_spaces.settings import Ablation, SettingError
 from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
 from trainables.errors import InputError
 from trainables.recursive_reasoner.config import ReasonerConfig
@@ -113,6 +113,16 @@ RULES = {
     "planner": choice(["none", "latent_paths", "continuous_thought"]),
     "lr_schedule": choice(["constant", "linear", "cosine"]),
 }
+# against the demo's settings: what each part of the published model and of this family's own is worth
+ABLATION = {
+    "gradient": Ablation(["one_step"]),
+    "ema": Ablation([0.0]),
+    # one supervision step: an answer is never improved on
+    "max_steps": Ablation([1]),
+    "halting": Ablation(["fixed", "dqn"]),
+    "planner": Ablation(["latent_paths", "continuous_thought"]),
+    "mixer": Ablation(["attention"]),
+}
 
 SPACE = SearchSpace(
     family="recursive_reasoner",
@@ -127,6 +137,13 @@ SPACE = SearchSpace(
             "4x4 Sudoku within minutes on two CPU cores",
             DEMO_VALUES,
             RULES | {"width": choice([48, 64, 96])},
+            tasks="sudoku4",
+        ),
+        "ablation": Preset(
+            "the demo without one of its parts at a time",
+            # the direct-prediction baseline of all variants would be nearly one: the demo has it
+            DEMO_VALUES | {"direct_baseline": False},
+            ABLATION,
             tasks="sudoku4",
         ),
         "full": Preset(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import types
@@ -28,14 +29,18 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
-from ray.tune.search.sample import Domain, Float, Integer, choice, quniform, uniform
+from ray.tune.search.sample import Categorical, Domain, Float, Integer, choice, quniform, uniform
 
 from trainables.errors import InputError, did_you_mean
 
 Config = TypeVar("Config")
 FLOAT_DOMAINS = ("uniform", "loguniform", "quniform")
 INTEGER_DOMAINS = ("randint", "lograndint")
-DOMAINS = ("choice", "grid", *FLOAT_DOMAINS, *INTEGER_DOMAINS)
+DOMAINS = ("choice", "grid", "ablate", *FLOAT_DOMAINS, *INTEGER_DOMAINS)
+
+
+class Ablation(Categorical):
+    """Values that replace the configuration's own one at a time: no two settings are ablated in one sample."""
 
 
 class SettingError(InputError):
@@ -73,9 +78,10 @@ def parse_set(text: str, config_class: type) -> tuple[str, Any]:
 def parse_sweep(text: str, config_class: type) -> tuple[str, Domain]:
     """Parse ``"lr_multiple=loguniform(0.03, 0.3)"`` into a name and a Ray Tune domain.
 
-    Known are ``choice(a, b, ...)`` (also written ``grid(...)`` or, but for list settings, just ``a,b,...``),
-    ``uniform(low, high)``, ``loguniform(low, high)``, ``quniform(low, high, step)`` for numbers, and
-    ``randint(low, high)``, ``lograndint(low, high)`` for whole numbers, ``high`` itself excluded as in Ray Tune.
+    Known are ``choice(a, b, ...)`` (but for list settings also written ``a,b,...``), ``uniform(low, high)``,
+    ``loguniform(low, high)``, ``quniform(low, high, step)`` for numbers, and ``randint(low, high)``,
+    ``lograndint(low, high)`` for whole numbers, ``high`` itself excluded as in Ray Tune. Nothing is drawn from
+    ``grid(a, b, ...)`` and ``ablate(a, b, ...)``, of which every value is tried (see `sample_configs`).
 
     Raises:
         InputError: If the name is unknown, the domain is malformed or it does not fit the type of the setting.
@@ -172,6 +178,10 @@ def sample_configs(
 ) -> list[tuple[dict[str, Any], int]]:
     """Draw ``num_samples`` configurations, each with the seed to train it with.
 
+    With grids or ablations a sample is a repetition of them: the product of all grids, each combination once with the
+    configuration's own values and once with each ablated value in the place of one of them. What is drawn besides is
+    the same for all of a repetition.
+
     What sample i draws for a setting depends on ``seed``, i and the setting's name and domain alone, so asking for more
     samples extends the list and sweeping one more setting leaves the others as they were. Drawn floats are rounded to
     six significant digits: they name units of work, and the last bits of ``exp`` differ between machines. All samples
@@ -180,13 +190,33 @@ def sample_configs(
     """
     samples: list[tuple[dict[str, Any], int]] = []
     repetitions: dict[str, int] = {}
+    random = {name: domain for name, domain in domains.items() if not is_exhaustive(domain)}
     for index in range(num_samples):
-        drawn = {name: _draw(domain, f"{seed}/{index}/{name}") for name, domain in domains.items()}
-        complete = {**config, **drawn}
-        key = config_hash(complete, seed)
-        samples.append((complete, seed + repetitions.get(key, 0)))
-        repetitions[key] = repetitions.get(key, 0) + 1
+        drawn = {name: _draw(domain, f"{seed}/{index}/{name}") for name, domain in random.items()}
+        for tried in _every_value(config, domains):
+            complete = {**config, **drawn, **tried}
+            key = config_hash(complete, seed)
+            samples.append((complete, seed + repetitions.get(key, 0)))
+            repetitions[key] = repetitions.get(key, 0) + 1
     return samples
+
+
+def is_exhaustive(domain: Domain) -> bool:
+    """Return whether every value of a domain is tried, in a grid or an ablation, instead of some being drawn."""
+    return domain.is_grid() or isinstance(domain, Ablation)
+
+
+def _every_value(config: Mapping[str, Any], domains: Mapping[str, Domain]) -> list[dict[str, Any]]:
+    grids = {name: domain.categories for name, domain in domains.items() if domain.is_grid()}
+    ablated = [
+        {name: value}
+        for name, domain in domains.items()
+        if isinstance(domain, Ablation)
+        for value in domain.categories
+        if value != config[name]
+    ]
+    combinations = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+    return [{**combination, **change} for combination in combinations for change in ({}, *ablated)]
 
 
 def _draw(domain: Domain, key: str) -> Any:
@@ -292,14 +322,19 @@ def _domain(name: str, value: Any, config_class: type, source: str) -> Domain:
         function, arguments = "choice", value
     else:
         function, arguments = _call(str(value), hint, source)
-    if function in ("choice", "grid"):
+    if function in ("choice", "grid", "ablate"):
         # one list of choices is Ray Tune's own way to write them; for a list setting it could be a choice itself
         if len(arguments) == 1 and isinstance(arguments[0], tuple):
             if get_origin(hint) is not tuple or all(isinstance(item, tuple) for item in arguments[0]):
                 arguments = list(arguments[0])
         if not arguments:
             raise InputError(f"{source}: {function}() needs at least one value to choose from.")
-        return choice([_typed(name, item, config_class, source) for item in arguments])
+        values = [_typed(name, item, config_class, source) for item in arguments]
+        if function == "choice":
+            return choice(values)
+        if len(set(values)) < len(values):
+            raise InputError(f"{source}: {function}() tries every value once; give none of them twice.")
+        return Ablation(values) if function == "ablate" else Categorical(values).grid()
     numeric = {int: INTEGER_DOMAINS, float: FLOAT_DOMAINS}.get(hint, ())
     if function not in numeric:
         instead = {"loguniform": "lograndint", "lograndint": "loguniform", "randint": "uniform"}.get(

@@ -17,6 +17,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer
 from search_spaces.settings import (
     ConfigFile,
     SettingError,
+    is_exhaustive,
     load_config_file,
     parse_set,
     parse_sweep,
@@ -33,7 +34,8 @@ class Preset:
     Attributes:
         description: One line for ``--help``.
         values: Settings that differ from the defaults of the family's dataclass.
-        sweep: What is swept when several samples are asked for and nothing else says what to sweep.
+        sweep: What is swept when nothing else says what to sweep; domains that are drawn from only count when several
+            samples are asked for.
         tasks: Tasks that are trained on unless ``--tasks`` says otherwise, in the same notation.
     """
 
@@ -85,15 +87,15 @@ class SearchSpace:
         """Return the checked configuration and the swept domains.
 
         Values come from the dataclass's defaults, then ``defaults``, the preset, the configuration file and the command
-        line. What is swept is what ``sweeps`` and the file say; where neither says anything and more than one sample is
-        asked for, it is the preset's sweep without the settings that were fixed explicitly.
+        line. What is swept is what ``sweeps`` and the file say; where neither says anything it is the preset's sweep
+        without the settings that were fixed explicitly and, for one sample, without what is drawn at random.
 
         Args:
             preset: Name of a preset.
             config_path: YAML file given with ``--config``.
             sets: Texts given with ``--set``.
             sweeps: Texts given with ``--sweep``.
-            num_samples: Number of configurations that will be drawn.
+            num_samples: Number of configurations that will be drawn, or of repetitions of grids and ablations.
             defaults: Values that replace the dataclass's own; the preset's sweep leaves them alone.
 
         Raises:
@@ -192,6 +194,7 @@ def _swept(
     for name in fixed.keys() & swept.keys():
         raise InputError(f"{name} is given both with --set and with --sweep; keep one of the two.")
     domains = {name: domain for name, domain in file.domains.items() if name not in fixed} | swept
-    if not domains and num_samples > 1:
-        domains = {n: d for n, d in preset_sweep.items() if n not in fixed and n not in file.values}
-    return domains
+    if domains:
+        return domains
+    free = {name: domain for name, domain in preset_sweep.items() if name not in fixed and name not in file.values}
+    return {name: domain for name, domain in free.items() if num_samples > 1 or is_exhaustive(domain)}

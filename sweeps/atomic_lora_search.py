@@ -17,15 +17,10 @@ from search_spaces.atomic_lora_search import SPACE, stratified_panel
 from sweeps import cli
 from sweeps.atomic_lora import prepare
 from sweeps.runner import run_panel_search
-from trainables.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     sweep, pool, tasks = prepare("atomic_lora_search", SPACE, __doc__ or "", argv, stratified_panel)
-    if not sweep.domains:
-        raise InputError(
-            "A search needs something to search: give --num-samples of at least 2, or --sweep NAME=DOMAIN."
-        )
     return run_panel_search(sweep, pool, list(tasks))
 
 

@@ -24,6 +24,7 @@ from sweeps.cluster import in_job
 from trainables.errors import InputError, did_you_mean
 
 WANDB_MODES = ("off", "offline", "online")
+SEARCHES = ("random", "optuna")
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +64,13 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         metavar="|".join(space.presets),
         help=f"{presets} (default: {space.default_preset})",
     )
-    add("--num-samples", type=_whole(1), default=1, metavar="N", help="configurations or seeds to try (default: 1)")
+    add(
+        "--num-samples",
+        type=_whole(1),
+        default=1,
+        metavar="N",
+        help="configurations or seeds to try; of a grid or an ablation, repetitions with a seed each (default: 1)",
+    )
     add(
         "--set",
         dest="sets",
@@ -78,7 +85,8 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         action="append",
         default=[],
         metavar="NAME=DOMAIN",
-        help="sweep a setting, as in --sweep 'lr=loguniform(1e-4, 1e-2)' or --sweep rank=4,8,16; repeatable",
+        help="sweep a setting: draw from 'lr=loguniform(1e-4, 1e-2)' or rank=4,8,16, try every value of "
+        "'rank=grid(4, 8)', or change this setting alone with 'rank=ablate(4, 8)'; repeatable",
     )
     add("--config", metavar="FILE", help="YAML file with the sections 'set' and 'sweep'")
     add(
@@ -141,13 +149,20 @@ def base_option(parser: argparse._ActionsContainer) -> None:
 
 
 def worker_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``workers_per_trial``, for families whose trials train one model each."""
+    """Add ``workers_per_trial`` and ``search``, for families whose trials train one model each."""
     parser.add_argument(
         "--workers-per-trial",
         type=_whole(0),
         default=1,
         metavar="N",
         help="Ray Train workers of each trial; 0 trains in the trial's own process (default: 1)",
+    )
+    parser.add_argument(
+        "--search",
+        type=_one_of(SEARCHES),
+        default="random",
+        metavar="|".join(SEARCHES),
+        help="who draws from what is swept (default: random)",
     )
 
 

@@ -125,7 +125,7 @@ def run_pool_sweep(
             pool may have more slots than there are trials; a scheduler judges such a job when its trial begins.
         make_jobs: Makes a unit from a configuration of the search; called on this thread.
         param_space: Search space in Tune's terms.
-        searcher: A Tune searcher, see `optuna_searcher`; None samples at random.
+        searcher: A Tune searcher, see `sweeps.search`; None samples at random.
         num_samples: Configurations to try in a search.
         storage_path: A folder that all machines of the cluster reach, for notes that are of no use afterwards; None
             takes a temporary one, which is right on one machine.
@@ -184,39 +184,6 @@ def run_pool_sweep(
             logger.warning("The adapter pool did not close: %s", error)
         shutil.rmtree(scratch, ignore_errors=True)
     return PoolOutcome(driver.stopping, driver.counts, time.monotonic() - started)
-
-
-def optuna_searcher(
-    space: Mapping[str, Any],
-    *,
-    metric: str = "eval_loss",
-    mode: str = "min",
-    seed: int | None = None,
-    evaluated: Sequence[tuple[Mapping[str, Any], float]] = (),
-    first: Sequence[Mapping[str, Any]] = (),
-) -> Any:
-    """Return an Optuna searcher over a Tune search space that knows what earlier runs of the sweep found.
-
-    Args:
-        space: Tune domains by name. Pass no ``param_space`` besides.
-        metric, mode: What to optimise.
-        seed: Seed of the sampler.
-        evaluated: Finished configurations with their metric.
-        first: Configurations to try first: those that were begun and not finished.
-    """
-    from ray.tune.search.optuna import OptunaSearch
-
-    searcher = OptunaSearch(
-        OptunaSearch.convert_search_space(dict(space)),
-        metric=metric,
-        mode=mode,
-        seed=seed,
-        points_to_evaluate=[dict(config) for config in first] or None,
-    )
-    for config, value in evaluated:
-        if math.isfinite(value):
-            searcher.add_evaluated_point(dict(config), value)
-    return searcher
 
 
 def _tuner(

@@ -1,11 +1,14 @@
 """Train recursive reasoners on generated puzzles: halting x planner x schedule x width.
 
     python sweeps/recursive_reasoner.py --preset demo --set halting=dqn
-    python sweeps/recursive_reasoner.py --preset demo --num-samples 9 --sweep halting=fixed,bce,dqn
+    python sweeps/recursive_reasoner.py --preset demo --num-samples 3 --sweep 'halting=grid(fixed, bce, dqn)'
+    python sweeps/recursive_reasoner.py --preset ablation --num-samples 3
+    python sweeps/recursive_reasoner.py --preset demo --num-samples 20 --search optuna
     python sweeps/recursive_reasoner.py --num-gpus 1 --dataset sudoku9
     python sweeps/recursive_reasoner.py --dataset sudoku9 --dataset-dir DIR --dataset-only --set train_puzzles=100000
 
-With several samples one ASHA compares their exact accuracy on held-out puzzles. The trained models lie in the run's
+With several samples one ASHA compares their exact accuracy on held-out puzzles; variants of an ablation are all trained
+to the end, each with the same seeds. The trained models lie in the run's
 folder, in ``models/<trial>/reasoner.pt``, their checkpoints beside them.
 """
 

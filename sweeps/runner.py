@@ -19,18 +19,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from search_spaces.settings import config_hash
+from search_spaces.settings import Ablation, config_hash
 from search_spaces.space import SearchSpace
-from sweeps import cluster, preflight
+from sweeps import cluster, preflight, search
 from sweeps.adapter_pool import PoolLoop
 from sweeps.metrics import SweepMetrics
-from sweeps.pool import optuna_searcher, run_pool_sweep
+from sweeps.pool import run_pool_sweep
 from sweeps.progress import Progress
 from sweeps.results import ResultsStore, RowWriter, run_record
 from sweeps.scheduler import GroupedASHA, one_group
 from sweeps.summary import print_summary, summarise
 from sweeps.trackers import Trackers, sinks_for
 from sweeps.train_run import TrainLoop, TrialEnd, run_ordinary
+from trainables.folder import Folder
 from trainables.jobs import Job, Report
 
 # exit codes: 0 all good, 1 something failed, 130 interrupted (2 is bad input, see sweeps/cli.py)
@@ -74,12 +75,24 @@ class Sweep:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
         return Job(f"{task_id}-{config_hash(dict(values), seed)}", task_id, seed, dict(values), sample=sample)
 
+    def suggested_job(self, task_id: str, suggestion: Mapping[str, Any]) -> Job:
+        """Return the unit of work of a task and what a search suggests (see `sweeps.search.ConfigurationSearch`)."""
+        values = {**vars(self.config), **{name: suggestion[name] for name in self.domains}}
+        return self.job(task_id, values, suggestion["seed"], suggestion["sample"])
+
+    def is_judged(self, jobs: Iterable[Job]) -> bool:
+        """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""
+        # which compares trials that trained equally long
+        ablates = any(isinstance(domain, Ablation) for domain in self.domains.values())
+        return len({job.sample for job in jobs}) > 1 and not ablates
+
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
         args = self.args
         preflight.require(preflight.results(args.results_dir), preflight.wandb(args.wandb))
         store = ResultsStore(args.results_dir, self.name, args.run_id)
-        options = ("preset", "num_samples", "num_gpus", "address", "wandb", "slots", "data", "workers_per_trial")
+        common = ("preset", "num_samples", "num_gpus", "address", "wandb")
+        options = (*common, "slots", "data", "workers_per_trial", "search")
         settings = {
             **{name: getattr(args, name) for name in options if hasattr(args, name)},
             "seed": args.seed,
@@ -220,12 +233,12 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
         pool: What trains the jobs.
         task_ids: Tasks in the order in which they should start.
     """
-    args, space = sweep.args, sweep.space
+    space = sweep.space
     store, jobs, missing = _ledger(sweep, task_ids)
     if not missing:
         return _close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
-    if args.num_samples > 1:
+    if sweep.is_judged(jobs):
         scheduler = _asha(sweep, _task_of)
         groups = {job.trial_id: job.task_id for job in jobs}
         _replay(scheduler, store, groups, space.grace_period(sweep.config), space.metric)
@@ -256,41 +269,18 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
 def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
     """Search configurations with Optuna and one ASHA, each trained on the same panel of tasks; return the exit code.
 
-    A configuration is judged by the mean evaluation loss over the panel. Finished ones are told to Optuna again when
-    the run continues; one that was begun is finished first.
+    A configuration is judged by the mean evaluation loss over the panel.
     """
-    args, space = sweep.args, sweep.space
+    args = sweep.args
+    search.require_searchable(sweep.domains)
     store = sweep.open_store()
-    finished, known = store.finished(), _panel_configs(store, sweep, panel)
-    complete = {key: row for key, row in known.items() if row.trial_ids <= set(finished)}
-    pending = [row.config for key, row in known.items() if key not in complete]
-    scheduler = _asha(sweep, one_group, key=None)
-    searcher = optuna_searcher(
-        sweep.domains, metric=space.metric, mode=space.mode, seed=args.seed + len(complete), first=pending,
-        evaluated=[(row.config, row.value) for row in complete.values() if row.value is not None],
-    )  # fmt: skip
-    attempts, used, total = store.attempts(), set(complete), args.num_samples * len(panel)
-    with _recording(sweep, store, total, min(total, len(complete) * len(panel))) as (recorder, info, stop):
-
-        def make_jobs(drawn: Mapping[str, Any]) -> list[Job]:
-            values = {**vars(sweep.config), **{name: drawn[name] for name in sweep.domains}}
-            seed = args.seed
-            # a configuration that is drawn again is another unit of work: it gets another seed
-            while config_hash(values, seed) in used:
-                seed += 1
-            key = config_hash(values, seed)
-            used.add(key)
-            made = [sweep.job(task_id, values, seed, len(used) - 1) for task_id in panel]
-            made = [
-                replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in made if job.trial_id not in finished
-            ]
-            recorder.expect(made)
-            return made
-
+    drawn = search.Drawn(sweep, store, panel)
+    total, done = args.num_samples * len(panel), len(drawn.complete) * len(panel)
+    with _recording(sweep, store, total, min(total, done)) as (recorder, info, stop):
         slots, workers = pool.slots(info.num_gpus > 0), info.pool_workers(pool.worker_bytes)
         recorder.slots = slots * workers
         extents = _extents(_corners(vars(sweep.config), sweep.domains))
-        left = max(0, args.num_samples - len(complete))
+        left = max(0, args.num_samples - len(drawn.complete))
         outcome = run_pool_sweep(
             pool_loop=pool.loop,
             pool_settings={**pool.settings, **extents, "folder": store.folder.location},
@@ -300,42 +290,14 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             on_reports=recorder.on_reports,
             on_counts=recorder.on_counts,
             should_stop=stop,
-            scheduler=scheduler,
+            scheduler=_asha(sweep, one_group, key=None),
             max_concurrent=max(2, slots * workers // len(panel)),
-            make_jobs=make_jobs if left else None,
-            searcher=searcher,
+            make_jobs=drawn.jobs if left else None,
+            searcher=search.ConfigurationSearch(drawn, lambda suggestion: recorder.expect(drawn.jobs(suggestion))),
             num_samples=left,
             storage_path=None if info.local else store.folder.sub("cluster").location,
         )
     return _close(sweep, store, outcome.interrupted, None)
-
-
-@dataclass
-class _PanelConfig:
-    config: dict[str, Any]
-    trial_ids: set[str]
-    losses: list[float] = field(default_factory=list)
-    whole: bool = True
-
-    @property
-    def value(self) -> float | None:
-        return sum(self.losses) / len(self.losses) if self.losses and self.whole else None
-
-
-def _panel_configs(store: ResultsStore, sweep: Sweep, panel: Sequence[str]) -> dict[str, _PanelConfig]:
-    configs: dict[str, _PanelConfig] = {}
-    for row in store.latest_trials().to_pylist():
-        values = json.loads(row["config"])
-        drawn = {
-            name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in sweep.domains
-        }
-        key = row["config_hash"]
-        entry = configs.setdefault(key, _PanelConfig(drawn, {f"{task_id}-{key}" for task_id in panel}))
-        # a mean over fewer epochs than the others had, or over fewer tasks, would mislead the search
-        entry.whole = entry.whole and row["status"] == "success"
-        if row["status"] == "success":
-            entry.losses.append(row["final_loss"])
-    return configs
 
 
 def _task_of(config: Mapping[str, Any]) -> str:
@@ -410,63 +372,95 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     """Run one trial for each sampled configuration that the store does not hold yet; return the exit code.
 
     Args:
-        sweep: The sweep.
+        sweep: The sweep. With ``--search optuna`` Optuna chooses the configurations.
         loop: The family's ``train_loop(settings, run)``.
         settings: Passed to it besides ``config``, ``seed`` and ``folder`` (where the trial may leave files).
     """
-    args, space = sweep.args, sweep.space
-    store, jobs, missing = _ledger(sweep, [space.family])
+    if sweep.args.search == "optuna":
+        return _search_trials(sweep, loop, settings)
+    family = sweep.space.family
+    store, jobs, missing = _ledger(sweep, [family])
     if not missing:
         return _close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
-    if args.num_samples > 1:
+    if sweep.is_judged(jobs):
         scheduler = _asha(sweep, one_group)
-        groups = dict.fromkeys((job.trial_id for job in jobs), "all")
-        _replay(scheduler, store, groups, space.grace_period(sweep.config), space.metric)
+        _replay_trials(sweep, scheduler, store, [job.trial_id for job in jobs])
+    models = store.folder.sub("models")
+    trials = [_trial(job, models, settings) for job in missing]
     with _recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
         recorder.expect(missing)
-        recorder.slots = max(1, info.num_gpus)
-
-        def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
-            job = recorder.jobs[trial_id]
-            row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-            recorder.on_reports([Report(job.trial_id, "running", metrics["epoch"], metrics, [row])])
-
-        def on_trial_end(end: TrialEnd) -> None:
-            epoch = end.metrics.get("epoch", 0)
-            metrics = {
-                name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name
-            }
-            metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
-            status: Any = end.status
-            recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
-
-        finished = run_ordinary(
-            loop,
-            [
-                (
-                    job.trial_id,
-                    {
-                        **settings,
-                        "config": dict(job.config),
-                        "seed": job.seed,
-                        "folder": store.folder.sub(f"models/{job.trial_id}").location,
-                    },
-                )
-                for job in missing
-            ],
-            name=f"{sweep.name}-{args.run_id}",
-            storage_path=store.folder.sub("checkpoints").location,
-            workers_per_trial=args.workers_per_trial,
-            use_gpu=info.num_gpus > 0,
-            on_report=on_report,
-            on_trial_end=on_trial_end,
-            should_stop=stop,
-            scheduler=scheduler,
-            max_concurrent=recorder.slots,
-            grows=info.grows,
+        finished = _train_trials(
+            sweep, store, loop, recorder, info, trials=trials, scheduler=scheduler, should_stop=stop
         )
     return _close(sweep, store, not finished, {job.trial_id for job in jobs})
+
+
+def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
+    search.require_searchable(sweep.domains)
+    store, family = sweep.open_store(), sweep.space.family
+    drawn, models = search.Drawn(sweep, store, [family]), store.folder.sub("models")
+    left = sweep.args.num_samples - len(drawn.complete)
+    if left <= 0:
+        return _close(sweep, store, False, None)
+
+    def make_trial(suggestion: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        return _trial(sweep.suggested_job(family, suggestion), models, settings)
+
+    scheduler = _asha(sweep, one_group, key=lambda suggestion: make_trial(suggestion)[0])
+    _replay_trials(sweep, scheduler, store, [trial_id for key in drawn.configs for trial_id in drawn.trial_ids(key)])
+    with _recording(sweep, store, sweep.args.num_samples, len(drawn.complete), noun="trials") as (recorder, info, stop):
+        finished = _train_trials(
+            sweep, store, loop, recorder, info,
+            make_trial=make_trial,
+            searcher=search.ConfigurationSearch(drawn, lambda suggestion: recorder.expect(drawn.jobs(suggestion))),
+            num_samples=left,
+            scheduler=scheduler,
+            should_stop=stop,
+        )  # fmt: skip
+    return _close(sweep, store, not finished, None)
+
+
+def _trial(job: Job, models: Folder, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    folder = models.sub(job.trial_id).location
+    return job.trial_id, {**settings, "config": dict(job.config), "seed": job.seed, "folder": folder}
+
+
+def _replay_trials(sweep: Sweep, scheduler: GroupedASHA, store: ResultsStore, trial_ids: Iterable[str]) -> None:
+    period, metric = sweep.space.grace_period(sweep.config), sweep.space.metric
+    _replay(scheduler, store, dict.fromkeys(trial_ids, "all"), period, metric)
+
+
+def _train_trials(
+    sweep: Sweep, store: ResultsStore, loop: TrainLoop, recorder: Recorder, info: cluster.ClusterInfo, **options: Any
+) -> bool:
+    """Run trials and record them; ``options`` are those of `run_ordinary`. Return False where a stop was asked for."""
+    recorder.slots = max(1, info.num_gpus)
+
+    def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
+        job = recorder.jobs[trial_id]
+        row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        recorder.on_reports([Report(job.trial_id, "running", metrics["epoch"], metrics, [row])])
+
+    def on_trial_end(end: TrialEnd) -> None:
+        epoch = end.metrics.get("epoch", 0)
+        metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
+        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
+        status: Any = end.status
+        recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
+
+    return run_ordinary(
+        loop,
+        name=f"{sweep.name}-{sweep.args.run_id}",
+        storage_path=store.folder.sub("checkpoints").location,
+        workers_per_trial=sweep.args.workers_per_trial,
+        use_gpu=info.num_gpus > 0,
+        on_report=on_report,
+        on_trial_end=on_trial_end,
+        max_concurrent=recorder.slots,
+        grows=info.grows,
+        **options,
+    )
 
 
 HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens")

@@ -101,7 +101,8 @@ class GroupedASHA(FIFOScheduler):
         self._asha(trial).on_trial_add(tune_controller, entrant)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        value, epoch = result[self._metric], result["epoch"]
+        # an epoch without an evaluation has no value
+        value, epoch = result.get(self._metric, math.nan), result["epoch"]
         if not math.isfinite(value):
             # NaN passes every cutoff and infinity spoils the percentile: such a trial has failed and says so itself
             return self.CONTINUE

@@ -212,7 +212,7 @@ function reproduceSection() {
 
 // ------------------------------------------------------------------------------------------------------------- render
 
-const SECTIONS = [comparisonSection, summarySection, taskSection, tableSection, lossSection, pictureSection, searchSection, timeSection, failureSection, reproduceSection];
+const SECTIONS = [comparisonSection, summarySection, reasonerSection, stepsSection, taskSection, tableSection, lossSection, pictureSection, searchSection, timeSection, failureSection, reproduceSection];
 
 function render() {
   const scrolled = scrollY;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -110,4 +111,40 @@ def plain_run(folder: Path, run_id: str = "plain") -> ResultsStore:
     # a value after training, but none before
     rows = [{**row, "teacher_forced_cell_accuracy": 0.25 * n} for n, row in enumerate(rows)]
     store.append(rows, [epoch for row in rows for epoch in curve(row, 6)])
+    return store
+
+
+def reasoner(
+    name: str, exact: float, steps: float, seed: int = 0, dataset: str = "sudoku4", **settings: Any
+) -> dict[str, Any]:
+    """Return a successful row of a reasoner that was trained with these settings beside the reference's."""
+    config = {"ema": 0.99, "halting": "bce", "planner": "none", "eval_every": 1, **settings}
+    return {
+        **trial(name), "task_id": "recursive_reasoner", "category": None, "slot": None, "worker": None, "seed": seed,
+        "config": json.dumps(config), "dataset": dataset, "halting": config["halting"], "planner": config["planner"],
+        "exact_accuracy": exact, "mean_steps": steps, "metric/majority_exact_accuracy": 0.0, "data_fingerprint": "f0",
+    }  # fmt: skip
+
+
+def reasoner_run(folder: Path, run_id: str = "ablation") -> ResultsStore:
+    """Return an ablation of a reasoner with two seeds, each of which has solved one 4x4 Sudoku in its second step."""
+    store = new_store(folder, run_id, sweep="recursive_reasoner")
+    rows = [
+        reasoner(f"{name}-{seed}", exact - 0.02 * seed, steps, seed, **changes)
+        for seed in (0, 1)
+        for name, exact, steps, changes in (
+            ("reference", 0.96, 2.5, {}),
+            ("fixed", 0.97, 6.0, {"halting": "fixed"}),
+            ("raw", 0.9, 2.75, {"ema": 0.0}),
+        )
+    ]
+    rows[0]["metric/direct_exact_accuracy"] = 0.5
+    stopped = {**reasoner("stopped", 0.1, 6.0, halting="dqn"), "status": "stopped"}
+    store.append([*rows, stopped], [epoch for row in rows for epoch in curve(row)])
+    target = [1, 2, 3, 4, 3, 4, 1, 2, 2, 1, 4, 3, 4, 3, 2, 1]
+    puzzle, wrong = [0, *target[1:15], 0], [2, *target[1:]]
+    for row in rows:
+        solved = {"side": 4, "inputs": [puzzle], "targets": [target], "answers": [[wrong, target, target]]}
+        solved |= {"steps": [2], "answered": [2]}
+        store.folder.write(f"models/{row['trial_id']}/solved.json", json.dumps(solved).encode())
     return store

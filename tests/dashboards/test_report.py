@@ -17,7 +17,17 @@ import pytest
 from dashboards.report import content, embedded, main, page
 from dashboards.report_server import ReportServer
 from sweeps.results import ResultsStore
-from tests.dashboards.stores import HOSTILE, new_store, plain_run, pool_run, scores, search_run, trial
+from tests.dashboards.stores import (
+    HOSTILE,
+    new_store,
+    plain_run,
+    pool_run,
+    reasoner,
+    reasoner_run,
+    scores,
+    search_run,
+    trial,
+)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -227,6 +237,63 @@ def test_another_family_and_an_empty_run_have_a_page(tab: Tab, tmp_path: Path) -
     tab.open(written(tmp_path, new_store(tmp_path, "empty"))).read_through()
     assert tab.texts("h1") == ["No trial has ended yet."]
     assert tab.errors == []
+
+
+@pytest.mark.slow
+def test_reasoners_have_their_front_their_ablation_and_puzzles_step_by_step(tab: Tab, tmp_path: Path) -> None:
+    tab.open(written(tmp_path, reasoner_run(tmp_path))).read_through()
+    assert tab.texts("nav a")[:4] == ["Summary", "Accuracy and steps", "Step by step", "Trials"]
+    assert tab.page.locator("#chart-pareto-0 path.point").count() == 6
+    legend = tab.page.locator("#chart-pareto-0 .legendtext").all_text_contents()
+    assert legend == ["Pareto front", "fixed", "bce", "direct prediction", "majority"]
+    assert tab.page.locator("#chart-pareto-0 .scatterlayer .js-line").count() == 3
+    assert tab.column("variants-0", "variant") == ["reference", "halting = fixed", "ema = 0"]
+    assert tab.column("variants-0", "exact")[0] == "95.0 ± 12.7"
+    assert tab.column("variants-0", "change") == ["–", "+1.0", "−6.0"]
+    assert tab.column("variants-0", "steps")[2] == "2.75 ± 0.00" and tab.column("variants-0", "seeds") == ["2"] * 3
+    assert "Reference: ema = 0.99, halting = bce." in tab.texts("#reasoner .note")[1]
+    assert tab.texts("#steps figcaption b") == ["puzzle", "step 1", "step 2, halts", "step 3", "solution"]
+    assert tab.texts("#steps figcaption")[1].endswith("1 wrong") and "solved" in tab.texts("#steps figcaption")[2]
+    first = tab.page.locator("#steps svg").nth(1)
+    assert first.locator("text.wrong").all_text_contents() == ["2"] and first.locator("text.right").count() == 1
+    assert first.locator("text.given").count() == 14 and tab.page.locator("#steps figure.late").count() == 1
+    tab.page.select_option("#steps select >> nth=0", label="ema = 0")
+    assert tab.page.locator("#steps svg").count() == 5
+    tab.page.locator("#chart-pareto-0 path.point").first.click(force=True)
+    tab.page.wait_for_selector("#detail[open]")
+    assert tab.errors == [] and [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.mark.slow
+def test_reasoners_of_several_runs_and_puzzles_of_other_kinds_fit_a_phone(browser: Any, tmp_path: Path) -> None:
+    mazes = new_store(tmp_path, "mazes", sweep="recursive_reasoner")
+    mazes.append([reasoner("maze", 0.5, 3.0, dataset="maze"), reasoner("arc", 0.5, 3.0, dataset="arc")])
+    walls = [0] * 5 + [0, 2, 1, 3, 0] + [0] * 15
+    path, wrong = [4 if token == 1 else token for token in walls], [*walls[:-1], 4]
+    grids = {"inputs": [walls], "targets": [path], "answers": [[wrong, path]], "steps": [2], "answered": [2]}
+    mazes.folder.write("models/maze/solved.json", json.dumps({"side": 5, **grids}).encode())
+    arc = {"inputs": [[1, 10, 10, 10]], "targets": [[2, 2, 10, 10]], "answers": [[[2, 1, 10, 10]]], "steps": [1]}
+    mazes.folder.write("models/arc/solved.json", json.dumps({"side": 2, **arc}).encode())
+    context = browser.new_context(viewport={"width": 375, "height": 720}, has_touch=True, is_mobile=True)
+    tab = Tab(context.new_page()).open(written(tmp_path, mazes, reasoner_run(tmp_path)))
+    tab.read_through()
+    assert tab.texts("#reasoner .chart-title") == ["maze", "arc", "sudoku4"]
+    # one cell of the path is missing; the corner is a wall, which nobody asks for
+    assert tab.page.locator("[data-dataset=maze] .puzzle").nth(1).locator("circle").count() == 1
+    cells = tab.page.locator("[data-dataset=arc] .puzzle").nth(1).locator("rect")
+    colours = cells.evaluate_all("nodes => nodes.map(node => node.style.fill)")
+    assert colours == ["rgb(255, 65, 54)", "rgb(0, 116, 217)", "", ""]
+    fill = "node => getComputedStyle(node).fill"
+    wall = tab.page.locator("[data-dataset=maze] rect.maze-0").first
+    light = wall.evaluate(fill)
+    tab.page.emulate_media(color_scheme="dark")
+    tab.page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    assert wall.evaluate(fill) != light
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 375 and tab.errors == []
+    tab.page.locator("#chart-pareto-2 path.point").first.click(force=True)
+    tab.page.wait_for_selector("#detail[open]")
+    assert "ablation" in tab.texts("#run-name")[0], "the trial's run is shown with it"
+    context.close()
 
 
 @pytest.mark.slow

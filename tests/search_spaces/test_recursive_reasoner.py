@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from search_spaces.recursive_reasoner import SPACE
@@ -9,13 +11,27 @@ from trainables.recursive_reasoner.config import ReasonerConfig
 
 
 def test_every_preset_is_valid_and_full_is_published():
-    assert list(SPACE.presets) == ["smoke", "demo", "full"]
-    for preset in SPACE.presets:
+    assert list(SPACE.presets) == ["smoke", "demo", "ablation", "full"]
+    for preset in ("smoke", "demo", "full"):
         config, domains = SPACE.resolve(preset, num_samples=9)
         assert len(SPACE.sample(config, domains, 9, seed=0)) == 9
         assert "halting" in domains and SPACE.presets[preset].tasks in KINDS
     assert SPACE.resolve("full") == (ReasonerConfig(), {})
     assert (SPACE.metric, SPACE.mode, SPACE.grace_period(ReasonerConfig())) == ("exact_accuracy", "max", 5)
+
+
+def test_the_ablation_takes_one_part_away_at_a_time_with_the_same_seeds():
+    config, domains = SPACE.resolve("ablation")
+    base = dataclasses.asdict(config)
+    demo, _ = SPACE.resolve("demo")
+    assert {name for name in base if base[name] != getattr(demo, name)} == {"direct_baseline"}
+    samples = SPACE.sample(config, domains, 2, seed=0)
+    changes = [({n: v for n, v in values.items() if v != base[n]}, seed) for values, seed in samples]
+    variants = [
+        {}, {"gradient": "one_step"}, {"ema": 0.0}, {"max_steps": 1}, {"halting": "fixed"}, {"halting": "dqn"},
+        {"planner": "latent_paths"}, {"planner": "continuous_thought"}, {"mixer": "attention"},
+    ]  # fmt: skip
+    assert changes == [(variant, seed) for seed in (0, 1) for variant in variants]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from ray.tune.search.sample import choice, lograndint, loguniform, quniform, randint, uniform
+from ray.tune.search.sample import Categorical, choice, lograndint, loguniform, quniform, randint, uniform
 
 from search_spaces.settings import (
+    Ablation,
     SettingError,
     config_hash,
     load_config_file,
@@ -99,7 +100,8 @@ def test_set_refuses_with_one_sentence(text, parts):
     ("text", "name", "domain"),
     [
         ("rank=choice(4, 8, 16)", "rank", choice([4, 8, 16])),
-        ("rank=grid(4,8)", "rank", choice([4, 8])),
+        ("rank=grid(4,8)", "rank", Categorical([4, 8]).grid()),
+        ("rank=ablate(4,8)", "rank", Ablation([4, 8])),
         ("rank=4,8,16", "rank", choice([4, 8, 16])),
         ("rank=[4,8]", "rank", choice([4, 8])),
         ("rank=choice([4, 8])", "rank", choice([4, 8])),
@@ -148,6 +150,8 @@ def test_sweep_gives_a_domain_of_ray_tune(text, name, domain):
         ("rank=4,x", ["whole number (int), not 'x'"]),
         ("rank=choice()", ["at least one value"]),
         ("rank=choice(4, True)", ["not True"]),
+        ("rank=grid(4, 8, 4)", ["grid() tries every value once; give none of them twice"]),
+        ("rank=ablate()", ["ablate() needs at least one value"]),
         ("lr=loguniform(0, 1)", ["lower bound 0.0 of loguniform must be above 0"]),
         ("lr=uniform(1, 0)", ["lower bound 1.0 must be below the upper bound 0.0"]),
         ("lr=uniform(1)", ["write uniform(low, high), not 1 numbers"]),
@@ -302,6 +306,45 @@ def test_sweeping_one_more_setting_leaves_the_others_as_they_were():
 def test_without_domains_samples_differ_by_their_seed():
     config = dataclasses.asdict(Toy())
     assert sample_configs(config, {}, 3, seed=7) == [(config, 7), (config, 8), (config, 9)]
+
+
+def test_a_grid_is_tried_whole_and_again_with_the_next_seed():
+    config = dataclasses.asdict(Toy())
+    domains = {"rank": Categorical([4, 8]).grid(), "fast": Categorical([True, False]).grid()}
+    samples = sample_configs(config, domains, 2, seed=5)
+    product = [(4, True), (4, False), (8, True), (8, False)]
+    assert [(drawn["rank"], drawn["fast"], seed) for drawn, seed in samples] == [
+        (rank, fast, seed) for seed in (5, 6) for rank, fast in product
+    ]
+    # what is drawn beside a grid is shared by its values
+    beside = sample_configs(config, {**domains, "lr": DOMAINS["lr"]}, 2, seed=5)
+    assert [len({drawn["lr"] for drawn, _ in beside[part]}) for part in (slice(0, 4), slice(4, 8), slice(8))] == [
+        1,
+        1,
+        2,
+    ]
+
+
+def test_an_ablation_changes_one_setting_at_a_time_with_the_same_seeds():
+    config = dataclasses.asdict(Toy())
+    # a value that the configuration has already is no variant of it
+    domains = {
+        "rank": Ablation([config["rank"], 4]),
+        "lr": Ablation([0.5, 0.25]),
+        "fast": Categorical([True, False]).grid(),
+    }
+    samples = sample_configs(config, domains, 3, seed=5)
+    changes = [
+        ({name: drawn[name] for name in ("rank", "lr") if drawn[name] != config[name]}, drawn["fast"], seed)
+        for drawn, seed in samples
+    ]
+    assert changes == [
+        (change, fast, seed)
+        for seed in (5, 6, 7)
+        for fast in (True, False)
+        for change in ({}, {"rank": 4}, {"lr": 0.5}, {"lr": 0.25})
+    ]
+    assert sample_configs(config, domains, 1, seed=5) == samples[:8]
 
 
 def test_samples_are_the_same_on_every_machine():

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass
 
 import pytest
-from ray.tune.search.sample import choice, loguniform, randint, sample_from
+from ray.tune.search.sample import Categorical, choice, loguniform, randint, sample_from
 
-from search_spaces.settings import SettingError
+from search_spaces.settings import Ablation, SettingError
 from search_spaces.space import Preset, SearchSpace, extremes, require_above_zero, require_at_least
 from trainables.errors import InputError
 
@@ -66,6 +67,17 @@ def test_the_presets_sweep_counts_only_when_nothing_else_says_what_to_sweep(tmp_
     assert set(SPACE.resolve("demo", None, ["rank=2"], num_samples=2)[1]) == {"lr"}
     assert set(SPACE.resolve("demo", _file(tmp_path, "set: {lr: 1}"), num_samples=2)[1]) == {"rank"}
     assert set(SPACE.resolve("demo", sweeps=["heads=2,4"], num_samples=2)[1]) == {"heads"}
+
+
+def test_a_preset_whose_sweep_tries_every_value_needs_no_number_of_samples():
+    preset = Preset(
+        "parts", sweep={"rank": Ablation([4]), "heads": Categorical([2, 4]).grid(), "lr": loguniform(0.1, 1)}
+    )
+    space = dataclasses.replace(SPACE, presets={"parts": preset})
+    assert set(space.resolve("parts")[1]) == {"rank", "heads"}
+    assert set(space.resolve("parts", num_samples=2)[1]) == {"rank", "heads", "lr"}
+    assert set(space.resolve("parts", sets=["rank=2"])[1]) == {"heads"}
+    assert len(space.sample(*space.resolve("parts"), 1, seed=0)) == 4
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):

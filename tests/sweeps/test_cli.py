@@ -67,6 +67,7 @@ def test_defaults(parser):
         "slots": "auto",
         "taxonomy": None,
         "workers_per_trial": 1,
+        "search": "random",
     }
 
 

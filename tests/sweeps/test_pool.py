@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from ray import tune
+from ray.tune.search.optuna import OptunaSearch
 
 from sweeps.cluster import ROOT, ClusterInfo, connect
-from sweeps.pool import optuna_searcher, run_pool_sweep
+from sweeps.pool import run_pool_sweep
 from sweeps.scheduler import GroupedASHA
 from tests.sweeps.stub_pool import make_job
 from trainables.jobs import Job, Report
@@ -113,9 +114,9 @@ def test_panel_search_with_optuna(cluster: ClusterInfo, tmp_path: Path) -> None:
     def panel(config: Any) -> list[Job]:
         return [make_job(f"{task}-{config['quality']:.6f}", task, quality=config["quality"]) for task in "ab"]
 
-    searcher = optuna_searcher(
-        {"quality": tune.loguniform(0.1, 10)}, seed=0, evaluated=[({"quality": 5.0}, 5.1)], first=[{"quality": 0.5}]
-    )
+    space = OptunaSearch.convert_search_space({"quality": tune.loguniform(0.1, 10)})
+    first = [{"quality": 0.5}]
+    searcher = OptunaSearch(space, metric="eval_loss", mode="min", seed=0, points_to_evaluate=first)
     reports = sweep([], tmp_path, make_jobs=panel, searcher=searcher, num_samples=5)
     last = {r.trial_id: r for r in reports if r.status != "running"}
     assert len(last) == 10 and {r.status for r in last.values()} == {"success"}

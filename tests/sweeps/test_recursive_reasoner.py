@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +17,13 @@ from trainables.puzzles.kinds import KINDS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _command(folder: Path, *arguments: str) -> list[str]:
     place = ["--preset", "smoke", "--num-gpus", "0", "--results-dir", str(folder), "--run-id", "r"]
-    command = [sys.executable, str(ROOT / "sweeps" / "recursive_reasoner.py"), *place, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return [sys.executable, str(ROOT / "sweeps" / "recursive_reasoner.py"), *place, *arguments]
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_command(folder, *arguments), capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.slow
@@ -44,6 +50,46 @@ def test_a_sweep_over_halting_rules_leaves_complete_rows_and_can_be_extended(tmp
 
 
 @pytest.mark.slow
+def test_every_variant_of_an_ablation_is_trained_to_the_end_with_the_same_seeds(tmp_path: Path) -> None:
+    swept = ["--sweep", "ema=ablate(0)", "--sweep", "halting=ablate(fixed)", "--set", "direct_baseline=false"]
+    process = _run(tmp_path, "--workers-per-trial", "0", *swept, "--num-samples", "2")
+    assert process.returncode == 0, process.stderr
+    trials = pd.read_parquet(tmp_path / "recursive_reasoner" / "r" / "trials")
+    assert (trials["status"] == "success").all()
+    variants = trials.groupby(["config/ema", "config/halting"])["seed"].apply(sorted).to_dict()
+    assert variants == {(0.9, "bce"): [0, 1], (0.0, "bce"): [0, 1], (0.9, "fixed"): [0, 1]}
+
+
+@pytest.mark.slow
+def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path: Path) -> None:
+    # epochs 1 and 3 have no evaluation
+    length = ["--set", "epochs=4", "--set", "eval_every=2", "--set", "direct_baseline=false"]
+    swept = ["--sweep", "halting=fixed,bce", "--sweep", "lr=loguniform(1e-5, 1e-2)", *length]
+    search = ["--workers-per-trial", "0", "--search", "optuna", *swept]
+    folder = tmp_path / "recursive_reasoner" / "r"
+    killed = subprocess.Popen(_command(tmp_path, *search, "--num-samples", "2"))
+    deadline = time.monotonic() + 120
+    while (
+        not list(folder.glob("models/*/checkpoints/*.json")) and killed.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    begun = list(json.loads((folder / "search.json").read_text()))
+    assert not list(folder.glob("trials/*.parquet")), "the kill came too late to show anything"
+    for samples in (2, 4):
+        process = _run(tmp_path, *search, "--num-samples", str(samples))
+        assert process.returncode == 0, process.stderr
+        trials = pd.read_parquet(folder / "trials")
+        assert len(trials) == samples and trials["trial_id"].is_unique and (trials["attempt"] == 1).all()
+        assert set(trials["status"]) <= {"success", "stopped"}
+        assert list(trials["config_hash"][: len(begun)]) == begun, "what was begun is finished first"
+    assert trials["config/lr"].between(1e-5, 1e-2).all() and trials["config/lr"].is_unique
+    history = pd.read_parquet(folder / "history")
+    assert history.groupby("epoch")["exact_accuracy"].count()[[1, 3]].sum() == 0
+
+
+@pytest.mark.slow
 def test_a_trial_as_a_ray_train_run_and_another_that_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     process = _run(tmp_path, "--workers-per-trial", "1", "--dataset", "maze")
     assert process.returncode == 0, process.stderr
@@ -67,6 +113,12 @@ def test_a_trial_as_a_ray_train_run_and_another_that_goes_on_from_its_checkpoint
         (["--set", "batch_size=100"], "batch_size is 100, more than the 64 puzzles of train_puzzles"),
         (["--dataset", "sudoku5"], f"--dataset 'sudoku5' is not one of {', '.join(KINDS)}; did you mean"),
         (["--set", "halting=bec"], "halting must be one of 'fixed', 'bce', 'dqn', not 'bec'; did you mean 'bce'?"),
+        (["--search", "optuna"], "A search needs something to search: give --num-samples of at least 2"),
+        (["--search", "optnua"], "'optnua' is not one of random, optuna; did you mean 'optuna'?"),
+        (
+            ["--search", "optuna", "--sweep", "ema=grid(0, 0.9)"],
+            "ema is swept with grid(...) or ablate(...), which try",
+        ),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere holds no checkpoint"),
         (["--workers-per-trial", "3"], "--workers-per-trial 3 cannot share a batch_size of 16 evenly"),
     ],

@@ -105,6 +105,16 @@ def test_failed_trials_leave_no_trace_in_the_rungs() -> None:
     assert scheduler.rungs("a")[5] == {}
 
 
+def test_an_epoch_without_an_evaluation_is_not_judged() -> None:
+    scheduler = make()
+    for i, action in enumerate(("CONTINUE", "STOP")):
+        each = trial("a", i)
+        scheduler.on_trial_add(NO_TUNE, each)
+        assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 5}) == "CONTINUE"
+        assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 6, "eval_loss": 1.0 + i}) == action
+    assert scheduler.rungs("a")[5] == {"a-0": 1.0, "a-1": 2.0}
+
+
 def test_fewer_epochs_than_the_first_rung() -> None:
     scheduler = make(max_t=3)
     each = trial("a", 0)

@@ -26,6 +26,7 @@ class Solved:
 
     Attributes:
         steps: [N] steps at which the rule halted, expansions counted as steps.
+        answered: [N] how many answers there were then: an expansion is a step without an answer of its own.
         cells: [N] share of asked cells that were right then.
         exact: [N] whether the answer was right then.
         loss: [N] cross-entropy then.
@@ -35,6 +36,7 @@ class Solved:
     """
 
     steps: Tensor
+    answered: Tensor
     cells: Tensor
     exact: Tensor
     loss: Tensor
@@ -53,7 +55,8 @@ def solve(
     batches = (puzzles.take(np.arange(i, min(i + batch, len(puzzles)))) for i in range(0, len(puzzles), batch))
     parts = [_solve_batch(model, halting, some, dataset.kind, device, thoughts) for some in batches]
     model.train()
-    joined = {name: torch.cat([part[name] for part in parts], dim=-1) for name in ("steps", "cells", "exact", "loss")}
+    names = ("steps", "answered", "cells", "exact", "loss")
+    joined = {name: torch.cat([part[name] for part in parts], dim=-1) for name in names}
     claimed = None if parts[0]["claimed"] is None else torch.cat([part["claimed"] for part in parts])
     answers = torch.cat([part["answers"] for part in parts], dim=1)
     exact_at = torch.cat([part["exact_at"] for part in parts], dim=1).float().mean(1)
@@ -134,6 +137,7 @@ def _solve_batch(
         cells, exact = score(answers, targets, asked)
         claimed = halting.solved(values)
         now = {"cells": cells, "exact": exact, "loss": row_losses(log_p, targets)}
+        now["answered"] = torch.full_like(steps, len(every) + 1)
         now |= {"claimed": claimed} if claimed is not None else {}
         found = {n: torch.where(halted, found.get(n, value), value) for n, value in now.items()}
         every.append(answers)

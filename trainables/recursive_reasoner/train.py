@@ -26,7 +26,7 @@ from trainables.folder import Folder
 from trainables.monitor import ComponentMonitor, require_movement
 from trainables.precision import has_fast_bf16
 from trainables.recursive_reasoner import evaluation
-from trainables.recursive_reasoner.config import ReasonerConfig
+from trainables.recursive_reasoner.config import NOT_IDENTITY, ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, Stream, load_dataset
 from trainables.recursive_reasoner.halting import (
     CONTINUE,
@@ -49,8 +49,6 @@ from trainables.schedules import Schedule, total_steps, warm_up
 HALTING_WEIGHT = 0.5
 # held-out puzzles whose answers after each step are written down
 SHOWN_PUZZLES = 8
-# what `identity` leaves out: a run may be measured and kept differently when it goes on
-NOT_IDENTITY = ("eval_every", "checkpoint_every", "keep_checkpoints", "compile", "direct_baseline")
 
 
 def train_loop(settings: Mapping[str, Any], run: Run) -> None:
@@ -58,9 +56,9 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
 
     Args:
         settings: ``config`` (`ReasonerConfig` fields), ``dataset``, ``data_seed``, ``dataset_dir`` (see
-            `load_dataset`), ``seed``, ``folder``, where ``checkpoints/``, the trained ``reasoner.pt`` (averaged
-            weights) and ``solved.json`` (some held-out puzzles, step by step) go, and ``checkpoint``: the folder of
-            another trial to go on from, or None.
+            `load_dataset`), ``seed``, ``folder``, where ``checkpoints/``, those of the direct baseline in ``direct/``,
+            the trained ``reasoner.pt`` (averaged weights) and ``solved.json`` (some held-out puzzles, step by step) go,
+            and ``checkpoint``: the folder of another trial to go on from, or None.
         run: Where it runs. ``batch_size`` must be a multiple of its ``world_size``.
 
     Raises:
@@ -100,7 +98,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             run.report(trainer.metrics)
             return
     elif config.direct_baseline and run.rank == 0:
-        trainer.facts = direct_baseline(config, dataset, settings["seed"], run.device)
+        trainer.facts = direct_baseline(config, dataset, settings["seed"], run.device, folder.sub("direct"))
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % trainer.steps_per_epoch:
@@ -126,14 +124,23 @@ def identity(config: ReasonerConfig, dataset: Dataset, seed: int) -> dict[str, A
     return {"dataset": dataset.name, "data_fingerprint": dataset.fingerprint, "seed": seed, **settings}
 
 
-def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, device: str) -> dict[str, Any]:
-    """Train a model of the same parameters that answers in one pass for as many steps; return its held-out metrics."""
+def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, device: str, folder: Folder) -> dict[str, Any]:
+    """Train a model of the same parameters that answers in one pass for as many steps; return its held-out metrics.
+
+    Its last checkpoint is kept in ``folder``, and it goes on from there. Raises InputError where that is another's.
+    """
     direct = dataclasses.replace(
         config, h_cycles=1, l_cycles=1, max_steps=1, halting="fixed", planner="none", gradient="cycle"
     )
     trainer = Trainer(direct, dataset, seed, device)
+    checkpoints, own = Checkpoints(folder.sub("checkpoints"), 1), identity(direct, dataset, seed)
+    for note in checkpoints.notes()[-1:]:
+        require_same(note, own, folder.location)
+        trainer.load_state_dict(checkpoints.load(note, device))
     while trainer.step < trainer.total:
         trainer.train_step()
+        if trainer.step % config.checkpoint_every == 0 or trainer.step == trainer.total:
+            checkpoints.save(Note(trainer.step, None, own), trainer.state_dict())
     solved = trainer.evaluate()
     token, exact = dataset.majority()
     return {
@@ -397,6 +404,7 @@ class Trainer:
             "targets": shown.held_out.targets.tolist(),
             "answers": solved.answers.transpose(0, 1).tolist(),
             "steps": solved.steps.tolist(),
+            "answered": solved.answered.tolist(),
         }
 
     def evaluated(self) -> tuple[Reasoner, Any]:

@@ -147,6 +147,15 @@ def test_actions_of_rows() -> None:
     assert (replay.reward[2:8][expanded] + price + 0.01 <= 1).all()
 
 
+def test_an_expansion_is_a_step_but_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = _trainer(halting="dqn", max_steps=4)
+    actions = iter([EXPAND, HALT, HALT, HALT])
+    monkeypatch.setattr(type(trainer.halting), "decide", lambda self, values: torch.full((len(values),), next(actions)))
+    solved = trainer.solved_puzzles()
+    assert solved["steps"] == [3] * 8 and solved["answered"] == [2] * 8
+    assert [len(answers) for answers in solved["answers"]] == [4] * 8
+
+
 def test_bce_rows_may_have_to_take_a_random_number_of_steps() -> None:
     trainer = _trainer(halting="bce", max_steps=6, epsilon="1.0")
     torch.nn.init.constant_(trainer.halting.logit.bias, 50.0)
@@ -277,6 +286,28 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
     assert _measured(broken.reports + resumed.reports) == _measured(whole.reports)
     first, second = (torch.load(tmp_path / name / "reasoner.pt", weights_only=True) for name in ("whole", "broken"))
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+def test_a_direct_baseline_killed_in_the_middle_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, resumed = PlainRun(), PlainRun()
+    train_loop(_settings(tmp_path / "whole", direct_baseline=True), whole)
+    step, taken = Trainer.train_step, list[int]()
+
+    def dying(trainer: Trainer) -> None:
+        if trainer.config.max_steps == 1 and len(taken) == 13:
+            raise _Killed
+        taken.append(trainer.step)
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", dying)
+    with pytest.raises(_Killed):
+        train_loop(_settings(tmp_path / "broken", direct_baseline=True), PlainRun())
+    assert taken == list(range(13))
+    taken.append(-1)
+    train_loop(_settings(tmp_path / "broken", direct_baseline=True), resumed)
+    # from its checkpoint at step 10, and then the model itself
+    assert taken[14:] == [*range(10, 24), *range(24)]
+    assert _measured(resumed.reports) == _measured(whole.reports)
 
 
 def test_a_finished_run_is_reported_and_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
