@@ -4,6 +4,7 @@
     python sweeps/recursive_reasoner.py --preset demo --num-samples 9 --sweep halting=fixed,bce,dqn
     python sweeps/recursive_reasoner.py --num-gpus 1 --dataset sudoku9
     python sweeps/recursive_reasoner.py --dataset sudoku9 --dataset-dir DIR --dataset-only --set train_puzzles=100000
+    python sweeps/recursive_reasoner.py --preset demo --dataset mixed     # shown as text, image or grid: capsules
 
 With several samples one ASHA compares their exact accuracy on held-out puzzles. The trained models lie in the run's
 folder, in ``models/<trial>/reasoner.pt``, their checkpoints beside them.

@@ -17,7 +17,7 @@ from trainables.puzzles.puzzles import hash_rows, mix, random_keys
 
 MODALITIES = ("text", "image", "grid")
 # pixels in a row of a cell's square
-CELL = 8
+CELL = 6
 CHARACTERS = np.frombuffer(b".1234", dtype=np.uint8)
 # of each character, five rows of three pixels; an octal digit is a row
 _ROWS = np.array([list(rows) for rows in ("00000", "26227", "71747", "71717", "55711")], dtype=np.uint8)
@@ -56,8 +56,9 @@ def show(grids: np.ndarray, shown_as: np.ndarray) -> np.ndarray:
 def as_text(grids: np.ndarray) -> np.ndarray:
     """Return ASCII codes uint8 [N, S * (S + 1) - 1] of lines like ``1.3.``, with a line feed between them."""
     side = math.isqrt(grids.shape[1])
-    lines = CHARACTERS[grids].reshape(-1, side, side)
-    return np.pad(lines, ((0, 0), (0, 0), (0, 1)), constant_values=ord("\n")).reshape(len(grids), -1)[:, :-1]
+    lines = np.full((len(grids), side, side + 1), ord("\n"), dtype=np.uint8)
+    lines[:, :, :-1] = CHARACTERS[grids].reshape(len(grids), side, side)
+    return lines.reshape(len(grids), side * (side + 1))[:, :-1]
 
 
 def as_image(grids: np.ndarray) -> np.ndarray:
@@ -73,4 +74,4 @@ def as_image(grids: np.ndarray) -> np.ndarray:
     for down, right in np.ndindex(CELL - height + 1, CELL - width + 1):
         here = (downs == down) & (rights == right)
         squares[here, down : down + height, right : right + width] = GLYPHS[grids[here]]
-    return squares.reshape(-1, side, side, CELL, CELL).swapaxes(2, 3).reshape(len(grids), -1)
+    return squares.reshape(len(grids), side, side, CELL, CELL).swapaxes(2, 3).reshape(len(grids), (side * CELL) ** 2)

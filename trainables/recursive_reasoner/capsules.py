@@ -2,9 +2,9 @@
 
 An encoder for each modality turns characters, patches of pixels or cells into features; learned queries read these into
 12 capsules of 4 children (pooling by attention as in "Set Transformer", Lee et al., 2019). A child's query is the sum
-of its capsule's and of one for its place within the capsule. The reasoner gets the children in front of its answer
-positions, and nothing else of the puzzle. Decoders read what was shown back from the children, with a query for each
-character, patch or cell ("Perceiver IO", Jaegle et al., 2021): the reconstruction loss.
+of its capsule's and of one for its place within the capsule. Decoders read what was shown back from the children, with
+a query for each character, patch or cell ("Perceiver IO", Jaegle et al., 2021): the reconstruction loss. All that the
+reasoner knows of a puzzle is what the queries of the cells read.
 
 Letters in shape comments: N rows, L numbers that show a puzzle, F features, C = 48 children, T cells, D width.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from trainables.puzzles import views
 from trainables.recursive_reasoner.config import ReasonerConfig
-from trainables.recursive_reasoner.layers import CrossAttention, Linear, draw
+from trainables.recursive_reasoner.layers import CrossAttention, Linear, draw, normalise
 
 CAPSULES, CHILDREN = 12, 4
 # characters are 7-bit ASCII
@@ -52,21 +52,20 @@ class PatchEncoder(nn.Module):
     def forward(self, shown: Tensor) -> Tensor:
         """Shown [N, L], row by row -> features [N, F, D]."""
         seen = self.patches(shown.view(-1, 1, self.pixels, self.pixels).to(self.patches.weight.dtype))
-        return self.out(F.silu(seen.flatten(2).transpose(1, 2))) + self.places
+        # as large as the embedding of the place, as a token's is: strokes are a small part of a patch
+        return normalise(self.out(F.silu(seen.flatten(2).transpose(1, 2)))) + self.places
 
 
 class TokenDecoder(nn.Module):
     """Reads characters or cells back."""
 
-    def __init__(self, width: int, tokens: int, places: int) -> None:
+    def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
-        self.places = places_of(places, width)
         self.head = Linear(width, tokens)
 
-    def forward(self, reading: CrossAttention, children: Tensor, shown: Tensor) -> Tensor:
-        """Children [N, C, D] -> cross-entropy of each row [N], the mean over what is shown [N, F]."""
-        logits = self.head(reading(self.places, children))
-        return F.cross_entropy(logits.transpose(1, 2), shown, reduction="none").mean(1)
+    def forward(self, read: Tensor, shown: Tensor) -> Tensor:
+        """Read [N, F, D] and shown [N, F] -> cross-entropy of each row [N], the mean over characters or cells."""
+        return F.cross_entropy(self.head(read).transpose(1, 2), shown, reduction="none").mean(1)
 
 
 class PatchDecoder(nn.Module):
@@ -75,12 +74,11 @@ class PatchDecoder(nn.Module):
     def __init__(self, width: int, side: int) -> None:
         super().__init__()
         self.side = side
-        self.places = places_of(side * side, width)
         self.head = Linear(width, views.CELL**2)
 
-    def forward(self, reading: CrossAttention, children: Tensor, shown: Tensor) -> Tensor:
-        """Children [N, C, D] -> binary cross-entropy of each row [N], the mean over pixels shown [N, L], row by row."""
-        logits = self.head(reading(self.places, children))
+    def forward(self, read: Tensor, shown: Tensor) -> Tensor:
+        """Read [N, F, D] and shown [N, L], row by row -> binary cross-entropy of each row [N], the mean over pixels."""
+        logits = self.head(read)
         ink = shown.view(-1, self.side, views.CELL, self.side, views.CELL).transpose(2, 3).reshape(logits.shape)
         return F.binary_cross_entropy_with_logits(logits, ink.to(logits.dtype), reduction="none").mean((1, 2))
 
@@ -91,8 +89,9 @@ class CapsuleFrontEnd(nn.Module):
     Args:
         config: Width, heads and expansion.
         side: Cells in a row of a puzzle.
-        vocabulary: Tokens V of a cell.
-        modalities: What puzzles are shown as, of `views.MODALITIES`; each has an encoder and a decoder of its own.
+        vocabulary: Tokens of a cell.
+        modalities: What puzzles are shown as, of `views.MODALITIES`, the grid among them; each has an encoder and a
+            decoder of its own.
     """
 
     def __init__(self, config: ReasonerConfig, side: int, vocabulary: int, modalities: Sequence[str]) -> None:
@@ -103,15 +102,19 @@ class CapsuleFrontEnd(nn.Module):
         for name, length in self.lengths.items():
             if name == "image":
                 self.encoders[name], self.decoders[name] = PatchEncoder(width, side), PatchDecoder(width, side)
-                continue
-            tokens = CHARACTERS if name == "text" else vocabulary
-            self.encoders[name] = TokenEncoder(width, tokens, length)
-            self.decoders[name] = TokenDecoder(width, tokens, length)
+            else:
+                tokens = CHARACTERS if name == "text" else vocabulary
+                self.encoders[name] = TokenEncoder(width, tokens, length)
+                self.decoders[name] = TokenDecoder(width, tokens)
         self.capsule_queries = places_of(CAPSULES, width)
         self.child_queries = places_of(CHILDREN, width)
-        self.routing, self.reading = CrossAttention(config), CrossAttention(config)
-        # what the answer positions hold in place of a cell's token
-        self.blanks = places_of(side * side, width)
+        # one query for a cell, its patch of an image and its answer: what the reconstruction learns to read is of use
+        # to the answer
+        self.queries = nn.ParameterDict({"cells": places_of(side * side, width)})
+        if "text" in modalities:
+            self.queries["text"] = places_of(self.lengths["text"], width)
+        # what is read goes on without the query: it is the same for all puzzles, and would hide how they differ
+        self.routing, self.reading = CrossAttention(config, residual=True), CrossAttention(config, residual=False)
 
     def forward(self, shown: Tensor, modality: Tensor) -> Tensor:
         """Return children [N, C, D] of what is shown [N, L], as the modality of each row [N] says."""
@@ -123,6 +126,10 @@ class CapsuleFrontEnd(nn.Module):
         ]
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
+    def cells(self, children: Tensor) -> Tensor:
+        """Return what takes the place of embedded tokens, [N, T, D], read from children [N, C, D]."""
+        return self.reading(self.queries["cells"], children)
+
     def losses(self, children: Tensor, shown: Tensor, modality: Tensor) -> Tensor:
         """Return how badly what is shown [N, L] is read back from children [N, C, D]: of each row [N], in nats.
 
@@ -130,7 +137,9 @@ class CapsuleFrontEnd(nn.Module):
         """
         rows = self._rows(modality)
         parts = [
-            self.decoders[name](self.reading, children[some], shown[some, :length])
+            self.decoders[name](
+                self.reading(self.queries["text" if name == "text" else "cells"], children[some]), shown[some, :length]
+            )
             for some, (name, length) in zip(rows, self.lengths.items(), strict=True)
         ]
         return torch.cat(parts)[torch.cat(rows).argsort()]
@@ -138,10 +147,12 @@ class CapsuleFrontEnd(nn.Module):
     def components(self) -> dict[str, list[nn.Parameter]]:
         """Return all parameters by component, for the component monitor."""
         groups: dict[str, list[nn.Parameter]] = {}
-        groups |= {f"{name}_encoder": list(encoder.parameters()) for name, encoder in self.encoders.items()}
-        groups |= {f"{name}_decoder": list(decoder.parameters()) for name, decoder in self.decoders.items()}
+        for name in self.lengths:
+            groups[f"{name}_encoder"] = list(self.encoders[name].parameters())
+            groups[f"{name}_decoder"] = list(self.decoders[name].parameters())
         capsules = [self.capsule_queries, self.child_queries, *self.routing.parameters()]
-        return groups | {"capsules": capsules, "reading": list(self.reading.parameters()), "blanks": [self.blanks]}
+        reading = [*self.queries.parameters(), *self.reading.parameters()]
+        return groups | {"capsules": capsules, "reading": reading}
 
     def _rows(self, modality: Tensor) -> list[Tensor]:
         # an encoder with no row takes part all the same: its gradient is zero, not absent, whatever the workers have

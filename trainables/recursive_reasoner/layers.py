@@ -67,11 +67,16 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Learned queries read a memory, then a SwiGLU; the sum of each with its input is RMS-normalised afterwards."""
+    """Learned queries read a memory, then a SwiGLU, both RMS-normalised afterwards.
 
-    def __init__(self, config: ReasonerConfig) -> None:
+    Args:
+        config: Width, heads and expansion.
+        residual: Whether what is read is added to the query, so that the result tells queries apart, or stands alone.
+    """
+
+    def __init__(self, config: ReasonerConfig, residual: bool) -> None:
         super().__init__()
-        width, self.heads = config.width, config.heads
+        width, self.heads, self.residual = config.width, config.heads, residual
         self.q = Linear(width, width)
         self.kv = Linear(width, 2 * width)
         self.out = Linear(width, width)
@@ -82,7 +87,8 @@ class CrossAttention(nn.Module):
         q = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(0, 1)
         k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q.expand(len(memory), -1, -1, -1), k, v)
-        x = normalise(queries + self.out(y.transpose(1, 2).flatten(2)))
+        y = self.out(y.transpose(1, 2).flatten(2))
+        x = normalise(queries + y if self.residual else y)
         return normalise(x + self.mlp(x))
 
 

@@ -4,8 +4,8 @@ After "Less is More: Recursive Reasoning with Tiny Networks" (Jolicoeur-Martinea
 ``h_cycles`` cycles, each ``l_cycles`` updates ``z_L = f(z_L, z_H + x)`` and one ``z_H = f(z_H, z_L)``; only the last
 cycle has a gradient, and the states go on to the next step detached.
 
-Letters in shape comments: N rows, T cells, S positions (thought slots, prefix, capsules' children, cells), D width,
-V tokens, L numbers that show a puzzle: T, but of a mixture (see `trainables.puzzles.views`).
+Letters in shape comments: N rows, T cells, S positions (thought slots, prefix, cells), D width, V tokens,
+L numbers that show a puzzle: its T cells, but in a mixture see `trainables.puzzles.views`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trainables.errors import InputError
 from trainables.puzzles import views
-from trainables.recursive_reasoner.capsules import CAPSULES, CHILDREN, CapsuleFrontEnd
+from trainables.recursive_reasoner.capsules import CapsuleFrontEnd
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.layers import Attention, Linear, SwiGLU, draw, normalise
 from trainables.recursive_reasoner.planner import PLANNERS, ContinuousThought, Update
@@ -123,8 +123,7 @@ class Reasoner(nn.Module):
         self.planner = PLANNERS[config.planner](config)
         # L of the comments
         self.shown = views.shown_length(modalities, math.isqrt(cells))
-        children = CAPSULES * CHILDREN if self.front_end else 0
-        self.positions = self.planner.slots + config.prefix + children + cells
+        self.positions = self.planner.slots + config.prefix + cells
         self.network = Network(config, self.positions)
         self.head = Linear(width, vocabulary)
         for name in ("start_h", "start_l"):
@@ -142,7 +141,7 @@ class Reasoner(nn.Module):
             parts = [self.scale * self.tokens(inputs)]
         if self.front_end is not None:
             children = self.front_end(inputs, self._modality(ids))
-            parts = [children, self.front_end.blanks.expand(rows, -1, -1)]
+            parts = [self.front_end.cells(children)]
         if self.prefix is not None:
             parts.insert(0, self.scale * self.prefix(ids).unflatten(-1, (self.config.prefix, -1)))
         if isinstance(self.planner, ContinuousThought):
@@ -183,8 +182,8 @@ class Reasoner(nn.Module):
     @torch.no_grad()
     def expand(self, state: State, inputs: Tensor, puzzle_ids: Tensor | None = None) -> State:
         """Return the states after ``h_cycles`` more cycles without an answer: twice the depth before the next step."""
+        x = self._cast(self.embed(inputs, puzzle_ids)[0])
         with self._autocast():
-            x = self._cast(self.embed(inputs, puzzle_ids)[0])
             z_h, z_l = map(self._cast, state)
             for _ in range(self.config.h_cycles):
                 # another number of rows each time: not for a compiled network
