@@ -101,7 +101,7 @@ class Ours:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dataset", choices=KINDS, default="sudoku4")
+    parser.add_argument("--dataset", choices=[kind for kind in KINDS if kind != "mixed"], default="sudoku4")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--mixer", choices=("mlp", "attention"), default="mlp")

@@ -24,7 +24,7 @@ def validate(config: ReasonerConfig) -> None:
     require_at_least(config, 1, "batch_size", "epochs", "views_per_puzzle", "train_puzzles", "held_out_puzzles")
     require_at_least(config, 1, "eval_every", "checkpoint_every", "keep_checkpoints", "replay_batch")
     require_at_least(config, 0, "prefix", "warmup_steps", "weight_decay", "step_penalty")
-    require_above_zero(config, "lr", "clip_norm", "expansion", "target_rate")
+    require_above_zero(config, "lr", "clip_norm", "expansion", "target_rate", "reconstruction_weight")
     for name in ("lr_floor", "discount", "target_rate", "hints"):
         if not 0 <= getattr(config, name) <= 1:
             raise SettingError(name, f"is {getattr(config, name)!r} but must be at least 0 and at most 1")

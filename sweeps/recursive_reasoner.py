@@ -6,6 +6,7 @@
     python sweeps/recursive_reasoner.py --preset demo --num-samples 20 --search optuna
     python sweeps/recursive_reasoner.py --num-gpus 1 --dataset sudoku9
     python sweeps/recursive_reasoner.py --dataset sudoku9 --dataset-dir DIR --dataset-only --set train_puzzles=100000
+    python sweeps/recursive_reasoner.py --preset demo --dataset mixed     # shown as text, image or grid: capsules
 
 With several samples one ASHA compares their exact accuracy on held-out puzzles; variants of an ablation are all trained
 to the end, each with the same seeds. The trained models lie in the run's
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from search_spaces.recursive_reasoner import SPACE
+from search_spaces.space import extremes
 from sweeps import cli
 from sweeps.datasets import build
 from sweeps.runner import Sweep, run_trials
@@ -31,6 +33,7 @@ from trainables.folder import Folder
 from trainables.puzzles.kinds import KINDS, kind_of
 from trainables.puzzles.shards import Plan
 from trainables.recursive_reasoner.data import load_dataset
+from trainables.recursive_reasoner.model import uses_capsules
 from trainables.recursive_reasoner.train import identity, train_loop
 
 
@@ -69,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(
             f"batch_size is {config.batch_size}, more than the {len(dataset.train)} puzzles of --dataset {name}."
         )
-    if dataset.rules > 1 and not config.prefix:
+    for front_end in extremes(domains["front_end"]) if "front_end" in domains else [config.front_end]:
+        uses_capsules(front_end, dataset.kind.modalities)
+    if dataset.rules > len(dataset.kind.modalities) and not config.prefix:
         raise InputError(
             f"prefix is 0, but --dataset {name} tells its {dataset.rules} rules apart by it; give 1 or more."
         )

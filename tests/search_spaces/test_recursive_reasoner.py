@@ -51,6 +51,8 @@ def test_the_ablation_takes_one_part_away_at_a_time_with_the_same_seeds():
         ("thoughts=0.5", "must reach at least one thought"),
         ("replay_batch=99999", "replay_batch is 99999, more than the replay of 16384 holds"),
         ("lr=0", "lr is 0.0 but must be above 0"),
+        ("front_end=capsule", "front_end must be one of 'auto', 'tokens', 'capsules'"),
+        ("reconstruction_weight=0", "reconstruction_weight is 0.0 but must be above 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):

@@ -107,6 +107,19 @@ def test_a_trial_as_a_ray_train_run_and_another_that_goes_on_from_its_checkpoint
     assert "was made with width = 16, but this run has 32" in process.stderr and process.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_a_mixture_from_shards_leaves_a_row_with_the_accuracy_of_each_modality(tmp_path: Path) -> None:
+    shards = ["--dataset-dir", str(tmp_path / "shards")]
+    process = _run(tmp_path, "--workers-per-trial", "0", "--dataset", "mixed", "--set", "halting=bce", *shards)
+    assert process.returncode == 0, process.stderr
+    folder = tmp_path / "recursive_reasoner" / "r"
+    trial, history = pd.read_parquet(folder / "trials").iloc[0], pd.read_parquet(folder / "history")
+    assert (trial["status"], trial["dataset"]) == ("success", "mixed")
+    assert trial["metric/direct_token_accuracy"] > 0 and (history["reconstruction_loss"] > 0).all()
+    for name in ("text", "image", "grid"):
+        assert history[f"exact_accuracy/{name}"].notna().all() and (history[f"grad_norm/{name}_encoder"] > 0).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -119,6 +132,8 @@ def test_a_trial_as_a_ray_train_run_and_another_that_goes_on_from_its_checkpoint
             ["--search", "optuna", "--sweep", "ema=grid(0, 0.9)"],
             "ema is swept with grid(...) or ablate(...), which try",
         ),
+        (["--dataset", "mixed", "--set", "front_end=tokens"], "front_end is tokens, but the puzzles of this dataset"),
+        (["--dataset", "mixed", "--num-samples", "2", "--sweep", "front_end=capsules,tokens"], "front_end is tokens"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere holds no checkpoint"),
         (["--workers-per-trial", "3"], "--workers-per-trial 3 cannot share a batch_size of 16 evenly"),
     ],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainables.arc import COLOURS, Grid, Pair, dihedral, load_tasks
-from trainables.puzzles.puzzles import Puzzles, mix
+from trainables.puzzles.puzzles import Puzzles, hash_rows
 
 OUTSIDE = COLOURS
 TOKENS = COLOURS + 1
@@ -46,9 +46,7 @@ def _puzzles(pairs: list[tuple[Pair, int]], side: int) -> Puzzles:
         for grids in zip(*((p.input, p.output) for p, _ in pairs), strict=True)
     )
     ids = np.array([rule for _, rule in pairs], dtype=np.int32)
-    places = np.arange(2 * side * side, dtype=np.uint64) << np.uint64(8)
-    tokens = np.concatenate([inputs, targets], axis=1).astype(np.uint64)
-    classes = mix(mix(places + tokens).sum(axis=1, dtype=np.uint64))
+    classes = hash_rows(np.concatenate([inputs, targets], axis=1))
     return Puzzles(inputs, targets, np.array([pair.output.size for pair, _ in pairs], dtype=np.int32), classes, ids)
 
 

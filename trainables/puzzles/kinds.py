@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainables.errors import InputError, did_you_mean
-from trainables.puzzles import arc_grids, mazes, sudoku
+from trainables.puzzles import arc_grids, mazes, sudoku, views
 from trainables.puzzles.puzzles import Puzzles
 
-KINDS = ("sudoku4", "sudoku6", "sudoku9", "maze", "arc")
+KINDS = ("sudoku4", "sudoku6", "sudoku9", "maze", "arc", "mixed")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,19 @@ class Kind:
         """Whether there are as many puzzles as one likes."""
         return self.name != "arc"
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What puzzles are shown as, of `views.MODALITIES`; where there are several, a puzzle's id says which."""
+        return views.MODALITIES if self.name == "mixed" else ("grid",)
+
+    def ids(self, classes: np.ndarray) -> np.ndarray:
+        """Return the ids int32 [N] of generated puzzles by their classes uint64 [N]."""
+        return views.modalities(classes) if self.name == "mixed" else np.zeros(len(classes), dtype=np.int32)
+
+    def show(self, inputs: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Return what a model gets to read of inputs uint8 [N, T] with ids [N]: the same, or see `views.show`."""
+        return views.show(inputs, ids) if len(self.modalities) > 1 else inputs
+
     def asked(self, inputs: np.ndarray) -> np.ndarray:
         """Return which cells of inputs uint8 [N, T] the answer is asked of, bool [N, T]."""
         if self.name == "arc":
@@ -43,7 +56,8 @@ class Kind:
 
     def generate(self, count: int, rng: np.random.Generator) -> Puzzles:
         """Draw ``count`` puzzles, possibly repeated; only of a kind that is generated."""
-        return (mazes if self.name == "maze" else sudoku).generate(self.side, count, rng)
+        puzzles = (mazes if self.name == "maze" else sudoku).generate(self.side, count, rng)
+        return replace(puzzles, ids=self.ids(puzzles.classes))
 
     def augment(
         self, inputs: np.ndarray, targets: np.ndarray, seed: int, positions: np.ndarray
@@ -67,5 +81,5 @@ def kind_of(name: str, maze_side: int, arc_side: int) -> Kind:
     if name not in KINDS:
         near = did_you_mean(name, KINDS) or "."
         raise InputError(f"--dataset {name!r} is not one of {', '.join(KINDS)}{near}")
-    sides = {"maze": maze_side, "arc": arc_side}
+    sides = {"maze": maze_side, "arc": arc_side, "mixed": 4}
     return Kind(name, sides[name] if name in sides else int(name.removeprefix("sudoku")))

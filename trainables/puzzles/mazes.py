@@ -11,7 +11,7 @@ from collections import deque
 
 import numpy as np
 
-from trainables.puzzles.puzzles import Puzzles, mix, random_keys
+from trainables.puzzles.puzzles import Puzzles, hash_rows, random_keys
 
 WALL, OPEN, START, GOAL, PATH = range(5)
 TOKENS = 5
@@ -47,13 +47,8 @@ def shortest_paths(grid: np.ndarray, start: tuple[int, int]) -> tuple[np.ndarray
 
 def classes(inputs: np.ndarray, side: int) -> np.ndarray:
     """Return a hash uint64 [N] of each maze uint8 [N, T] that turning, mirroring and swapping its ends keep."""
-    grids = np.where(inputs == GOAL, START, inputs).reshape(-1, side, side).astype(np.uint64)
-    places = np.arange(side * side, dtype=np.uint64) << np.uint64(8)
-    hashes = []
-    for symmetry in range(8):
-        turned = _turn(grids, symmetry).reshape(len(grids), -1)
-        hashes.append(mix(mix(places + turned).sum(axis=1, dtype=np.uint64)))
-    return np.min(hashes, axis=0)
+    grids = np.where(inputs == GOAL, START, inputs).reshape(-1, side, side)
+    return np.min([hash_rows(_turn(grids, symmetry).reshape(len(grids), -1)) for symmetry in range(8)], axis=0)
 
 
 def augment(

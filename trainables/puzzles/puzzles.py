@@ -24,7 +24,8 @@ class Puzzles:
         targets: uint8 [N, T] tokens of the one answer.
         difficulty: int32 [N]; what it counts is said by the generator.
         classes: uint64 [N]; equal for puzzles that a symmetry maps onto each other.
-        ids: int32 [N]; equal for puzzles of one rule, where the rule is not the same for all.
+        ids: int32 [N]; equal for puzzles of one rule, where the rule is not the same for all; in a mixture the index of
+            what each is shown as.
     """
 
     inputs: np.ndarray
@@ -63,6 +64,12 @@ def mix(values: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def hash_rows(tokens: np.ndarray) -> np.ndarray:
+    """Hash rows of tokens [..., T], each below 256: uint64 [...]."""
+    places = np.arange(tokens.shape[-1], dtype=np.uint64) << np.uint64(8)
+    return mix(mix(places + tokens.astype(np.uint64)).sum(axis=-1, dtype=np.uint64))
 
 
 def random_keys(seed: int, positions: np.ndarray, count: int) -> np.ndarray:

@@ -86,7 +86,7 @@ class Plan:
             stored = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
             inputs, targets = (_grids(table[name]) for name in ("input", "target"))
             difficulty, classes = (table[name].to_numpy() for name in ("difficulty", "class"))
-            puzzles = Puzzles(inputs, targets, difficulty, classes, np.zeros(len(inputs), dtype=np.int32))
+            puzzles = Puzzles(inputs, targets, difficulty, classes, self.kind.ids(classes))
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise InputError(f"{where} cannot be read ({error}); delete it and build it again.") from error
         if stored.get("plan") != self._metadata(index):

@@ -20,6 +20,9 @@ class ReasonerConfig:
         width: Of the hidden states.
         heads: Of the attention.
         layers: Blocks of the one network.
+        front_end: What the network gets of a puzzle: the tokens of its cells, or 12 capsules of 4 children that encode
+            what it is shown as; ``auto`` encodes a mixture of modalities and leaves grids as they are.
+        reconstruction_weight: Of the loss of reading back from the capsules what was shown.
         expansion: Of the SwiGLU.
         prefix: Learned tokens before the cells, one set for each puzzle id.
         h_cycles: Updates of the answer state in a supervision step; all but the last are without gradient.
@@ -68,6 +71,8 @@ class ReasonerConfig:
     width: int = 512
     heads: int = 8
     layers: int = 2
+    front_end: Literal["auto", "tokens", "capsules"] = "auto"
+    reconstruction_weight: float = 1.0
     expansion: float = 4.0
     prefix: int = 16
     h_cycles: int = 3

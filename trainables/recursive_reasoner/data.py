@@ -43,8 +43,8 @@ class Dataset:
 
     @property
     def rules(self) -> int:
-        """Puzzle ids, from 0."""
-        return 1 + int(max(self.train.ids.max(), self.held_out.ids.max()))
+        """Puzzle ids, from 0; of a mixture one for each modality."""
+        return max(len(self.kind.modalities), 1 + int(max(self.train.ids.max(), self.held_out.ids.max())))
 
     @property
     def cells(self) -> int:

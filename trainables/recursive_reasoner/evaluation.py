@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,17 @@ def metrics(solved: Solved) -> dict[str, float]:
     return row
 
 
+def metrics_by_modality(solved: Solved, puzzles: Puzzles, modalities: Sequence[str]) -> dict[str, float]:
+    """Return the accuracies on the puzzles of each modality; of a dataset with one, nothing."""
+    row: dict[str, float] = {}
+    for index, name in enumerate(modalities if len(modalities) > 1 else ()):
+        rows = torch.from_numpy(puzzles.ids == index).to(solved.exact.device)
+        if rows.any():
+            row[f"token_accuracy/{name}"] = float(solved.cells[rows].mean())
+            row[f"exact_accuracy/{name}"] = float(solved.exact[rows].float().mean())
+    return row
+
+
 def calibration_error(claimed: Tensor, right: Tensor) -> float:
     """Return the expected calibration error of probabilities [N] over 10 bins of equal width (Naeini et al., 2015)."""
     bins = (claimed * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
@@ -88,11 +100,15 @@ def calibration_error(claimed: Tensor, right: Tensor) -> float:
 
 
 def flops_per_step(model: Reasoner, device: str, thoughts: int = 0) -> float:
-    """Return the floating-point operations of matrix products that one supervision step of one puzzle takes."""
-    inputs = torch.zeros(1, model.cells, dtype=torch.long, device=device)
+    """Return the floating-point operations of matrix products that one supervision step of one puzzle takes.
+
+    Where puzzles are shown in several modalities, it is the mean over these.
+    """
+    rows = len(model.modalities)
+    inputs = torch.zeros(rows, model.shown, dtype=torch.long, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(model.start(1), inputs, thoughts)
-    return float(counter.get_total_flops())
+        model(model.start(rows), inputs, thoughts, torch.arange(rows, device=device))
+    return counter.get_total_flops() / rows
 
 
 def see(summary: Tensor, logits: Tensor, log_p: Tensor, before: Tensor, steps: Tensor) -> tuple[Seen, Tensor]:
@@ -116,14 +132,15 @@ def see(summary: Tensor, logits: Tensor, log_p: Tensor, before: Tensor, steps: T
 def _solve_batch(
     model: Reasoner, halting: Halting, puzzles: Puzzles, kind: Kind, device: str, thoughts: int
 ) -> dict[str, Any]:
-    inputs, targets = (torch.from_numpy(a).long().to(device) for a in (puzzles.inputs, puzzles.targets))
+    shown = kind.show(puzzles.inputs, puzzles.ids)
+    inputs, given, targets = (torch.from_numpy(a).long().to(device) for a in (shown, puzzles.inputs, puzzles.targets))
     ids = torch.from_numpy(puzzles.ids).long().to(device)
     asked = torch.from_numpy(kind.asked(puzzles.inputs)).to(device)
     rows, most = len(inputs), model.config.max_steps
     state = model.start(rows)
     steps = torch.zeros(rows, dtype=torch.long, device=device)
     halted = torch.zeros(rows, dtype=torch.bool, device=device)
-    answers = inputs
+    answers = given
     every: list[Tensor] = []
     exact_at: list[Tensor] = []
     found: dict[str, Tensor] = {}

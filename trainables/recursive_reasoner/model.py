@@ -4,20 +4,25 @@ After "Less is More: Recursive Reasoning with Tiny Networks" (Jolicoeur-Martinea
 ``h_cycles`` cycles, each ``l_cycles`` updates ``z_L = f(z_L, z_H + x)`` and one ``z_H = f(z_H, z_L)``; only the last
 cycle has a gradient, and the states go on to the next step detached.
 
-Letters in shape comments: N rows, T cells, S positions (thought slots, prefix, cells), D width, V tokens.
+Letters in shape comments: N rows, T cells, S positions (thought slots, prefix, cells), D width, V tokens,
+L numbers that show a puzzle: its T cells, but in a mixture see `trainables.puzzles.views`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from trainables.errors import InputError
+from trainables.puzzles import views
+from trainables.recursive_reasoner.capsules import CapsuleFrontEnd
 from trainables.recursive_reasoner.config import ReasonerConfig
+from trainables.recursive_reasoner.layers import Attention, Linear, SwiGLU, draw, normalise
 from trainables.recursive_reasoner.planner import PLANNERS, ContinuousThought, Update
 
 
@@ -35,63 +40,13 @@ class Output(NamedTuple):
         state: Detached states.
         logits: [N, T, V] of the answer, with gradient.
         summary: [N, D], the answer state at the sequence's first position, with gradient: what halting reads.
+        children: [N, 48, D] of the capsules, with gradient; None without capsules.
     """
 
     state: State
     logits: Tensor
     summary: Tensor
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias whose weights are drawn as LeCun's."""
-
-    def __init__(self, features: int, outputs: int) -> None:
-        super().__init__(features, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        draw(self.weight, self.in_features**-0.5)
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) over the last dimension; the inner width is a multiple of 32."""
-
-    def __init__(self, width: int, expansion: float) -> None:
-        super().__init__()
-        inner = 32 * math.ceil(expansion * width * 2 / 3 / 32)
-        self.gate_up = Linear(width, 2 * inner)
-        self.down = Linear(inner, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
-class Attention(nn.Module):
-    """Self-attention in both directions, with rotary positions."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, width: int, heads: int, positions: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.out = Linear(width, width)
-        half = width // heads // 2
-        angles = torch.arange(positions)[:, None] * 10000.0 ** (-torch.arange(half) / half)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, S, D] -> [N, S, D]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(self._rotate(q), self._rotate(k), v)
-        return self.out(y.transpose(1, 2).flatten(2))
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    children: Tensor | None
 
 
 class Block(nn.Module):
@@ -131,60 +86,83 @@ class Reasoner(nn.Module):
     """The model. It is called outside of any autocast: it opens its own, see `forward`.
 
     Args:
-        config: Sizes, cycles, mixer and planner.
+        config: Sizes, cycles, mixer, front end and planner.
         vocabulary: Tokens V of a cell.
         cells: Cells T of a puzzle.
         puzzle_ids: Puzzles that have a prefix of their own.
         bf16: Whether to compute in bfloat16 autocast.
+        modalities: What puzzles are shown as; where there are several, a puzzle's id is the index of its modality.
     """
 
     start_h: Tensor
     start_l: Tensor
 
     def __init__(
-        self, config: ReasonerConfig, vocabulary: int, cells: int, puzzle_ids: int = 1, bf16: bool = False
+        self,
+        config: ReasonerConfig,
+        vocabulary: int,
+        cells: int,
+        puzzle_ids: int = 1,
+        bf16: bool = False,
+        modalities: Sequence[str] = ("grid",),
     ) -> None:
         super().__init__()
-        self.config, self.cells, self.bf16 = config, cells, bf16
+        self.config, self.cells, self.bf16, self.modalities = config, cells, bf16, modalities
         width = config.width
-        self.tokens = nn.Embedding(vocabulary, width)
-        draw(self.tokens.weight, width**-0.5)
+        self.tokens: nn.Embedding | None = None
+        self.front_end: CapsuleFrontEnd | None = None
+        if uses_capsules(config.front_end, modalities):
+            self.front_end = CapsuleFrontEnd(config, math.isqrt(cells), vocabulary, modalities)
+        else:
+            self.tokens = nn.Embedding(vocabulary, width)
+            draw(self.tokens.weight, width**-0.5)
         self.scale = width**0.5
         self.prefix = nn.Embedding(puzzle_ids, config.prefix * width) if config.prefix else None
         if self.prefix is not None:
             nn.init.zeros_(self.prefix.weight)
         self.planner = PLANNERS[config.planner](config)
-        positions = self.planner.slots + config.prefix + cells
-        self.network = Network(config, positions)
+        # L of the comments
+        self.shown = views.shown_length(modalities, math.isqrt(cells))
+        self.positions = self.planner.slots + config.prefix + cells
+        self.network = Network(config, self.positions)
         self.head = Linear(width, vocabulary)
         for name in ("start_h", "start_l"):
             self.register_buffer(name, draw(torch.empty(width), 1.0))
 
-    def embed(self, inputs: Tensor, puzzle_ids: Tensor | None = None) -> Tensor:
-        """Return the input x [N, S, D] of tokens [N, T] and, where puzzles differ in their prefix, their ids [N]."""
-        parts = [self.tokens(inputs)]
+    def embed(self, inputs: Tensor, puzzle_ids: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the input x [N, S, D] of what is shown [N, L], and the children of its capsules.
+
+        ``puzzle_ids`` [N] are for puzzles that differ in their prefix or modality.
+        """
+        rows, children = len(inputs), None
+        ids = inputs.new_zeros(rows) if puzzle_ids is None else puzzle_ids
+        parts: list[Tensor] = []
+        if self.tokens is not None:
+            parts = [self.scale * self.tokens(inputs)]
+        if self.front_end is not None:
+            children = self.front_end(inputs, self._modality(ids))
+            parts = [self.front_end.cells(children)]
         if self.prefix is not None:
-            ids = inputs.new_zeros(len(inputs)) if puzzle_ids is None else puzzle_ids
-            parts.insert(0, self.prefix(ids).unflatten(-1, (self.config.prefix, -1)))
+            parts.insert(0, self.scale * self.prefix(ids).unflatten(-1, (self.config.prefix, -1)))
         if isinstance(self.planner, ContinuousThought):
-            parts.insert(0, self.planner.slot_inputs(len(inputs)))
-        return self.scale * torch.cat(parts, dim=1)
+            parts.insert(0, self.scale * self.planner.slot_inputs(rows))
+        return torch.cat(parts, dim=1), children
 
     def start(self, rows: int) -> State:
         """Return the states of rows that have not begun."""
-        positions = self.planner.slots + self.config.prefix + self.cells
-        return State(self.start_h.expand(rows, positions, -1), self.start_l.expand(rows, positions, -1))
+        return State(self.start_h.expand(rows, self.positions, -1), self.start_l.expand(rows, self.positions, -1))
 
     def forward(self, state: State, inputs: Tensor, thoughts: int = 0, puzzle_ids: Tensor | None = None) -> Output:
         """Do one supervision step.
 
         Args:
             state: From `start` or the step before.
-            inputs: [N, T] tokens.
+            inputs: [N, L] tokens, or what else is shown of a mixture's puzzles.
             thoughts: Continuous thoughts to have, for the planner of that name.
-            puzzle_ids: [N], where puzzles differ in their prefix.
+            puzzle_ids: [N], where puzzles differ in their prefix or modality.
         """
-        x = self._cast(self.embed(inputs, puzzle_ids))
+        x, children = self.embed(inputs, puzzle_ids)
+        x = self._cast(x)
         # two contexts: autocast keeps the weights it has cast, and those of the first are cast without a gradient
         with torch.no_grad(), self._autocast():
             z_h, z_l = map(self._cast, state)
@@ -194,13 +172,18 @@ class Reasoner(nn.Module):
             z_l, x = self.planner(self.network, z_h, z_l, x, thoughts)
             z_h, z_l = self._cycle(z_h, z_l, x, last=True)
             logits = self.head(z_h[:, -self.cells :])
-        return Output(State(z_h.detach(), z_l.detach()), logits.float(), z_h[:, 0].float())
+        return Output(State(z_h.detach(), z_l.detach()), logits.float(), z_h[:, 0].float(), children)
+
+    def reconstruction_losses(self, children: Tensor, inputs: Tensor, puzzle_ids: Tensor) -> Tensor:
+        """Return the reconstruction loss of each row [N] from a step's children, see `CapsuleFrontEnd.losses`."""
+        assert self.front_end is not None
+        return self.front_end.losses(children, inputs, self._modality(puzzle_ids))
 
     @torch.no_grad()
     def expand(self, state: State, inputs: Tensor, puzzle_ids: Tensor | None = None) -> State:
         """Return the states after ``h_cycles`` more cycles without an answer: twice the depth before the next step."""
+        x = self._cast(self.embed(inputs, puzzle_ids)[0])
         with self._autocast():
-            x = self._cast(self.embed(inputs, puzzle_ids))
             z_h, z_l = map(self._cast, state)
             for _ in range(self.config.h_cycles):
                 # another number of rows each time: not for a compiled network
@@ -217,7 +200,12 @@ class Reasoner(nn.Module):
             "planner": self.planner,
         }
         groups = {name: list(module.parameters()) for name, module in modules.items() if module is not None}
+        if self.front_end is not None:
+            groups |= self.front_end.components()
         return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def _modality(self, puzzle_ids: Tensor) -> Tensor:
+        return puzzle_ids if len(self.modalities) > 1 else torch.zeros_like(puzzle_ids)
 
     def _cycle(
         self, z_h: Tensor, z_l: Tensor, x: Tensor, last: bool = False, network: Update | None = None
@@ -238,13 +226,14 @@ class Reasoner(nn.Module):
         return x.to(torch.bfloat16) if self.bf16 else x
 
 
-def normalise(x: Tensor) -> Tensor:
-    """RMS-normalise over the last dimension, without weights."""
-    return F.rms_norm(x, (x.shape[-1],), eps=1e-5).to(x.dtype)
+def uses_capsules(front_end: str, modalities: Sequence[str]) -> bool:
+    """Return whether a front end encodes puzzles that are shown as these modalities into capsules.
 
-
-def draw(tensor: Tensor, std: float) -> Tensor:
-    """Fill a tensor from a normal distribution of that standard deviation, cut at two of them."""
-    with torch.no_grad():
-        # cutting at two standard deviations leaves 0.8796 of the deviation
-        return nn.init.trunc_normal_(tensor, std=std / 0.8796, a=-2 * std / 0.8796, b=2 * std / 0.8796)
+    Raises:
+        InputError: If there are several, and plain tokens are asked for.
+    """
+    if front_end == "tokens" and len(modalities) > 1:
+        raise InputError(
+            f"front_end is tokens, but the puzzles of this dataset are shown as {', '.join(modalities)}; give capsules."
+        )
+    return front_end == "capsules" or len(modalities) > 1

@@ -185,7 +185,9 @@ class Trainer:
         self.metric: float | None = None
         torch.manual_seed(seed)
         bf16 = config.precision == "auto" and has_fast_bf16(device)
-        self.model = Reasoner(config, dataset.vocabulary, dataset.cells, dataset.rules, bf16).to(device)
+        self.model = Reasoner(
+            config, dataset.vocabulary, dataset.cells, dataset.rules, bf16, dataset.kind.modalities
+        ).to(device)
         if config.compile:
             # in place: names of weights stay, and copies for evaluation, of other shapes, are not compiled
             self.model.network.compile()
@@ -239,6 +241,10 @@ class Trainer:
             halting_loss = self.halting.loss(replay_draws)
         if halting_loss is not None:
             loss = loss + HALTING_WEIGHT * halting_loss
+        if output.children is not None:
+            read_back = self.model.reconstruction_losses(output.children, carry["inputs"], carry["ids"]).mean()
+            loss = loss + config.reconstruction_weight * read_back
+            self._note("reconstruction_loss", read_back)
         norm = self._learn(loss, values["lr"])
         with torch.no_grad():
             finished = self._carry_on(output.state, seen, answers, cells, solved, judged.detach(), draws, values)
@@ -260,12 +266,13 @@ class Trainer:
         self.position += sum(counts)
         if not len(rows):
             return
-        fresh = self.stream.at(positions, hint_share(self.config, thoughts))
-        for name, array in zip(("inputs", "targets", "asked", "ids"), fresh, strict=True):
+        given, targets, asked, ids = self.stream.at(positions, hint_share(self.config, thoughts))
+        shown = self.dataset.kind.show(given, ids)
+        fresh = {"inputs": shown, "targets": targets, "asked": asked, "ids": ids, "answers": given}
+        for name, array in fresh.items():
             carry[name][rows] = torch.from_numpy(array).to(self.device, carry[name].dtype)
         start = self.model.start(len(rows))
         carry["z_h"][rows], carry["z_l"][rows] = (z.to(carry["z_h"].dtype) for z in start)
-        carry["answers"][rows] = carry["inputs"][rows]
         carry["steps"][rows] = 0
         # as published: some rows must take a random number of steps, at least two
         least = 2 + (draws[rows, 1] * (self.config.max_steps - 1)).long()
@@ -390,6 +397,7 @@ class Trainer:
         solved = evaluation.solve(model, halting, self.dataset, self.device, self._thoughts())
         row = evaluation.metrics(solved)
         self.metric = row["exact_accuracy"]
+        row |= evaluation.metrics_by_modality(solved, self.dataset.held_out, self.dataset.kind.modalities)
         flops = evaluation.flops_per_step(model, self.device, self._thoughts())
         return row | {"flops_per_puzzle": flops * row["mean_steps"]}
 
@@ -482,7 +490,7 @@ class Trainer:
         return {
             "z_h": start.z_h.to(state, copy=True),
             "z_l": start.z_l.to(state, copy=True),
-            "inputs": zeros(cells),
+            "inputs": zeros(self.model.shown),
             "targets": zeros(cells),
             "asked": zeros(cells, dtype=torch.bool),
             "answers": zeros(cells),

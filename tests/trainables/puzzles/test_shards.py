@@ -25,11 +25,18 @@ def test_a_shard_reads_as_it_was_drawn(tmp_path: Path) -> None:
     assert PLAN.missing(folder, 3) == [0, 2]
     puzzles = PLAN.read(folder, 1)
     drawn = PLAN.kind.generate(20, np.random.default_rng([3, 1]))
-    for name in ("inputs", "targets", "difficulty", "classes"):
+    for name in ("inputs", "targets", "difficulty", "classes", "ids"):
         assert (getattr(puzzles, name) == getattr(drawn, name)).all(), name
     content = (tmp_path / "shard-000001.parquet").read_bytes()
     assert PLAN.write(folder, 1) == first and (tmp_path / "shard-000001.parquet").read_bytes() == content
     assert PLAN.write(folder, 2) != first
+
+
+def test_a_shard_of_a_mixture_says_what_its_puzzles_are_shown_as(tmp_path: Path) -> None:
+    plan = Plan(Kind("mixed", 4), seed=3, shard_size=20)
+    plan.write(Folder(tmp_path), 0)
+    ids = plan.read(Folder(tmp_path), 0).ids
+    assert (ids == plan.kind.generate(20, np.random.default_rng([3, 0])).ids).all() and set(ids) == {0, 1, 2}
 
 
 def test_a_shard_that_is_damaged_missing_or_of_another_plan_is_refused(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from trainables.recursive_reasoner.config import ReasonerConfig
+from trainables.recursive_reasoner.layers import Attention, draw
 from trainables.recursive_reasoner.loss import log_stablemax, row_losses, score
-from trainables.recursive_reasoner.model import Attention, Reasoner, State, draw
+from trainables.recursive_reasoner.model import Reasoner, State
 from trainables.recursive_reasoner.planner import ContinuousThought, LatentPaths, hint_share, most_thoughts
 
 TINY = ReasonerConfig(width=16, heads=2, layers=2, prefix=2, h_cycles=3, l_cycles=2, max_steps=3)

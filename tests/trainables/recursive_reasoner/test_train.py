@@ -8,17 +8,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from trainables.context import PlainRun
 from trainables.errors import InputError
 from trainables.monitor import DeadComponentError, FrozenScheduleError
+from trainables.puzzles import sudoku
+from trainables.puzzles.views import MODALITIES
 from trainables.recursive_reasoner import train as module
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import load_dataset
 from trainables.recursive_reasoner.halting import CONTINUE, EXPAND, HALT
 from trainables.recursive_reasoner.model import Reasoner
+from trainables.recursive_reasoner.planner import hint_share
 from trainables.recursive_reasoner.train import Trainer, schedules_of, train_loop
 from trainables.schedules import Schedule
 
@@ -99,6 +103,35 @@ def test_other_puzzles(tmp_path: Path, name: str) -> None:
     settings = _settings(tmp_path, epochs=1, arc_side=3, halting="dqn", views_per_puzzle=1) | {"dataset": name}
     train_loop(settings, run)
     assert 0 < run.reports[-1]["token_accuracy"] < 1 and run.reports[-1]["grad_norm/puzzle_embedding"] > 0
+
+
+def test_a_mixture_is_shown_and_asked_for_the_grid(tmp_path: Path) -> None:
+    run = PlainRun()
+    train_loop(
+        _settings(tmp_path, halting="dqn", direct_baseline=True, held_out_puzzles=24) | {"dataset": "mixed"}, run
+    )
+    last = run.reports[-1]
+    for name in MODALITIES:
+        assert last[f"grad_norm/{name}_encoder"] > 0 and last[f"update_norm/{name}_decoder"] > 0
+        assert 0 <= last[f"exact_accuracy/{name}"] <= last[f"token_accuracy/{name}"] <= 1
+    assert min(last[f"token_accuracy/{m}"] for m in MODALITIES) <= last["token_accuracy"]
+    assert run.reports[-1]["reconstruction_loss"] < 0.95 * run.reports[0]["reconstruction_loss"]
+    assert last["flops_per_puzzle"] > 0 and last["direct_token_accuracy"] > 0
+    trained = torch.load(tmp_path / "reasoner.pt", weights_only=True)
+    Reasoner(ReasonerConfig(**trained["config"]), 5, 16, 3, modalities=MODALITIES).load_state_dict(trained["model"])
+    solved = json.loads((tmp_path / "solved.json").read_text())
+    assert [len(grid) for grid in solved["inputs"]] == [16] * 8
+
+
+def test_targets_of_a_mixture_are_the_answers_of_its_grids() -> None:
+    chosen = replace(TINY, planner="continuous_thought")
+    trainer = Trainer(chosen, load_dataset("mixed", chosen), 0, "cpu")
+    trainer.train_step()
+    given, targets, asked, ids = trainer.stream.at(np.arange(8), hint_share(chosen, 0))
+    carry = trainer.carry
+    assert (sudoku.solve(given, 4)[2] == carry["targets"].numpy()).all() and (carry["targets"].numpy() == targets).all()
+    assert (carry["asked"].numpy() == asked).all() and (carry["ids"].numpy() == ids).all()
+    assert (carry["inputs"].numpy() == trainer.dataset.kind.show(given, ids)).all()
 
 
 @pytest.mark.parametrize("halting", ["fixed", "bce", "dqn"])
@@ -253,15 +286,23 @@ class _Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("halting", "planner"), [("fixed", "none"), ("bce", "latent_paths"), ("dqn", "continuous_thought")]
+    ("halting", "planner", "dataset"),
+    [
+        ("fixed", "none", "sudoku4"),
+        ("bce", "latent_paths", "sudoku4"),
+        ("dqn", "continuous_thought", "sudoku4"),
+        ("dqn", "continuous_thought", "mixed"),
+    ],
 )
 @pytest.mark.parametrize("death", [7, 13])
 def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halting: str, planner: str, death: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halting: str, planner: str, dataset: str, death: int
 ) -> None:
-    config = {"halting": halting, "planner": planner}
+    def settings(name: str) -> dict[str, Any]:
+        return _settings(tmp_path / name, halting=halting, planner=planner) | {"dataset": dataset}
+
     whole, broken, resumed = PlainRun(), PlainRun(), PlainRun()
-    train_loop(_settings(tmp_path / "whole", **config), whole)
+    train_loop(settings("whole"), whole)
     step = Trainer.train_step
 
     def dying(trainer: Trainer) -> None:
@@ -271,7 +312,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
 
     monkeypatch.setattr(Trainer, "train_step", dying)
     with pytest.raises(_Killed):
-        train_loop(_settings(tmp_path / "broken", **config), broken)
+        train_loop(settings("broken"), broken)
     resumed_from: list[int] = []
 
     def watched(trainer: Trainer) -> None:
@@ -281,7 +322,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
     monkeypatch.setattr(Trainer, "train_step", watched)
     # seeds of the new process are not those of the old one
     torch.manual_seed(123)
-    train_loop(_settings(tmp_path / "broken", **config), resumed)
+    train_loop(settings("broken"), resumed)
     assert resumed_from[0] == death // 5 * 5 and resumed_from[0] % 8, "the last checkpoint, within an epoch"
     assert _measured(broken.reports + resumed.reports) == _measured(whole.reports)
     first, second = (torch.load(tmp_path / name / "reasoner.pt", weights_only=True) for name in ("whole", "broken"))
@@ -370,7 +411,7 @@ class _Worker(PlainRun):
         self.rank, self.world_size = rank, world_size
 
 
-def _work(rank: int, folder: str, halting: str, death: int | None) -> None:
+def _work(rank: int, folder: str, settings: dict[str, Any], death: int | None) -> None:
     torch.set_num_threads(1)
     step = Trainer.train_step
 
@@ -383,7 +424,7 @@ def _work(rank: int, folder: str, halting: str, death: int | None) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     run = _Worker(rank, 2)
     try:
-        train_loop(_settings(Path(folder), halting=halting, max_steps=4), run)
+        train_loop(settings, run)
     except _Killed:
         pass
     Path(folder, f"losses-{rank}.json").write_text(json.dumps([report["train_loss"] for report in run.reports]))
@@ -391,16 +432,28 @@ def _work(rank: int, folder: str, halting: str, death: int | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("halting", "death"), [("fixed", None), ("bce", None), ("bce", 13), ("dqn", None)])
-def test_two_workers_train_like_one(tmp_path: Path, halting: str, death: int | None) -> None:
+@pytest.mark.parametrize(
+    ("halting", "dataset", "death"),
+    [
+        ("fixed", "sudoku4", None),
+        ("bce", "sudoku4", None),
+        ("bce", "sudoku4", 13),
+        ("dqn", "sudoku4", None),
+        ("bce", "mixed", None),
+    ],
+)
+def test_two_workers_train_like_one(tmp_path: Path, halting: str, dataset: str, death: int | None) -> None:
+    def settings(name: str) -> dict[str, Any]:
+        return _settings(tmp_path / name, halting=halting, max_steps=4) | {"dataset": dataset}
+
     alone = PlainRun()
-    train_loop(_settings(tmp_path / "alone", halting=halting, max_steps=4), alone)
+    train_loop(settings("alone"), alone)
     (tmp_path / "pair").mkdir()
-    torch.multiprocessing.spawn(_work, args=(str(tmp_path / "pair"), halting, death), nprocs=2)
+    torch.multiprocessing.spawn(_work, args=(str(tmp_path / "pair"), settings("pair"), death), nprocs=2)
     if death:
         # what two workers left, one takes up in the middle of the epoch
         rest = PlainRun()
-        train_loop(_settings(tmp_path / "pair", halting=halting, max_steps=4), rest)
+        train_loop(settings("pair"), rest)
         expected = [report["train_loss"] for report in alone.reports[1:]]
         assert [report["train_loss"] for report in rest.reports] == pytest.approx(expected, rel=2e-3)
         return
