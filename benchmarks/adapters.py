@@ -1,7 +1,7 @@
 """How fast adapters train: one after another as before, in a tuned PEFT loop, and in packs; no Ray.
 
     python benchmarks/adapters.py --device cpu --slots 1,8,32,2x16 --json benchmarks/results/adapters-<machine>.json
-    python benchmarks/adapters.py --device cuda --slots 1,4,16,64,256 --tasks 400
+    python benchmarks/adapters.py --device cuda --slots 1,4,16,64,256 --tasks 400 --profile
 
 The contenders train the same adapters on the same examples in the same order with the same arithmetic (bfloat16 where
 the device has it, AdamW, clipping, a validation each epoch, the best weights kept); nobody decodes:
@@ -43,6 +43,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -300,6 +301,16 @@ def peak_flops(device: str, bf16: bool) -> float:
     return 2 * 4096**3 / min(seconds)
 
 
+def profiled(contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str]) -> dict[str, float]:
+    """Return the share of a contender's time in each operator, those of at least one per cent, largest first."""
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * torch.cuda.is_available())]) as seen:
+        contender(task_ids, Tally())
+    cuda = torch.cuda.is_available()
+    times = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in seen.key_averages()}
+    whole = sum(times.values())
+    return {name: us / whole for name, us in sorted(times.items(), key=lambda item: -item[1]) if us >= whole / 100}
+
+
 def report(tallies: dict[str, Tally], flops: float, peak: float) -> list[dict[str, Any]]:
     """Return one row for each contender."""
     tuned = tallies["tuned"]
@@ -334,6 +345,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--float32", action="store_true", help="compute in float32 even where bfloat16 is fast")
     parser.add_argument("--without-deepcopy", action="store_true", help="leave out the old way")
+    parser.add_argument("--profile", action="store_true", help="show where the time of the last pack goes")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -362,6 +374,8 @@ def main() -> None:
         for name in names[number % len(names) :] + names[: number % len(names)]:
             measure(name, contenders[name], group, tallies[name])
     contest.close()
+    packs = [name for name in contenders if name.startswith("packed") and "x" not in name]
+    operators = profiled(contenders[packs[-1]], chosen) if args.profile else None
     with FlopCounterMode(display=False) as counter:
         contest.tuned(chosen, Tally())
     flops, peak = counter.get_total_flops(), peak_flops(args.device, contest.bf16)
@@ -388,6 +402,10 @@ def main() -> None:
             f"{row['utilisation']:>11.1%} "
             f"{row['loss_difference']:>11.1e} {old:>11} {row['ratio_vs_tuned']:>11.2f}"
         )
+    if operators is not None:
+        print(f"\nshare of the time of {packs[-1]}:")
+        for name, share in operators.items():
+            print(f"{share:>7.1%} {name}")
     if args.json:
         found = {
             "command": " ".join(["python", *sys.argv]),
@@ -403,6 +421,7 @@ def main() -> None:
             "peak_operations_per_s": peak,
             "floor_s": flops / peak,
             "contenders": rows,
+            "operators": operators,
         }
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
 

@@ -238,7 +238,8 @@ def stub_sweep(trials: int) -> None:
     """Run a sweep of so many tasks through `sweeps.runner.run_pool` and print its seconds and the driver's memory."""
     from search_spaces.atomic_lora import SPACE
     from sweeps import cli
-    from sweeps.runner import Pool, Sweep, run_pool
+    from sweeps.runner import Pool, run_pool
+    from sweeps.sweep import Sweep
 
     with tempfile.TemporaryDirectory() as folder:
         parser = cli.common_parser(SPACE, "")

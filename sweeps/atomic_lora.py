@@ -19,7 +19,8 @@ if __name__ == "__main__":
 from search_spaces.atomic_lora import SPACE
 from search_spaces.space import SearchSpace
 from sweeps import cli
-from sweeps.runner import Pool, Sweep, run_pool
+from sweeps.runner import Pool, run_pool
+from sweeps.sweep import Sweep
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
 
 # of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise

@@ -18,7 +18,8 @@ if __name__ == "__main__":
 
 from search_spaces.champion import SPACE
 from sweeps import cli
-from sweeps.runner import Sweep, run_trials
+from sweeps.runner import run_trials
+from sweeps.sweep import Sweep
 from trainables.arc import fingerprint, load_tasks
 from trainables.atomic_lora.pretrain import pretrain
 from trainables.errors import InputError

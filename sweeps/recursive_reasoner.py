@@ -26,7 +26,8 @@ from search_spaces.recursive_reasoner import SPACE
 from search_spaces.space import extremes
 from sweeps import cli
 from sweeps.datasets import build
-from sweeps.runner import Sweep, run_trials
+from sweeps.runner import run_trials
+from sweeps.sweep import Sweep
 from trainables.checkpoints import Checkpoints, require_same
 from trainables.errors import InputError
 from trainables.folder import Folder

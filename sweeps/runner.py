@@ -8,27 +8,24 @@ adapters on one base, through the adapter pool), `run_panel_search` (the same, j
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from search_spaces.settings import Ablation, config_hash
-from search_spaces.space import SearchSpace
 from sweeps import cluster, preflight, search
 from sweeps.adapter_pool import PoolLoop
 from sweeps.metrics import SweepMetrics
 from sweeps.pool import run_pool_sweep
 from sweeps.progress import Progress
-from sweeps.results import ResultsStore, RowWriter, run_record
+from sweeps.recorder import Recorder
+from sweeps.results import ResultsStore, RowWriter
 from sweeps.scheduler import GroupedASHA, one_group
 from sweeps.summary import print_summary, summarise
+from sweeps.sweep import Sweep
 from sweeps.trackers import Trackers, sinks_for
 from sweeps.train_run import TrainLoop, TrialEnd, run_ordinary
 from trainables.folder import Folder
@@ -42,167 +39,6 @@ FAILED, INTERRUPTED = 1, 130
 TUNE_TRIALS, JUDGED_TRIALS = 4, 16
 
 Grouping = Callable[[Mapping[str, Any]], str]
-
-# what a later session of the same run may change: how much and where, not what a unit of work means
-EXTENDABLE = ("num_samples", "tasks", "num_gpus", "slots", "wandb", "address", "workers_per_trial", "base", "domains")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep, resolved and checked: everything that the runner needs to know of it.
-
-    Attributes:
-        name: Of the sweep, and of its folder under the results.
-        space: Its search space.
-        args: The parsed common options.
-        config: The family's configuration, an instance of ``space.config``.
-        domains: Swept settings by name.
-        settings: What identifies the run besides ``config``: JSON-able, kept in run.json.
-        data_fingerprint: Of the data.
-        categories: Category of each task.
-    """
-
-    name: str
-    space: SearchSpace
-    args: argparse.Namespace
-    config: Any
-    domains: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    data_fingerprint: str
-    categories: Mapping[str, str] = field(default_factory=dict)
-
-    def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
-        """Return the unit of work of a task and a configuration; its id is the same in every session."""
-        return Job(f"{task_id}-{config_hash(dict(values), seed)}", task_id, seed, dict(values), sample=sample)
-
-    def suggested_job(self, task_id: str, suggestion: Mapping[str, Any]) -> Job:
-        """Return the unit of work of a task and what a search suggests (see `sweeps.search.ConfigurationSearch`)."""
-        values = {**vars(self.config), **{name: suggestion[name] for name in self.domains}}
-        return self.job(task_id, values, suggestion["seed"], suggestion["sample"])
-
-    def is_judged(self, jobs: Iterable[Job]) -> bool:
-        """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""
-        # which compares trials that trained equally long
-        ablates = any(isinstance(domain, Ablation) for domain in self.domains.values())
-        return len({job.sample for job in jobs}) > 1 and not ablates
-
-    def open_store(self) -> ResultsStore:
-        """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
-        args = self.args
-        preflight.require(preflight.results(args.results_dir), preflight.wandb(args.wandb))
-        store = ResultsStore(args.results_dir, self.name, args.run_id)
-        common = ("preset", "num_samples", "num_gpus", "address", "wandb")
-        options = (*common, "slots", "data", "workers_per_trial", "search")
-        settings = {
-            **{name: getattr(args, name) for name in options if hasattr(args, name)},
-            "seed": args.seed,
-            "config": vars(self.config),
-            "domains": {name: str(domain) for name, domain in self.domains.items()},
-            **self.settings,
-        }
-        command = [Path(sys.executable).name, *sys.argv]
-        store.create(run_record(command, settings, EXTENDABLE, self.data_fingerprint, args.seed))
-        return store
-
-
-# ----------------------------------------------------------------------------------------------------------------- rows
-
-
-class Recorder:
-    """Turns reports into rows of the store, lines of progress and metrics.
-
-    Args:
-        sweep: The sweep.
-        writer: Where rows go.
-        progress: Who is told.
-        metrics: Who is told for Prometheus.
-        trackers: Who gets the rows as well.
-
-    Attributes:
-        jobs: The jobs that reports may be about, by trial id.
-        slots: Trials that can train at once.
-    """
-
-    def __init__(
-        self, sweep: Sweep, writer: RowWriter, progress: Progress, metrics: SweepMetrics, trackers: Trackers
-    ) -> None:
-        self._sweep, self._writer, self._progress, self._metrics = sweep, writer, progress, metrics
-        self._trackers = trackers
-        self._retried = self._restarts = 0
-        self.jobs: dict[str, Job] = {}
-        self.slots = 1
-
-    def expect(self, jobs: Iterable[Job]) -> None:
-        """Take note of jobs before their first report."""
-        for job in jobs:
-            self.jobs[job.trial_id] = job
-            self._retried += job.attempt > 1
-
-    def on_counts(self, counts: Mapping[str, int]) -> None:
-        """Take note of what the pool counts."""
-        self._progress.running, self._restarts = counts["running"], counts["worker_restarts"]
-
-    def on_reports(self, reports: Sequence[Report]) -> None:
-        """Store the reports' history and predictions, and a row for each job that is over.
-
-        Called with nothing, write what is due.
-        """
-        history = [{**self._key(report), **epoch} for report in reports for epoch in report.history]
-        predictions = [{**self._key(report), **answers} for report in reports for answers in report.predictions]
-        trials = [self._trial_row(report) for report in reports if report.status != "running"]
-        self._writer.add(trials, history, predictions)
-        self._trackers.rows(trials, history)
-        for report in reports:
-            if report.status == "running":
-                self._progress.trial_progress(report.trial_id, report.epoch, report.metrics)
-            else:
-                self._progress.trial_finished(report.trial_id, report.status, {**report.metrics, "error": report.error})
-        if not reports:
-            self._progress.tick()
-        self._metrics.observe(reports)
-        retries = self._retried + self._restarts
-        self._metrics.refresh(self._progress.in_training, self.slots, retries, *self._progress.pace())
-
-    def _key(self, report: Report) -> dict[str, Any]:
-        job = self.jobs[report.trial_id]
-        return {"trial_id": job.trial_id, "attempt": job.attempt, "task_id": job.task_id}
-
-    def _trial_row(self, report: Report) -> dict[str, Any]:
-        job, metrics = self.jobs[report.trial_id], dict(report.metrics)
-        for name in ("train_loss", "eval_loss"):
-            metrics.pop(name, None)
-        ended = datetime.now(UTC)
-        reasons = {
-            "success": "patience" if metrics.get("early_stopped") else "epochs",
-            "stopped": "asha",
-            "failed": "error",
-        }
-        return {
-            **self._key(report),
-            "family": self._sweep.space.family,
-            "category": self._sweep.categories.get(job.task_id),
-            "sample": job.sample,
-            "seed": job.seed,
-            "config": json.dumps(dict(job.config), sort_keys=True),
-            "config_hash": config_hash(dict(job.config), job.seed),
-            **{f"config/{name}": _plain(job.config[name]) for name in self._sweep.domains},
-            "status": report.status,
-            "stop_reason": reasons[report.status],
-            "error": report.error,
-            "traceback": report.traceback,
-            "data_fingerprint": self._sweep.data_fingerprint,
-            "started_at": ended - timedelta(seconds=metrics.get("seconds") or 0.0),
-            "finished_at": ended,
-            **{name: _finite(value) for name, value in metrics.items()},
-        }
-
-
-def _plain(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------------------------------------------- adapters
@@ -436,16 +272,19 @@ def _train_trials(
 ) -> bool:
     """Run trials and record them; ``options`` are those of `run_ordinary`. Return False where a stop was asked for."""
     recorder.slots = max(1, info.num_gpus)
+    seconds: Counter[str] = Counter()
 
     def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
         job = recorder.jobs[trial_id]
         row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        # an epoch's row has its own seconds, a trial's those of all
+        seconds[trial_id] += metrics.get("seconds", 0.0)
         recorder.on_reports([Report(job.trial_id, "running", metrics["epoch"], metrics, [row])])
 
     def on_trial_end(end: TrialEnd) -> None:
         epoch = end.metrics.get("epoch", 0)
         metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
-        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
+        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss"), "seconds": seconds[end.trial_id]}
         status: Any = end.status
         recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
 

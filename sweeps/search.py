@@ -10,17 +10,15 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces.settings import config_hash, is_exhaustive
 from sweeps.results import ResultsStore
+from sweeps.sweep import Sweep
 from trainables.errors import InputError
 from trainables.jobs import Job
-
-if TYPE_CHECKING:
-    from sweeps.runner import Sweep
 
 DRAWN = "search.json"
 

@@ -58,7 +58,7 @@ def summarise(store: ResultsStore) -> dict[str, Any]:
             **{verdict: verdicts[verdict] for verdict in ("improved", "same", "worse")},
             "not_compared": len(successful) - len(compared),
         },
-        "means": {name: _mean(row[name] for row in successful) for name in _MEANS},
+        "means": {name: _mean(row.get(name) for row in successful) for name in _MEANS},
         "seconds": {**seconds, "elapsed": (end - start).total_seconds() if start and end else None},
         "best": [{name: row[name] for name in brief} for _, row in compared[:3]],
         "worst": [{name: row[name] for name in brief} for _, row in compared[:-4:-1]],
@@ -76,21 +76,25 @@ def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, consol
     if not console.is_terminal:
         console = Console(file=file, highlight=False, width=110, color_system=None)
     title = f"{summary['sweep']} / {summary['run_id']}"
-    table = Table(
-        "", "base", "adapted", title=title, title_justify="left", box=None if console.is_terminal else box.ASCII
-    )
-    table.columns[1].justify = table.columns[2].justify = "right"
     counts, versus, means = summary["counts"], summary["versus_base"], summary["means"]
+    # a family that trains no adapters has no base to compare with
+    on_base = any(means[base] is not None for _, base, _ in LINES if base)
+    heads, noun = (("", "base", "adapted"), "adapters") if on_base else (("", "", "mean"), "trials")
+    table = Table(*heads, title=title, title_justify="left", box=None if console.is_terminal else box.ASCII)
+    table.columns[1].justify = table.columns[2].justify = "right"
     by_status = ", ".join(f"{count} {status}" for status, count in counts.items())
-    table.add_row("adapters", "", f"{summary['adapters']} ({by_status})" if counts else "0")
-    for verdict in ("improved", "same", "worse"):
-        table.add_row(f"{verdict} against the base", "", str(versus[verdict]))
-    if versus["not_compared"]:
-        table.add_row("not compared", "", str(versus["not_compared"]))
+    table.add_row(noun, "", f"{summary['adapters']} ({by_status})" if counts else "0")
+    if on_base:
+        for verdict in ("improved", "same", "worse"):
+            table.add_row(f"{verdict} against the base", "", str(versus[verdict]))
+        if versus["not_compared"]:
+            table.add_row("not compared", "", str(versus["not_compared"]))
     for label, base, adapted in LINES:
         # what a family does not measure gets no line
         if means[adapted] is not None:
             table.add_row(label, _percent(means[base]) if base else "", _percent(means[adapted]))
+    if means["mean_steps"] is not None:
+        table.add_row("steps of a puzzle", "", f"{means['mean_steps']:.2f}")
     for label, name in (("seconds, start to end", "elapsed"), ("seconds of accelerators", "gpu_seconds")):
         if summary["seconds"][name]:
             table.add_row(label, "", f"{summary['seconds'][name]:.0f}")
@@ -185,6 +189,13 @@ _MEANS = (
     "final_size_accuracy",
     "base_teacher_forced_cell_accuracy",
     "teacher_forced_cell_accuracy",
+    "exact_accuracy",
+    "token_accuracy",
+    "mean_steps",
+    "metric/direct_exact_accuracy",
+    "metric/direct_token_accuracy",
+    "metric/majority_exact_accuracy",
+    "metric/majority_token_accuracy",
 )
 
 # what is compared: label, mean before training, mean after it
@@ -196,6 +207,12 @@ LINES = (
     ("recall of changed cells", None, "change_recall"),
     ("copying the input, exact match", None, "copy_grid_accuracy"),
     ("copying the input, cells", None, "copy_cell_accuracy"),
+    ("solved", None, "exact_accuracy"),
+    ("solved by direct prediction", None, "metric/direct_exact_accuracy"),
+    ("solved by the majority", None, "metric/majority_exact_accuracy"),
+    ("cells", None, "token_accuracy"),
+    ("cells by direct prediction", None, "metric/direct_token_accuracy"),
+    ("cells by the majority", None, "metric/majority_token_accuracy"),
 )
 
 

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from search_spaces.recursive_reasoner import SPACE
-from sweeps.runner import Sweep
+from sweeps.sweep import Sweep
 
 
 @pytest.mark.parametrize(

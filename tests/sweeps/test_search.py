@@ -15,8 +15,8 @@ from ray.tune.search.sample import Categorical
 from search_spaces.recursive_reasoner import SPACE
 from search_spaces.settings import Ablation
 from sweeps.results import ResultsStore, run_record
-from sweeps.runner import Sweep
 from sweeps.search import ConfigurationSearch, Drawn, require_searchable
+from sweeps.sweep import Sweep
 from trainables.errors import InputError
 
 
