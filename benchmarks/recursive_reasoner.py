@@ -43,7 +43,7 @@ from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, Stream, load_dataset
 from trainables.recursive_reasoner.loss import log_stablemax, row_losses
 from trainables.recursive_reasoner.model import Reasoner
-from trainables.recursive_reasoner.train import Trainer
+from trainables.recursive_reasoner.trainer import Trainer
 
 
 class Reference:

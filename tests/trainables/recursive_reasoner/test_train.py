@@ -17,13 +17,14 @@ from trainables.errors import InputError
 from trainables.monitor import DeadComponentError, FrozenScheduleError
 from trainables.puzzles import sudoku
 from trainables.puzzles.views import MODALITIES
-from trainables.recursive_reasoner import train as module
+from trainables.recursive_reasoner import trainer as module
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import load_dataset
 from trainables.recursive_reasoner.halting import CONTINUE, EXPAND, HALT
 from trainables.recursive_reasoner.model import Reasoner
 from trainables.recursive_reasoner.planner import hint_share
-from trainables.recursive_reasoner.train import Trainer, schedules_of, train_loop
+from trainables.recursive_reasoner.train import train_loop
+from trainables.recursive_reasoner.trainer import Trainer, schedules_of
 from trainables.schedules import Schedule
 
 # 8 steps an epoch
