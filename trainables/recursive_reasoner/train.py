@@ -1,8 +1,8 @@
 """Training of a recursive reasoner: ``train_loop(settings, run)``.
 
-It runs in a plain process, straight in a Tune trial, or as one of several Ray Train workers. Checkpoints are taken at any
-step, and a run that goes on from one has the same losses, bit for bit on a CPU, as one that was never broken. What a step
-does is the `Trainer`'s.
+It runs in a plain process, straight in a Tune trial, or as one of several Ray Train workers. Checkpoints are taken at
+any step, and a run that goes on from one has the same losses, bit for bit on a CPU, as one that was never broken. What
+a step does is the `Trainer`'s.
 """
 
 from __future__ import annotations
