@@ -345,7 +345,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--float32", action="store_true", help="compute in float32 even where bfloat16 is fast")
     parser.add_argument("--without-deepcopy", action="store_true", help="leave out the old way")
-    parser.add_argument("--profile", action="store_true", help="show where the time of the last pack goes")
+    parser.add_argument(
+        "--profile", action="store_true", help="show where the time of the last pack in one process goes"
+    )
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -375,7 +377,7 @@ def main() -> None:
             measure(name, contenders[name], group, tallies[name])
     contest.close()
     packs = [name for name in contenders if name.startswith("packed") and "x" not in name]
-    operators = profiled(contenders[packs[-1]], chosen) if args.profile else None
+    operators = profiled(contenders[packs[-1]], chosen) if args.profile and packs else None
     with FlopCounterMode(display=False) as counter:
         contest.tuned(chosen, Tally())
     flops, peak = counter.get_total_flops(), peak_flops(args.device, contest.bf16)

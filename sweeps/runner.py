@@ -9,7 +9,7 @@ adapters on one base, through the adapter pool), `run_panel_search` (the same, j
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -272,19 +272,22 @@ def _train_trials(
 ) -> bool:
     """Run trials and record them; ``options`` are those of `run_ordinary`. Return False where a stop was asked for."""
     recorder.slots = max(1, info.num_gpus)
-    seconds: Counter[str] = Counter()
+    # an epoch's row has its own seconds, a trial's those of all, earlier sessions' too
+    seconds: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
+    for row in store.history().select(["trial_id", "attempt", "epoch", "seconds"]).to_pylist():
+        seconds[row["trial_id"], row["attempt"]][row["epoch"]] = row["seconds"] or 0.0
 
     def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
         job = recorder.jobs[trial_id]
         row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        # an epoch's row has its own seconds, a trial's those of all
-        seconds[trial_id] += metrics.get("seconds", 0.0)
+        seconds[trial_id, job.attempt][metrics["epoch"]] = metrics.get("seconds", 0.0)
         recorder.on_reports([Report(job.trial_id, "running", metrics["epoch"], metrics, [row])])
 
     def on_trial_end(end: TrialEnd) -> None:
         epoch = end.metrics.get("epoch", 0)
         metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
-        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss"), "seconds": seconds[end.trial_id]}
+        spent = sum(seconds[end.trial_id, recorder.jobs[end.trial_id].attempt].values())
+        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss"), "seconds": spent}
         status: Any = end.status
         recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
 

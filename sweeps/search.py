@@ -84,7 +84,9 @@ class Drawn:
         if any(row["status"] != "success" for row in rows):
             return None
         metric = self.sweep.space.metric
-        return sum(row["final_loss" if metric == "eval_loss" else metric] for row in rows) / len(rows)
+        values = [row["final_loss" if metric == "eval_loss" else metric] for row in rows]
+        # a number that is not finite is stored as nothing
+        return None if None in values else sum(values) / len(values)
 
     def add(self, key: str, config: Mapping[str, Any], seed: int) -> int:
         """Write a configuration down if it is new; return its number in the run."""

@@ -78,7 +78,7 @@ def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, consol
     title = f"{summary['sweep']} / {summary['run_id']}"
     counts, versus, means = summary["counts"], summary["versus_base"], summary["means"]
     # a family that trains no adapters has no base to compare with
-    on_base = any(means[base] is not None for _, base, _ in LINES if base)
+    on_base = not counts.get("success") or any(means[base] is not None for _, base, _ in LINES if base)
     heads, noun = (("", "base", "adapted"), "adapters") if on_base else (("", "", "mean"), "trials")
     table = Table(*heads, title=title, title_justify="left", box=None if console.is_terminal else box.ASCII)
     table.columns[1].justify = table.columns[2].justify = "right"

@@ -26,7 +26,8 @@ from trainables.pack.bank import AdapterPack
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
-# Training pads sequences to a multiple of this: oneDNN makes a kernel for every new shape, dearer than padding
+# Training and validation are padded to multiples of this: on CPUs oneDNN makes a kernel for every new shape,
+# which is dearer than padding; on GPUs it has not been measured
 MULTIPLE = 32
 # metrics that the bare base has as well
 COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")

@@ -293,7 +293,7 @@ class PackEngine(Generic[E]):
         weight = 1 / sum(size.targets for size in sizes)
         return [Row(slot, example, size, weight) for example, size in zip(examples, sizes, strict=True)]
 
-    def _in_batches(self, rows: Sequence[Row[E]], act: Callable[[Sequence[Row[E]]], object], queue: JobQueue) -> None:
+    def _in_batches(self, rows: Sequence[Row[E]], act: Callable[[Sequence[Row[E]]], None], queue: JobQueue) -> None:
         """Apply ``act`` to the rows in the batches in which they cost least."""
 
         def act_on_the_living(items: Sequence[Row[E]]) -> None:
@@ -302,12 +302,20 @@ class PackEngine(Generic[E]):
                 act(items)
 
         for indices in group([row.size.lengths for row in rows], self.cost, self.together):
-            self._isolate([rows[i] for i in indices], act_on_the_living, queue, slot_of=lambda row: row.slot)
+            self._isolate([rows[i] for i in indices], act_on_the_living, queue, lambda row: row.slot, self._fewer_rows)
+
+    def _fewer_rows(self, most: int) -> None:
+        self.together = min(self.together or most, most)
+        log.warning("Out of memory in a batch of rows; from now on at most %d share one.", self.together)
 
     def _isolate(
-        self, items: Sequence[T], act: Callable[[Sequence[T]], None], queue: JobQueue, slot_of: Callable[[T], Slot[E]]
-    ) -> None:
-        """Apply ``act`` to all items together; where that raises, to each half, until only the culprit fails."""
+        self, items: Sequence[T], act: Callable[[Sequence[T]], None], queue: JobQueue,
+        slot_of: Callable[[T], Slot[E]], shrink: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        """Apply ``act`` to all items together; where that raises, to each half, until only the culprit fails.
+
+        ``shrink`` is told how many were half, where it was memory that ran out.
+        """
         try:
             act(items)
             return
@@ -316,20 +324,23 @@ class PackEngine(Generic[E]):
                 self._fail(slot_of(items[0]), error, queue)
                 return
             if isinstance(error, torch.OutOfMemoryError):
-                self.together = len(items) // 2
-                log.warning("Out of memory with %d rows in a batch; from now on %d.", len(items), self.together)
+                shrink(len(items) // 2)
         # out of the handler: the error holds on to the tensors of the batch that was too large
         half = len(items) // 2
-        self._isolate(items[:half], act, queue, slot_of)
-        self._isolate(items[half:], act, queue, slot_of)
+        self._isolate(items[:half], act, queue, slot_of, shrink)
+        self._isolate(items[half:], act, queue, slot_of, shrink)
 
     def _backward(self, rows: Sequence[Row[E]]) -> None:
         """Add the gradients of some rows, in one batch, to those of their slots."""
-        bank, slots, losses = self._forward(rows, trainable=True)
+        slots, owners = self._owners(rows)
+        bank = self.bank.take(slots, trainable=True)
+        losses = self._forward(bank, rows, owners)
         # a sum, so that each slot's gradient is that of its own rows alone
         losses.sum().backward()
         assert bank.grad is not None
         self.grad.index_add_(0, slots, bank.grad)
+        # last: where anything before it raises, the rows are tried again
+        self.losses.index_add_(0, slots[owners], losses.detach().to(self.losses))
         padded = padded_tokens([row.size.lengths for row in rows])
         for row in rows:
             row.slot.epoch_examples += 1
@@ -351,16 +362,23 @@ class PackEngine(Generic[E]):
             slot.epoch_padded = 0.0
         return slot.waiting.pop()
 
-    def _forward(self, rows: Sequence[Row[E]], trainable: bool = False) -> tuple[AdapterBank, Tensor, Tensor]:
-        """Return a bank of the rows' adapters, their slots [k], and the weighted losses [N]; add these to the slots."""
-        of_rows = self._index([row.slot for row in rows])
-        slots, owners = of_rows.unique(return_inverse=True)
-        bank = self.bank.take(slots, trainable)
+    def _validate(self, rows: Sequence[Row[E]]) -> None:
+        """Add the losses of some rows, in one batch, to those of their slots."""
+        slots, owners = self._owners(rows)
+        losses = self._forward(self.bank.take(slots), rows, owners)
+        self.losses.index_add_(0, slots[owners], losses.to(self.losses))
+
+    def _forward(self, bank: AdapterBank, rows: Sequence[Row[E]], owners: Tensor) -> Tensor:
+        """Return the weighted losses [N] of rows under the adapters of their owners [N], places in the bank."""
         with self.pack.use(bank, owners):
             losses = self.workload.losses([row.example for row in rows])
-        losses = losses * torch.tensor([row.weight for row in rows], dtype=losses.dtype, device=self.device)
-        self.losses.index_add_(0, of_rows, losses.detach().to(self.losses))
-        return bank, slots, losses
+        return losses * torch.tensor([row.weight for row in rows], dtype=losses.dtype, device=self.device)
+
+    def _owners(self, rows: Sequence[Row[E]]) -> tuple[Tensor, Tensor]:
+        """Return the slots of some rows, [k], and for each row the place of its own among them, [N]."""
+        slots = list({row.slot.index: row.slot for row in rows}.values())
+        places = {slot.index: place for place, slot in enumerate(slots)}
+        return self._index(slots), torch.tensor([places[row.slot.index] for row in rows], device=self.device)
 
     def _index(self, slots: Sequence[Slot[E]]) -> Tensor:
         return torch.tensor([slot.index for slot in slots], device=self.device)
@@ -395,8 +413,10 @@ class PackEngine(Generic[E]):
         self.losses.zero_()
         with torch.no_grad():
             rows = [row for slot in ended for row in self._rows(slot, slot.plan.validation)]
-            self._in_batches(rows, self._forward, queue)
+            self._in_batches(rows, self._validate, queue)
             ended = [slot for slot in ended if self.slots[slot.index] is slot]
+            if not ended:
+                return
             changes = self._squares(self.bank.flat - self.initial).sqrt()
             sums = torch.cat([self.loss_sums[None], self.norm_sums, changes, self.losses[None]])
             # the epoch's one synchronisation with the device
@@ -455,7 +475,13 @@ class PackEngine(Generic[E]):
     def _evaluate_some(self, queue: JobQueue) -> None:
         """Evaluate the adapters that wait aside, as many as go together; one that raises fails alone."""
         batch, self.finished = self.finished[: self.evaluation_slots], self.finished[self.evaluation_slots :]
-        self._isolate(batch, lambda items: self._evaluate(items, queue), queue, slot_of=lambda item: item.slot)
+        self._isolate(
+            batch, lambda items: self._evaluate(items, queue), queue, lambda item: item.slot, self._fewer_evaluated
+        )
+
+    def _fewer_evaluated(self, most: int) -> None:
+        self.evaluation_slots = min(self.evaluation_slots, most)
+        log.warning("Out of memory in an evaluation; from now on %d adapters share one.", self.evaluation_slots)
 
     def _evaluate(self, batch: Sequence[Finished[E]], queue: JobQueue) -> None:
         """Evaluate and export a batch of adapters."""

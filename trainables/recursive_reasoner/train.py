@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,8 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             return
     elif config.direct_baseline and run.rank == 0:
         trainer.facts = direct_baseline(config, dataset, settings["seed"], run.device, folder.sub("direct"))
+    # the baseline is no part of the first epoch
+    trainer.started = time.perf_counter()
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % trainer.steps_per_epoch:

@@ -1,4 +1,4 @@
-"""Which slots share a batch: partitions, their cost, their limits."""
+"""Which rows share a batch: partitions, their cost, their limits."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainables.pack.tiny import Trained, distance, job, same, train
+from tests.trainables.pack.tiny import TinyWorkload, Trained, distance, job, same, train
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue, Report
 from trainables.pack.batching import BatchCost
@@ -89,7 +89,48 @@ def test_where_memory_runs_out_smaller_batches_go_on_and_nothing_is_lost() -> No
         assert distance(tight.workload.exported[one.trial_id], roomy.workload.exported[one.trial_id]) < 1e-12
 
 
-def test_which_slots_share_a_batch_does_not_matter() -> None:
+def test_a_validation_that_raises_fails_the_job_at_fault_alone() -> None:
+    # alone in the pack too: then no slot is left at the end of the epoch
+    for slots in (1, 2):
+        done = train([job("a", fault="validate"), job("b")], slots=slots)
+        assert _statuses(done) == {"a": "failed", "b": "success"}
+        assert "RuntimeError: a bad batch" in (done.last("a").error or "")
+
+
+def test_memory_that_runs_out_in_the_backward_pass_counts_no_loss_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [job(f"t{i}", i, epochs=2) for i in range(3)]
+    roomy, backward, calls = train(jobs, slots=3), torch.Tensor.backward, list[torch.Tensor]()
+
+    def tight(losses: torch.Tensor) -> None:
+        calls.append(losses)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no room for gradients")
+        backward(losses)
+
+    monkeypatch.setattr(torch.Tensor, "backward", tight)
+    done = train(jobs, slots=3)
+    assert done.engine.together == 3
+    for one in jobs:
+        assert [row["train_loss"] for row in done.history(one.trial_id)] == pytest.approx(
+            [row["train_loss"] for row in roomy.history(one.trial_id)], rel=1e-12
+        )
+
+
+def test_an_evaluation_without_memory_leaves_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = TinyWorkload.evaluate
+
+    def tight(self: TinyWorkload, finished: Any) -> Any:
+        if len(finished) > 1:
+            raise torch.OutOfMemoryError("no room for answers")
+        return evaluate(self, finished)
+
+    monkeypatch.setattr(TinyWorkload, "evaluate", tight)
+    done = train([job(f"t{i}", i, epochs=1) for i in range(4)], slots=4)
+    assert set(_statuses(done).values()) == {"success"}
+    assert done.engine.together is None and done.engine.evaluation_slots == 1
+
+
+def test_which_rows_share_a_batch_does_not_matter() -> None:
     jobs = [job(f"t{i}", i, epochs=3, batch_size=1 + i % 3) for i in range(7)]
     together, apart = train(jobs, slots=4), train(jobs, slots=4, cost=BatchCost(overhead=2.0))
     assert apart.engine.stats.batches > together.engine.stats.batches

@@ -128,6 +128,8 @@ class TinyWorkload:
             return rows
 
         validation = [] if config["fault"] == "validation" else draw(job.seed, 0, 3, self.dtype)
+        if config["fault"] == "validate":
+            validation[0] = replace(validation[0], poisoned=True)
         if config["script"] is not None:
             validation = [Row(validation[0].inputs, validation[0].classes, iter(config["script"]))]
         names = ("rank", "alpha", "lr", "lr_schedule", "weight_decay", "batch_size", "epochs", "patience", "min_delta")
