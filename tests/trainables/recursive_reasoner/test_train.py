@@ -429,6 +429,8 @@ def _work(rank: int, folder: str, settings: dict[str, Any], death: int | None) -
     except _Killed:
         pass
     Path(folder, f"losses-{rank}.json").write_text(json.dumps([report["train_loss"] for report in run.reports]))
+    # one that ends while the other still talks to it would bring that one down
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
