@@ -15,9 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_pre_training_leaves_rows_and_a_base(tmp_path: Path, workers: int) -> None:
-    fixed = ["--preset", "smoke", "--num-gpus", "0", "--set", "epochs=2", "--workers-per-trial", str(workers)]
+def test_pre_training_leaves_rows_and_a_base(tmp_path: Path) -> None:
+    fixed = ["--preset", "smoke", "--num-gpus", "0", "--set", "epochs=2"]
     place = ["--results-dir", str(tmp_path), "--run-id", "c"]
     command = [sys.executable, str(ROOT / "sweeps" / "champion.py"), *fixed, *place]
     process = subprocess.run(command, capture_output=True, text=True, timeout=280)

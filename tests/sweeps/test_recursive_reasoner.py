@@ -50,16 +50,6 @@ def test_a_sweep_over_halting_rules_leaves_complete_rows_and_can_be_extended(tmp
 
 
 @pytest.mark.slow
-def test_every_variant_of_an_ablation_is_trained_to_the_end_with_the_same_seeds(tmp_path: Path) -> None:
-    swept = ["--sweep", "halting=ablate(fixed)", "--set", "direct_baseline=false"]
-    process = _run(tmp_path, "--workers-per-trial", "0", *swept, "--num-samples", "2")
-    assert process.returncode == 0, process.stderr
-    trials = pd.read_parquet(tmp_path / "recursive_reasoner" / "r" / "trials")
-    assert (trials["status"] == "success").all()
-    assert trials.groupby("config/halting")["seed"].apply(sorted).to_dict() == {"bce": [0, 1], "fixed": [0, 1]}
-
-
-@pytest.mark.slow
 def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path: Path) -> None:
     # epochs 1 and 3 have no evaluation
     length = ["--set", "epochs=4", "--set", "eval_every=2", "--set", "direct_baseline=false"]
@@ -76,7 +66,7 @@ def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path:
     killed.wait()
     begun = list(json.loads((folder / "search.json").read_text()))
     assert not list(folder.glob("trials/*.parquet")), "the kill came too late to show anything"
-    for samples in (2, 4):
+    for samples in (2, 3):
         process = _run(tmp_path, *search, "--num-samples", str(samples))
         assert process.returncode == 0, process.stderr
         trials = pd.read_parquet(folder / "trials")
