@@ -28,8 +28,8 @@ from trainables.precision import has_fast_bf16
 CPU_SLOTS, CUDA_SLOTS = 16, 256
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 16
-# what a batch costs beside its tokens: on a CPU between 300 and 2,000 make no difference; on a GPU it is a guess until
-# one is measured, and batches are halved where memory ends
+# what a batch costs beside its tokens: on a CPU the choice makes little difference; on a GPU it is a guess until one is
+# measured, and batches are halved where memory ends
 CPU_COST, CUDA_COST = BatchCost(overhead=300, limit=8_000), BatchCost(overhead=20_000)
 
 
