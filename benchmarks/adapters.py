@@ -54,12 +54,11 @@ from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, load_champion
-from trainables.atomic_lora.train import CPU_COST, CUDA_COST
 from trainables.atomic_lora.workload import ChampionWorkload
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors
-from trainables.pack.batching import padded_tokens
+from trainables.pack.batching import COSTS, padded_tokens
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation
 from trainables.precision import has_fast_bf16
@@ -129,8 +128,9 @@ class Contest:
         """Return the contender that trains ``slots`` tasks at once."""
         if slots not in self._engines:
             workload = self._workload()
-            cost = CUDA_COST if self.device == "cuda" else CPU_COST
-            self._engines[slots] = PackEngine(workload.pack, workload, slots, self.config["rank"], cost=cost)
+            self._engines[slots] = PackEngine(
+                workload.pack, workload, slots, self.config["rank"], cost=COSTS[self.device]
+            )
 
         def train(task_ids: Sequence[str], tally: Tally) -> None:
             self.run(slots, ListQueue(map(self.job, task_ids)), tally)

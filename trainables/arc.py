@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,16 @@ def shape_category(task: Task) -> str:
 # --------------------------------------------------------------------------------------------------------------- tokens
 
 
+def grid_key(grid: Grid) -> Hashable:
+    """Return what equal grids have in common and no others."""
+    return grid.shape, grid.tobytes()
+
+
+def pair_key(pair: Pair) -> Hashable:
+    """Return what equal pairs have in common and no others."""
+    return grid_key(pair.input), grid_key(pair.output)
+
+
 def grid_tokens(grid: Grid) -> int:
     """Number of tokens of a grid: its cells, one ``ROW_END`` a row, and ``EOS``."""
     return grid.shape[0] * (grid.shape[1] + 1) + 1
@@ -258,7 +268,7 @@ def training_examples(
             is taken as it is.
     """
     pairs = task.train if pairs is None else tuple(pairs)
-    avoided = {_identity(pair) for pair in avoid}
+    avoided = {pair_key(pair) for pair in avoid}
     rng = np.random.default_rng([seed, epoch, zlib.crc32(task.id.encode())])
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
     reserved = _reserved_colours(task) if task.augment else IDENTITY
@@ -269,7 +279,7 @@ def training_examples(
         example = Example(tuple(pairs[i] for i in chosen), pairs[query])
         if task.augment and rng.random() >= ORIGINAL_SHARE:
             seen = view(example, int(rng.integers(8)), _draw_colours(rng, task, reserved))
-            example = example if avoided & {_identity(pair) for pair in (*seen.context, seen.query)} else seen
+            example = example if avoided & {pair_key(pair) for pair in (*seen.context, seen.query)} else seen
         examples.append(example)
     return examples
 
@@ -308,10 +318,6 @@ def test_examples(task: Task) -> list[Example]:
 test_examples.__test__ = False  # type: ignore[attr-defined]
 
 
-def _identity(pair: Pair) -> tuple[Any, ...]:
-    return pair.input.shape, pair.input.tobytes(), pair.output.shape, pair.output.tobytes()
-
-
 def _colours_present(task: Task) -> np.ndarray:
     return np.unique(np.concatenate([grid.ravel() for p in task.train for grid in (p.input, p.output)]))
 
@@ -340,11 +346,11 @@ def _reserved_colours(task: Task) -> np.ndarray:
 
 def _validation_colours(task: Task) -> np.ndarray:
     # the reserved permutation, unless it leaves one pair's few colours alone or turns it into another pair of the task
-    originals = {_identity(pair) for pair in (*task.train, *task.test)}
+    originals = {pair_key(pair) for pair in (*task.train, *task.test)}
     coloured = [pair for pair in task.train if pair.input.any() or pair.output.any()]
 
     def shows_an_original(colours: np.ndarray) -> bool:
-        return any(_identity(Pair(colours[pair.input], colours[pair.output])) in originals for pair in coloured)
+        return any(pair_key(Pair(colours[pair.input], colours[pair.output])) in originals for pair in coloured)
 
     return _redraw(_reserved_generator(task), shows_an_original)
 

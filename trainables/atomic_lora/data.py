@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trainables.arc import CONTEXT_PAIRS, PAD, Example, Pair, encode, grid_tokens
+from trainables.arc import CONTEXT_PAIRS, PAD, Example, Grid, Pair, encode, grid_tokens
 from trainables.atomic_lora.model import GridBatch
 
 # A longer context pair is read at every second (third, ...) token: attention over whole pairs is a large part of
@@ -23,17 +23,13 @@ def collate(examples: Sequence[Example], pin: bool = False, multiple: int = 1) -
         pin: Put the tensors into pinned memory, for an asynchronous copy to a GPU.
         multiple: Pad sequences to a multiple of this.
     """
-    n = len(examples)
-    lengths = zip(*(padded_lengths(example, multiple) for example in examples), strict=True)
-    longest_source, longest_target, longest_pair, *_ = map(max, lengths)
-    source = _empty(n, 3, longest_source)
-    target = _empty(n, 3, longest_target)
-    context = _empty(n, CONTEXT_PAIRS, 4, longest_pair)
-    for row, example in enumerate(examples):
-        _fill(source[row], example.query.input)
-        _fill(target[row], example.query.output)
-        for index, pair in enumerate(example.context[:CONTEXT_PAIRS]):
-            _fill_pair(context[row, index], pair)
+    source = padded([grid_sequence(example.query.input) for example in examples], multiple)
+    target = padded([grid_sequence(example.query.output) for example in examples], multiple)
+    longest_pair = max(padded_lengths(example, multiple)[2] for example in examples)
+    context = _empty(len(examples), CONTEXT_PAIRS, 4, longest_pair)
+    for row, example in zip(context, examples, strict=True):
+        for place, pair in zip(row, example.context, strict=False):
+            _fill(place, pair_sequence(pair))
     tensors = [torch.from_numpy(array) for array in (source, context, target)]
     return GridBatch(*(t.pin_memory() for t in tensors) if pin else tensors)
 
@@ -52,15 +48,36 @@ def padded_lengths(example: Example, multiple: int = 1) -> tuple[int, ...]:
     return source, target, *(pair,) * CONTEXT_PAIRS
 
 
+def grid_sequence(grid: Grid) -> np.ndarray:
+    """Return tokens, rows and columns of a grid, int64 [3, T]."""
+    return np.stack(encode(grid))
+
+
+def pair_sequence(pair: Pair) -> np.ndarray:
+    """Return tokens, rows, columns and roles (0 input, 1 output) of a context pair, int64 [4, V]."""
+    stride = _stride(pair)
+    sides = [grid_sequence(grid)[:, ::stride] for grid in (pair.input, pair.output)]
+    roles = np.repeat([[0, 1]], [side.shape[1] for side in sides], axis=1)
+    return np.concatenate([np.concatenate(sides, axis=1), roles])
+
+
+def padded(sequences: Sequence[np.ndarray], multiple: int = 1) -> np.ndarray:
+    """Return sequences [C, T_i] as one array [N, C, T], padded to a multiple of ``multiple``."""
+    longest = max(sequence.shape[1] for sequence in sequences)
+    array = _empty(len(sequences), len(sequences[0]), -(-longest // multiple) * multiple)
+    for row, sequence in zip(array, sequences, strict=True):
+        _fill(row, sequence)
+    return array
+
+
 def _empty(*shape: int) -> np.ndarray:
     array = np.zeros(shape, dtype=np.int64)
     array[..., 0, :] = PAD
     return array
 
 
-def _fill(row: np.ndarray, grid: np.ndarray) -> None:
-    length = grid_tokens(grid)
-    row[0, :length], row[1, :length], row[2, :length] = encode(grid)
+def _fill(row: np.ndarray, sequence: np.ndarray) -> None:
+    row[:, : sequence.shape[1]] = sequence
 
 
 def _stride(pair: Pair) -> int:
@@ -70,12 +87,3 @@ def _stride(pair: Pair) -> int:
 def _pair_tokens(pair: Pair) -> int:
     stride = _stride(pair)
     return -(-grid_tokens(pair.input) // stride) + -(-grid_tokens(pair.output) // stride)
-
-
-def _fill_pair(row: np.ndarray, pair: Pair) -> None:
-    stride, start = _stride(pair), 0
-    for role, grid in enumerate((pair.input, pair.output)):
-        tokens = np.stack(encode(grid))[:, ::stride]
-        end = start + tokens.shape[1]
-        row[:3, start:end], row[3, start:end] = tokens, role
-        start = end

@@ -67,7 +67,7 @@ def _generate(
                 previous, left, context = previous[alive], left[alive], context[alive]
                 caches = [cache.keep(alive) for cache in caches]
                 if pack is not None:
-                    pack.keep(alive.nonzero()[:, 0])
+                    pack.keep(alive.nonzero()[:, 0].tolist())
             if length > 1:
                 caches = [cache.grow(BLOCK) for cache in caches]
         logits = model.step(previous, state.rows, state.columns, context, caches, length)

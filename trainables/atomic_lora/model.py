@@ -73,14 +73,31 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from x [N, U, D] to keys and values; ``mask``, True: may attend, broadcasts to [N, heads, U, T]."""
         queries = self.split(self.q_proj(x))
-        # on CPUs the backward pass of this kernel is many times slower in bfloat16 (benchmarks/attention.py); what lies
-        # before the first adapter has none
-        exact = x.device.type == "cpu" and any(t.requires_grad for t in (queries, keys, values))
-        if exact:
-            queries, keys, values = queries.to(x.dtype), keys.to(x.dtype), values.to(x.dtype)
-        with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):
+        if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and x.shape[1] > 1:
+            y = attend_by_products(queries, keys, values, mask, causal)
+        else:
             y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+def attend_by_products(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention as two products and a softmax, [N, heads, U, D / heads].
+
+    On CPUs this is several times as fast in bfloat16 as the fused kernel of short sequences and narrow heads, forward
+    and backward (benchmarks/attention.py); scores are rounded to bfloat16, which they are not in the fused kernel.
+    """
+    rows, heads, length, width = queries.shape
+    queries, keys, values = (t.flatten(0, 1) for t in (queries, keys, values))  # [N * heads, T, D / heads]
+    bias = queries.new_zeros(1, length if causal else 1, keys.shape[1])
+    if causal:
+        bias = bias.masked_fill_(torch.ones_like(bias, dtype=torch.bool).triu(1), -torch.inf)
+    if mask is not None:
+        allowed = mask.expand(rows, heads, 1, -1).flatten(0, 1)
+        bias = bias.expand(len(allowed), -1, -1).masked_fill(~allowed, -torch.inf)
+    scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), values).unflatten(0, (rows, heads))
 
 
 class EncoderLayer(nn.Module):
@@ -96,8 +113,15 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [N, T, D]; mask [N, 1, 1, T], False at padding."""
+        return self.feed(self.attend(x, mask))
+
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The layer's first half."""
         y = self.norm1(x)
-        x = x + self.self_attention.attend(y, *self.self_attention.keys_values(y), mask=mask)
+        return x + self.self_attention.attend(y, *self.self_attention.keys_values(y), mask=mask)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Its second half."""
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
 
 
@@ -116,8 +140,15 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """x [N, U, D]; memory [N, T, D]; memory_mask [N, 1, 1, T]. Padding at the end of x is hidden by causality."""
+        return self.read(self.attend(x), memory, memory_mask)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The layer's first part, which does not need the memory."""
         y = self.norm1(x)
-        x = x + self.self_attention.attend(y, *self.self_attention.keys_values(y), causal=True)
+        return x + self.self_attention.attend(y, *self.self_attention.keys_values(y), causal=True)
+
+    def read(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """The rest of it."""
         x = x + self.cross_attention.attend(self.norm2(x), *self.cross_attention.keys_values(memory), mask=memory_mask)
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
@@ -183,6 +214,7 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, width: int, heads: int, feedforward: int) -> None:
         super().__init__()
+        self.width = width
         self.embedding = Embedding(width, roles=ROLES)
         self.layer = EncoderLayer(width, heads, feedforward)
         self.norm = nn.LayerNorm(width)
@@ -191,14 +223,27 @@ class ContextEncoder(nn.Module):
         """[N, K, 4, V] -> [N, D]; a row without any pair gives zeros."""
         pairs = context.flatten(0, 1)  # [N * K, 4, V]
         real = pairs[:, 0] != PAD  # [N * K, V]
+        means = self.finish(self.begin(pairs), real).unflatten(0, context.shape[:2])  # [N, K, D]
+        return mean_of_pairs(means, real.any(1).unflatten(0, context.shape[:2]))
+
+    def begin(self, pairs: Tensor) -> Tensor:
+        """Pairs [P, 4, V] -> [P, V, D], embedded and attended to each other."""
+        real = pairs[:, 0] != PAD  # [P, V]
         # a pair that is all padding still needs one key, or its softmax is 0 / 0
         mask = real | (~real.any(1, keepdim=True))
-        x = self.norm(self.layer(self.embedding(*pairs.unbind(1)), mask[:, None, None]))
+        return self.layer.attend(self.embedding(*pairs.unbind(1)), mask[:, None, None])
+
+    def finish(self, x: Tensor, real: Tensor) -> Tensor:
+        """What `begin` gave and real [P, V], False at padding -> means over tokens [P, D]."""
+        x = self.norm(self.layer.feed(x))
         weight = real.to(x.dtype)
-        mean = (x * weight[..., None]).sum(1) / weight.sum(1).clamp_min(1.0)[:, None]  # [N * K, D]
-        used = real.any(1).to(x.dtype).unflatten(0, context.shape[:2])  # [N, K]
-        mean = mean.unflatten(0, context.shape[:2])
-        return (mean * used[..., None]).sum(1) / used.sum(1).clamp_min(1.0)[:, None]
+        return (x * weight[..., None]).sum(1) / weight.sum(1).clamp_min(1.0)[:, None]
+
+
+def mean_of_pairs(means: Tensor, used: Tensor) -> Tensor:
+    """Vectors of pairs [N, K, D] and which of them count, bool [N, K] -> [N, D]; zeros where none does."""
+    weight = used.to(means.dtype)
+    return (means * weight[..., None]).sum(1) / weight.sum(1).clamp_min(1.0)[:, None]
 
 
 class Champion(nn.Module):
@@ -229,10 +274,32 @@ class Champion(nn.Module):
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Source [N, 3, T] -> memory [N, T, D] and its mask [N, 1, 1, T]."""
         mask = (source[:, 0] != PAD)[:, None, None]
-        x = self.source_embedding(*source.unbind(1))
-        for layer in self.encoder:
+        return self.remember(self.begin_source(source), mask), mask
+
+    def begin_source(self, source: Tensor) -> Tensor:
+        """Source [N, 3, T] -> [N, T, D]: embedding and self-attention of the first encoder layer."""
+        mask = (source[:, 0] != PAD)[:, None, None]
+        return cast(EncoderLayer, self.encoder[0]).attend(self.source_embedding(*source.unbind(1)), mask)
+
+    def begin_target(self, target: Tensor) -> Tensor:
+        """Target [N, 3, U] -> [N, U, D]: embedding of earlier tokens and self-attention of the first decoder layer."""
+        tokens, rows, columns = target.unbind(1)
+        previous = torch.cat([torch.full_like(tokens[:, :1], BOS), tokens[:, :-1]], dim=1)
+        return cast(DecoderLayer, self.decoder[0]).attend(self.target_embedding(previous, rows, columns))
+
+    def remember(self, x: Tensor, mask: Tensor) -> Tensor:
+        """What `begin_source` gave [N, T, D] and its mask [N, 1, 1, T] -> memory [N, T, D]."""
+        x = cast(EncoderLayer, self.encoder[0]).feed(x)
+        for layer in self.encoder[1:]:
             x = layer(x, mask)
-        return self.encoder_norm(x), mask
+        return self.encoder_norm(x)
+
+    def write(self, x: Tensor, memory: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+        """What `begin_target` gave [N, U, D], memory, its mask and context [N, C] -> logits [N, U, vocabulary]."""
+        x = cast(DecoderLayer, self.decoder[0]).read(x, memory, mask)
+        for layer in self.decoder[1:]:
+            x = layer(x, memory, mask)
+        return self.read_out(x, context)
 
     def read_out(self, x: Tensor, context: Tensor) -> Tensor:
         """Decoder output [N, U, D] and context vector [N, C] -> logits [N, U, vocabulary]."""
@@ -242,12 +309,7 @@ class Champion(nn.Module):
     def forward(self, batch: GridBatch) -> Tensor:
         """Return teacher-forced logits [N, U, vocabulary] for ``batch.target``."""
         memory, mask = self.encode(batch.source)
-        tokens, rows, columns = batch.target.unbind(1)
-        previous = torch.cat([torch.full_like(tokens[:, :1], BOS), tokens[:, :-1]], dim=1)
-        x = self.target_embedding(previous, rows, columns)
-        for layer in self.decoder:
-            x = layer(x, memory, mask)
-        return self.read_out(x, self.context_encoder(batch.context))
+        return self.write(self.begin_target(batch.target), memory, mask, self.context_encoder(batch.context))
 
     def start_cache(self, source: Tensor, length: int) -> list[LayerCache]:
         """Return the caches for decoding up to ``length`` tokens from ``source`` [N, 3, T]."""

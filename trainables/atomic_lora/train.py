@@ -18,7 +18,7 @@ from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
 from trainables.context import Run
 from trainables.folder import Folder
 from trainables.jobs import JobQueue
-from trainables.pack.batching import BatchCost
+from trainables.pack.batching import COSTS
 from trainables.pack.engine import PackEngine
 from trainables.pack.probe import probe_slots
 from trainables.precision import has_fast_bf16
@@ -28,9 +28,6 @@ from trainables.precision import has_fast_bf16
 CPU_SLOTS, CUDA_SLOTS = 16, 256
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 16
-# what a batch costs beside its tokens: on a CPU the choice makes little difference; on a GPU it is a guess until one is
-# measured, and batches are halved where memory ends
-CPU_COST, CUDA_COST = BatchCost(overhead=300, limit=8_000), BatchCost(overhead=20_000)
 
 
 def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> PackEngine[Example]:
@@ -69,7 +66,7 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
         evaluation_slots=max(slots, EVALUATION_SLOTS),
         # as autocast would round them at every token
         evaluation_dtype=torch.bfloat16 if workload.bf16 else torch.float32,
-        cost=CUDA_COST if workload.device.type == "cuda" else CPU_COST,
+        cost=COSTS[workload.device.type],
         component=workload.component,
     )
     engine.run(queue)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.arc import Example, Grid, Pair, Task, grid_tokens, test_examples, training_examples, validation_examples
+from trainables.arc import (
+    CONTEXT_PAIRS,
+    Example,
+    Grid,
+    Pair,
+    Task,
+    grid_key,
+    grid_tokens,
+    pair_key,
+    test_examples,
+    training_examples,
+    validation_examples,
+)
 from trainables.atomic_lora.config import AdapterConfig
-from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
+from trainables.atomic_lora.data import collate, example_tokens, grid_sequence, padded, padded_lengths, pair_sequence
 from trainables.atomic_lora.decoding import generate, grid_metrics
 from trainables.atomic_lora.evaluation import mean_metrics
 from trainables.atomic_lora.loss import cell_hits, row_losses
-from trainables.atomic_lora.model import Base
+from trainables.atomic_lora.model import Base, mean_of_pairs
+from trainables.atomic_lora.prefixes import Prefixes, to_device
 from trainables.folder import Folder
 from trainables.jobs import Job
 from trainables.pack.bank import AdapterPack
+from trainables.pack.batching import COSTS
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
 # Training and validation are padded to multiples of this: on CPUs oneDNN makes a kernel for every new shape,
 # which is dearer than padding; on GPUs it has not been measured
 MULTIPLE = 32
+# layers whose outputs are kept, as long as no adapter is on them; and bytes kept of each of three kinds of sequences
+BEFORE_ADAPTERS = ("encoder.0.self_attention", "decoder.0.self_attention", "context_encoder.layer.self_attention")
+CPU_PREFIXES, CUDA_PREFIXES = 96 << 20, 2 << 30
 # metrics that the bare base has as well
 COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")
 
@@ -153,7 +170,7 @@ class ArcWorkload(ABC):
         rows = [row for task in examples for row in task]
         owners = [slot for slot, task in enumerate(examples) for _ in task]
         with self.pack.use(self.pack.bank):
-            self.pack.keep(torch.tensor(owners, device=self.device))
+            self.pack.keep(owners)
             answers, hits, cells = self.solve(rows)
         results = []
         for slot, task in enumerate(examples):
@@ -197,6 +214,14 @@ class ChampionWorkload(ArcWorkload):
             for module in self.model.modules():
                 if isinstance(module, nn.Linear):
                     module.bfloat16()
+        self.prefixed = not any(name.startswith(BEFORE_ADAPTERS) for name in self.pack.layers)
+        settings: Any = {
+            "device": self.device, "limit": CUDA_PREFIXES if self.device.type == "cuda" else CPU_PREFIXES,
+            "multiple": MULTIPLE, "cost": COSTS[self.device.type],
+        }  # fmt: skip
+        self.sources = Prefixes(self.model.begin_source, grid_sequence, grid_key, **settings)
+        self.targets = Prefixes(self.model.begin_target, grid_sequence, grid_key, **settings)
+        self.pairs = Prefixes(self.model.context_encoder.begin, pair_sequence, pair_key, **settings)
 
     def size(self, row: Example) -> Size:
         """Tokens of input, output and context pairs."""
@@ -204,19 +229,53 @@ class ChampionWorkload(ArcWorkload):
 
     def losses(self, rows: Sequence[Example]) -> Tensor:
         """Cross-entropy summed over each row's target tokens, [N]."""
-        batch = collate(rows, self.device.type == "cuda", MULTIPLE).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.model(batch)
-        return row_losses(logits, batch.target[:, 0])[0]
+        return row_losses(*self._teacher_forced(rows))[0]
 
     def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Decode the rows, and count what is right where the true prefix is given."""
-        batch = collate(rows).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.model(batch)
-            answers = generate(self.model, rows, self.device, self.pack)
-        hits, cells = (t.tolist() for t in cell_hits(logits, batch.target[:, 0]))
-        return answers, hits, cells
+        hits, cells = (t.tolist() for t in cell_hits(*self._teacher_forced(rows)))
+        with self._autocast():
+            return generate(self.model, rows, self.device, self.pack), hits, cells
+
+    def _teacher_forced(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Return logits [N, U, vocabulary] and tokens [N, U] of the outputs."""
+        if not self.prefixed:
+            batch = collate(rows, self.device.type == "cuda", MULTIPLE).to(self.device)
+            with self._autocast():
+                return self.model(batch), batch.target[:, 0]
+        target = padded([grid_sequence(row.query.output)[:1] for row in rows], MULTIPLE)
+        with self._autocast():
+            source, real = self.sources.get([row.query.input for row in rows])
+            begun, _ = self.targets.get([row.query.output for row in rows])
+            mask = real[:, None, None]
+            logits = self.model.write(begun, self.model.remember(source, mask), mask, self._context(rows))
+        return logits, to_device(target[:, 0], self.device)
+
+    def _context(self, rows: Sequence[Example]) -> Tensor:
+        """Return the context vectors [N, C]; a pair that several rows of an adapter show is read once."""
+        shown: dict[tuple[int, Hashable], int] = {}
+        # for each distinct pair, a row that shows it
+        pairs, showing = [], []
+        places = np.full((len(rows), CONTEXT_PAIRS), -1, dtype=np.int64)
+        owners = self.pack.owners_of(range(len(rows))) or [0] * len(rows)
+        for row, (owner, example) in enumerate(zip(owners, rows, strict=True)):
+            for i, pair in enumerate(example.context[:CONTEXT_PAIRS]):
+                key = owner, pair_key(pair)
+                if key not in shown:
+                    shown[key] = len(pairs)
+                    pairs.append(pair)
+                    showing.append(row)
+                places[row, i] = shown[key]
+        if not pairs:
+            return torch.zeros(len(rows), self.model.context_encoder.width, device=self.device)
+        x, real = self.pairs.get(pairs)
+        with self.pack.rows(showing):
+            means = self.model.context_encoder.finish(x, real)
+        index = to_device(places, self.device)
+        return mean_of_pairs(means[index.clamp_min(0)], index >= 0)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:

@@ -156,7 +156,7 @@ class PackedLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, ..., I] -> [N, ..., O]; or [N * K, ..., I], where each row of the batch became K neighbours."""
-        bank, owners = self.pack.bank, self.pack.owners
+        bank, owners = self.pack.bank, self.pack.owner_index
         if bank is None:
             return self.base(x)
         a, b, scale = bank.a[self.name], bank.b[self.name], bank.scale[bank.index[self.name]]
@@ -227,7 +227,8 @@ class AdapterPack:
     Attributes:
         layers: (in features, out features) of the wrapped layers by name.
         bank: The bank in use, or None for the bare base.
-        owners: Slot of the bank that each row of the batch belongs to, int64 [N]; None: row i belongs to slot i.
+        owners: Slot of the bank that each row of the batch belongs to, N of them; None: row i belongs to slot i.
+        owner_index: The same on the bank's device, int64 [N].
 
     Raises:
         InputError: If a target names no linear layer of the model.
@@ -237,7 +238,8 @@ class AdapterPack:
         self.model = model
         self.path = path
         self.bank: AdapterBank | None = None
-        self.owners: Tensor | None = None
+        self.owners: list[int] | None = None
+        self.owner_index: Tensor | None = None
         head = getattr(model, "get_output_embeddings", lambda: None)()
         # as in PEFT, ``all-linear`` leaves the output head of a language model alone
         spared = head if list(target_modules) == ["all-linear"] else None
@@ -268,20 +270,38 @@ class AdapterPack:
         return leaves if sorted(meant) == sorted(names) else names
 
     @contextmanager
-    def use(self, bank: AdapterBank | None, owners: Tensor | None = None) -> Iterator[None]:
+    def use(self, bank: AdapterBank | None, owners: Sequence[int] | None = None) -> Iterator[None]:
         """Apply ``bank`` to the batches within the block, whose rows belong to the slots ``owners``."""
-        before = self.bank, self.owners
-        self.bank, self.owners = bank, owners
+        before = self.bank, self.owners, self.owner_index
+        self._set(bank, owners)
         try:
             yield
         finally:
-            self.bank, self.owners = before
+            self.bank, self.owners, self.owner_index = before
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with batches of some of the rows, int64 [k], perhaps repeated, until the end of the ``use`` block."""
+    @contextmanager
+    def rows(self, rows: Sequence[int]) -> Iterator[None]:
+        """Within the block a batch holds some of the rows, perhaps repeated."""
+        with self.use(self.bank, self.owners_of(rows)):
+            yield
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with batches of some of the rows, perhaps repeated, until the end of the ``use`` block."""
         if self.bank is not None:
-            self.bank = self.bank.take(rows if self.owners is None else self.owners[rows])
-            self.owners = None
+            owners = torch.tensor(self.owners_of(rows), device=self.bank.flat.device)
+            self._set(self.bank.take(owners), None)
+
+    def owners_of(self, rows: Sequence[int]) -> list[int] | None:
+        """Return the slots that some rows belong to; None where no bank is in use."""
+        if self.bank is None:
+            return None
+        return list(rows) if self.owners is None else [self.owners[row] for row in rows]
+
+    def _set(self, bank: AdapterBank | None, owners: Sequence[int] | None) -> None:
+        self.bank, self.owners, self.owner_index = bank, None, None
+        if bank is not None and owners is not None:
+            self.owners = list(owners)
+            self.owner_index = torch.tensor(self.owners, device=bank.flat.device)
 
 
 def matching(names: Mapping[str, object], targets: Sequence[str]) -> list[str]:

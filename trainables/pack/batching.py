@@ -22,6 +22,11 @@ class BatchCost:
     limit: float = math.inf
 
 
+# On a CPU the choice makes little difference; on a GPU it is a guess until one is measured, and batches are halved
+# where memory ends
+COSTS = {"cpu": BatchCost(overhead=300, limit=8_000), "cuda": BatchCost(overhead=20_000)}
+
+
 def group(lengths: Sequence[Sequence[int]], cost: BatchCost, most: int | None = None) -> list[list[int]]:
     """Partition k rows into batches of the least total cost among those of neighbours in size.
 

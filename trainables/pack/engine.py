@@ -340,7 +340,7 @@ class PackEngine(Generic[E]):
         assert bank.grad is not None
         self.grad.index_add_(0, slots, bank.grad)
         # last: where anything before it raises, the rows are tried again
-        self.losses.index_add_(0, slots[owners], losses.detach().to(self.losses))
+        self._add_losses(rows, losses.detach())
         padded = padded_tokens([row.size.lengths for row in rows])
         for row in rows:
             row.slot.epoch_examples += 1
@@ -365,20 +365,22 @@ class PackEngine(Generic[E]):
     def _validate(self, rows: Sequence[Row[E]]) -> None:
         """Add the losses of some rows, in one batch, to those of their slots."""
         slots, owners = self._owners(rows)
-        losses = self._forward(self.bank.take(slots), rows, owners)
-        self.losses.index_add_(0, slots[owners], losses.to(self.losses))
+        self._add_losses(rows, self._forward(self.bank.take(slots), rows, owners))
 
-    def _forward(self, bank: AdapterBank, rows: Sequence[Row[E]], owners: Tensor) -> Tensor:
-        """Return the weighted losses [N] of rows under the adapters of their owners [N], places in the bank."""
+    def _add_losses(self, rows: Sequence[Row[E]], losses: Tensor) -> None:
+        self.losses.index_add_(0, self._index([row.slot for row in rows]), losses.to(self.losses))
+
+    def _forward(self, bank: AdapterBank, rows: Sequence[Row[E]], owners: Sequence[int]) -> Tensor:
+        """Return the weighted losses [N] of rows under the adapters of their owners, places in the bank."""
         with self.pack.use(bank, owners):
             losses = self.workload.losses([row.example for row in rows])
         return losses * torch.tensor([row.weight for row in rows], dtype=losses.dtype, device=self.device)
 
-    def _owners(self, rows: Sequence[Row[E]]) -> tuple[Tensor, Tensor]:
-        """Return the slots of some rows, [k], and for each row the place of its own among them, [N]."""
+    def _owners(self, rows: Sequence[Row[E]]) -> tuple[Tensor, list[int]]:
+        """Return the slots of some rows, [k], and for each row the place of its own among them."""
         slots = list({row.slot.index: row.slot for row in rows}.values())
         places = {slot.index: place for place, slot in enumerate(slots)}
-        return self._index(slots), torch.tensor([places[row.slot.index] for row in rows], device=self.device)
+        return self._index(slots), [places[row.slot.index] for row in rows]
 
     def _index(self, slots: Sequence[Slot[E]]) -> Tensor:
         return torch.tensor([slot.index for slot in slots], device=self.device)

@@ -63,7 +63,8 @@ def _examples_per_second(
     bank = AdapterBank(pack.layers, slots, rank, device, dtype)
     others = torch.zeros(BUFFERS - 2, *bank.flat.shape, device=device, dtype=dtype)
     index = torch.arange(slots, device=device)
-    trained, owners = bank.take(index, trainable=True), index.repeat_interleave(len(rows))
+    trained = bank.take(index, trainable=True)
+    owners = [slot for slot in range(slots) for _ in rows]
     seconds = 0.0
     # the first pass sets up kernels and memory
     for _ in range(2):

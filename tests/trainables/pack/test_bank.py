@@ -96,7 +96,7 @@ def _outputs(path: Path, slots: list[int], owners: list[int]) -> tuple[torch.Ten
     pack = AdapterPack(model, list(LAYERS), path)
     bank = _bank().take(torch.tensor(slots), trainable=True)
     x = torch.randn(len(owners), 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with pack.use(bank, torch.tensor(owners)):
+    with pack.use(bank, owners):
         y = model(x)
     y.square().sum().backward()
     assert bank.grad is not None
@@ -135,15 +135,15 @@ def test_a_taken_bank_is_a_copy_of_its_slots() -> None:
     assert taken.flat.any() and taken.slots == 2 and taken.grad is None
 
 
-@pytest.mark.parametrize("owners", [None, torch.tensor([0, 1, 2])])
-def test_a_pack_that_kept_some_rows_is_whole_again_after_its_block(owners: torch.Tensor | None) -> None:
+@pytest.mark.parametrize("owners", [None, [0, 1, 2]])
+def test_a_pack_that_kept_some_rows_is_whole_again_after_its_block(owners: list[int] | None) -> None:
     pack, bank = AdapterPack(net(), list(LAYERS)), _bank()
     x = torch.randn(1, 3, INPUTS, dtype=torch.float64)
     with pack.use(bank, owners):
         all_three = pack.model(x.repeat(3, 1, 1))
-        pack.keep(torch.tensor([1, 2, 1]))
+        pack.keep([1, 2, 1])
         torch.testing.assert_close(pack.model(x.repeat(3, 1, 1)), all_three[[1, 2, 1]], rtol=1e-13, atol=1e-13)
-        pack.keep(torch.tensor([1]))
+        pack.keep([1])
         torch.testing.assert_close(pack.model(x), all_three[2:3], rtol=1e-13, atol=1e-13)
     assert pack.bank is None and pack.owners is None and bank.slots == 3
 
@@ -152,10 +152,29 @@ def test_a_pack_that_kept_some_rows_is_whole_again_after_its_block(owners: torch
 def test_rows_that_became_several_stay_with_their_adapter() -> None:
     pack, bank = AdapterPack(net(), list(LAYERS)), _bank()
     x = torch.randn(2, 4, 3, INPUTS, dtype=torch.float64)
-    with pack.use(bank, torch.tensor([2, 0])):
+    with pack.use(bank, [2, 0]):
         together = pack.model(x.flatten(0, 1)).unflatten(0, (2, 4))
         for part in range(4):
             torch.testing.assert_close(together[:, part], pack.model(x[:, part]), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("owners", [None, [0, 0, 2]])
+def test_parts_of_a_batch_get_gradients_for_their_rows_adapters(owners: list[int] | None) -> None:
+    pack, bank = AdapterPack(net(), list(LAYERS)), _bank().take(torch.arange(3), trainable=True)
+    x = torch.randn(3, 3, INPUTS, dtype=torch.float64)
+    picked = [2, 0, 2]
+    with pack.use(bank, owners):
+        whole = pack.model(x)[picked]
+        whole.square().sum().backward()
+        assert bank.grad is not None
+        expected = bank.grad.clone()
+        bank.grad.zero_()
+        with pack.rows(picked):
+            part = pack.model(x[picked])
+            part.square().sum().backward()
+        assert pack.owners == owners
+    torch.testing.assert_close(part, whole, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(bank.grad, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_adapters_in_float32_on_a_bfloat16_base_compute_as_pefts_do() -> None:
@@ -169,7 +188,7 @@ def test_adapters_in_float32_on_a_bfloat16_base_compute_as_pefts_do() -> None:
         assert layer.lora_A.default.weight.dtype == torch.float32
         layer.lora_A.default.weight.data, layer.lora_B.default.weight.data = a.float(), b.float()
     x = torch.randn(2, 3, INPUTS, dtype=torch.bfloat16)
-    with pack.use(bank, torch.tensor([0, 0])):
+    with pack.use(bank, [0, 0]):
         assert torch.equal(pack.model(x), model(x))
 
 
