@@ -10,7 +10,8 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
     tuned        PEFT once on a resident base, the adapter's weights reset for each task, fused AdamW, no copy
     packed-S     the pack engine with S slots
     packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; as in a
-                 pool, they take tasks as slots become free, none more than its part of those left
+                 pool, they take tasks as slots become free, none more than its part of those left, and have
+                 `TRAINING_ENVIRONMENT`
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
 that ratios hold on a machine whose speed drifts. A warm-up group is not counted. ``loss_difference`` is the largest
@@ -39,6 +40,7 @@ from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -55,6 +57,7 @@ from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, load_champion
 from trainables.atomic_lora.workload import ChampionWorkload
+from trainables.environment import TRAINING_ENVIRONMENT
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors
@@ -164,6 +167,10 @@ class Contest:
             ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=given) for _ in range(processes)
         ]
         self._processes += pools
+        with mock.patch.dict(os.environ, TRAINING_ENVIRONMENT):
+            # they start with their first task
+            for pool in pools:
+                pool.submit(os.getpid).result()
 
         def train(task_ids: Sequence[str], tally: Tally) -> None:
             taken.value = 0

@@ -29,11 +29,14 @@ from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
+
+from trainables.environment import TRAINING_ENVIRONMENT
 
 
 def main() -> None:
@@ -101,10 +104,13 @@ def engine_alone(options: list[str], folder: str, processes: int) -> tuple[float
     """Return wall seconds and number of adapters of the jobs in plain processes without Ray, their start included.
 
     As in the pool there is a process for each core, unless ``processes`` says otherwise; they share the cores' threads,
-    and each gets every so-manyth job beforehand.
+    and each gets every so-manyth job beforehand. Their environment is that of a sweep's processes.
     """
     started = time.perf_counter()
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with (
+        mock.patch.dict(os.environ, TRAINING_ENVIRONMENT),
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+    ):
         shares = [pool.submit(_train, options, folder, part, processes) for part in range(processes)]
         adapters = sum(share.result() for share in shares)
     return time.perf_counter() - started, adapters

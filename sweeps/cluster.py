@@ -27,6 +27,7 @@ import ray
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
+from trainables.environment import TRAINING_ENVIRONMENT
 from trainables.errors import InputError
 
 # the label that autoscalers, Ray's own and KubeRay's, put on every node, the head included
@@ -46,6 +47,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    **TRAINING_ENVIRONMENT,
 }
 
 

@@ -255,7 +255,8 @@ class ChampionWorkload(ArcWorkload):
         """Return the context vectors [N, C]; a pair that several rows of an adapter show is read once."""
         shown: dict[tuple[int, Hashable], int] = {}
         # for each distinct pair, a row that shows it
-        pairs, showing = [], []
+        pairs: list[Pair] = []
+        showing: list[int] = []
         places = np.full((len(rows), CONTEXT_PAIRS), -1, dtype=np.int64)
         owners = self.pack.owners_of(range(len(rows))) or [0] * len(rows)
         for row, (owner, example) in enumerate(zip(owners, rows, strict=True)):

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 
 from trainables.arc import COLOURS, PAD, Example, Pair
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.loss import row_losses
-from trainables.atomic_lora.model import Champion, GridBatch, load_champion, save_champion
+from trainables.atomic_lora.model import Champion, GridBatch, attend_by_products, load_champion, save_champion
 from trainables.errors import InputError
 
 TINY = ChampionConfig(
@@ -151,6 +152,21 @@ def test_rows_are_bitwise_independent() -> None:
     after = model(batch)
     assert torch.equal(before[[0, 2, 3]], after[[0, 2, 3]])
     assert not torch.equal(before[1], after[1])
+
+
+@pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (False, True)])
+def test_attention_by_products_equals_the_fused_kernel(causal: bool, masked: bool) -> None:
+    q, k, v = (torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    mask[1, ..., 3:] = False
+    given = mask if masked else None
+    mine = attend_by_products(q, k, v, given, causal)
+    fused = F.scaled_dot_product_attention(q, k, v, attn_mask=given, is_causal=causal)
+    torch.testing.assert_close(mine, fused)
+    grad = torch.randn_like(fused)
+    for one, other in zip(torch.autograd.grad(mine, (q, k, v), grad), torch.autograd.grad(fused, (q, k, v), grad),
+                          strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other)
 
 
 def test_no_context_gives_a_zero_context_vector() -> None:

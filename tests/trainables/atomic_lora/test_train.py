@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from trainables.arc import EOS, ROW_END, Task, load_tasks, test_examples, training_examples
+from trainables.arc import EOS, ROW_END, Example, Task, load_tasks, test_examples, training_examples
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.decoding import grid_metrics
@@ -200,6 +200,46 @@ def _bank(workload: ChampionWorkload, slots: int, size: float) -> AdapterBank:
             slot, {n: (a, size * torch.randn(b.shape, generator=generator)) for n, (a, b) in factors.items()}, 2.0
         )
     return bank
+
+
+def test_what_is_kept_and_shared_changes_neither_losses_nor_gradients(
+    workload: ChampionWorkload, tasks: Mapping[str, Task], smallest: list[str]
+) -> None:
+    # two adapters on one task, so that only their weights tell their context pairs apart
+    examples = [training_examples(tasks[smallest[i]], 4, 0, 1, tasks[smallest[i]].train) for i in (0, 1)]
+    rows, owners = [*examples[0], *examples[1], *examples[0]], [0] * 4 + [2] * 4 + [1] * 4
+    found = []
+    for prefixed in (True, True, False):
+        workload.prefixed = prefixed
+        bank = _bank(workload, 3, 1.0).take(torch.arange(3), trainable=True)
+        with workload.pack.use(bank, owners):
+            losses = workload.losses(rows)
+        losses.sum().backward()
+        assert bank.grad is not None and bank.grad.any(1).all()
+        found.append((losses.detach(), bank.grad))
+    assert not torch.allclose(found[0][0][:4], found[0][0][8:], rtol=1e-3)
+    for losses, grad in found[:2]:
+        torch.testing.assert_close(losses, found[2][0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(grad, found[2][1], rtol=1e-3, atol=1e-4)
+
+
+def test_rows_without_solved_pairs_have_no_context(workload: ChampionWorkload, tasks: Mapping[str, Task]) -> None:
+    rows = [Example((), pair) for pair in tasks["25ff71a9"].train[:2]]
+    kept = workload.losses(rows)
+    workload.prefixed = False
+    torch.testing.assert_close(kept, workload.losses(rows), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "prefixed"),
+    [(("linear1",), True), (("cross_attention.q_proj",), True), (("q_proj",), False), (("all-linear",), False)],
+)
+def test_outputs_are_kept_only_where_no_adapter_changes_them(
+    tasks: Mapping[str, Task], tmp_path: Path, targets: tuple[str, ...], prefixed: bool
+) -> None:
+    base = Base(_champion(), TINY, "0" * 16)
+    workload = ChampionWorkload(base, "tiny", tasks, Folder(tmp_path), targets, bf16=False)
+    assert workload.prefixed is prefixed
 
 
 @torch.no_grad()
