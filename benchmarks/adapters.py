@@ -14,8 +14,8 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
                  `TRAINING_ENVIRONMENT`
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
-that ratios hold on a machine whose speed drifts. A warm-up group is not counted. ``loss_difference`` is the largest
-difference between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order.
+that ratios hold on a machine whose speed drifts. Eight other tasks come first and are not counted. The loss difference
+is the largest between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order.
 
 The floor is the time that the operations of ``tuned`` (matrix products, and attention where PyTorch counts it, which is
 on GPUs) would take at the device's peak: from data sheets for the GPUs in ``PEAK_FLOPS``, else the best of six products
@@ -375,8 +375,9 @@ def main() -> None:
     # every group holds neighbours in size, as the slots of a sweep do
     size = -(-len(chosen) // args.groups)
     groups = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    others = spread({task_id: tasks[task_id] for task_id in tasks if task_id not in chosen} or tasks, 8)
     for contender in contenders.values():
-        contender(chosen[-2:], Tally())
+        contender(others, Tally())
     tallies = {name: Tally() for name in contenders}
     for number, group in enumerate(groups):
         names = list(contenders)

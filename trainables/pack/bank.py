@@ -12,6 +12,7 @@ LoRA is from Hu et al. (2021), "LoRA: Low-Rank Adaptation of Large Language Mode
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,9 @@ from torch.nn import functional as F
 
 from trainables.errors import InputError, did_you_mean
 
-Path = Literal["bmm", "loop"]
+Path = Literal["bmm", "runs", "loop"]
+# rows start to end of a batch, which belong to one slot: (slot, start, end)
+Run = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,53 @@ class PackedLoRALinear(nn.Module):
             hidden = torch.bmm(packed.to(a.dtype), a.transpose(1, 2)) * scale[:, None, None]
             return (y + torch.bmm(hidden, b.transpose(1, 2)).view_as(y)).to(y.dtype)
         packed = packed.to(torch.get_autocast_dtype(x.device.type)) if autocast else packed
-        y = _PackedLinear.apply(packed, self.base.weight, self.base.bias, a, b, scale, owners)
+        if self.pack.path == "runs" and self.pack.runs is not None:
+            y = _LinearOfRuns.apply(packed, self.base.weight, self.base.bias, a, b, scale, self.pack.runs)
+        else:
+            y = _PackedLinear.apply(packed, self.base.weight, self.base.bias, a, b, scale, owners)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class _LinearOfRuns(torch.autograd.Function):
+    """x W^T + bias + scale (x A^T) B^T with a product for each run of rows of one adapter.
+
+    On CPUs products of many small matrices are slower than a few larger ones, and each of their many shapes needs a
+    kernel of its own.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: Tensor,
+        runs: Sequence[Run],
+    ) -> Tensor:  # fmt: skip
+        """x [N, T, I], weight [O, I], bias [O], a [S, R, I], b [S, O, R], scale [S] -> [N, T, O]."""
+        ctx.dtype, ctx.runs = a.dtype, runs
+        x = x.contiguous()
+        scaled = (b * scale[:, None, None]).to(x.dtype)
+        weight, a = weight.to(x.dtype), a.to(x.dtype)
+        y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        hidden = x.new_empty(*x.shape[:2], a.shape[1])  # [N, T, R]
+        for slot, start, end in runs:
+            part = hidden[start:end].flatten(0, 1)
+            torch.mm(x[start:end].flatten(0, 1), a[slot].t(), out=part)
+            y[start:end].flatten(0, 1).addmm_(part, scaled[slot].t())
+        ctx.save_for_backward(x, weight, a, scaled, scale, hidden)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, a, scaled, scale, hidden = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_x = torch.matmul(grad, weight) if ctx.needs_input_grad[0] else None
+        grad_a, grad_b = (t.new_zeros(t.shape, dtype=ctx.dtype) for t in (a, scaled))
+        for slot, start, end in ctx.runs:
+            of_y = grad[start:end].flatten(0, 1)
+            of_hidden = torch.mm(of_y, scaled[slot])
+            grad_a[slot] += torch.mm(of_hidden.t(), x[start:end].flatten(0, 1))
+            grad_b[slot] += torch.mm(of_y.t(), hidden[start:end].flatten(0, 1))
+            if grad_x is not None:
+                grad_x[start:end].flatten(0, 1).addmm_(of_hidden, a[slot])
+        return grad_x, None, None, grad_a, grad_b * scale[:, None, None], None, None
 
 
 class _PackedLinear(torch.autograd.Function):
@@ -222,24 +270,28 @@ class AdapterPack:
     Args:
         model: The frozen base; its chosen ``nn.Linear`` layers are wrapped in place.
         target_modules: Names, or dotted endings of names, of layers to adapt; ``all-linear`` for every one.
-        path: ``bmm`` computes all slots at once; ``loop`` one slot after another, the oracle that tests compare with.
+        path: ``bmm`` computes all rows at once, ``runs`` neighbours of one adapter together (the default on CPUs), and
+            ``loop`` one row after another, the oracle that tests compare with.
 
     Attributes:
         layers: (in features, out features) of the wrapped layers by name.
         bank: The bank in use, or None for the bare base.
         owners: Slot of the bank that each row of the batch belongs to, N of them; None: row i belongs to slot i.
         owner_index: The same on the bank's device, int64 [N].
+        runs: The same as runs of neighbours.
 
     Raises:
         InputError: If a target names no linear layer of the model.
     """
 
-    def __init__(self, model: nn.Module, target_modules: Sequence[str], path: Path = "bmm") -> None:
+    def __init__(self, model: nn.Module, target_modules: Sequence[str], path: Path | None = None) -> None:
         self.model = model
-        self.path = path
+        cpu = next(model.parameters()).device.type == "cpu"
+        self.path: Path = path or ("runs" if cpu else "bmm")
         self.bank: AdapterBank | None = None
         self.owners: list[int] | None = None
         self.owner_index: Tensor | None = None
+        self.runs: list[Run] | None = None
         head = getattr(model, "get_output_embeddings", lambda: None)()
         # as in PEFT, ``all-linear`` leaves the output head of a language model alone
         spared = head if list(target_modules) == ["all-linear"] else None
@@ -272,12 +324,12 @@ class AdapterPack:
     @contextmanager
     def use(self, bank: AdapterBank | None, owners: Sequence[int] | None = None) -> Iterator[None]:
         """Apply ``bank`` to the batches within the block, whose rows belong to the slots ``owners``."""
-        before = self.bank, self.owners, self.owner_index
+        before = self.bank, self.owners, self.owner_index, self.runs
         self._set(bank, owners)
         try:
             yield
         finally:
-            self.bank, self.owners, self.owner_index = before
+            self.bank, self.owners, self.owner_index, self.runs = before
 
     @contextmanager
     def rows(self, rows: Sequence[int]) -> Iterator[None]:
@@ -298,10 +350,21 @@ class AdapterPack:
         return list(rows) if self.owners is None else [self.owners[row] for row in rows]
 
     def _set(self, bank: AdapterBank | None, owners: Sequence[int] | None) -> None:
-        self.bank, self.owners, self.owner_index = bank, None, None
+        self.bank, self.owners, self.owner_index, self.runs = bank, None, None, None
         if bank is not None and owners is not None:
             self.owners = list(owners)
             self.owner_index = torch.tensor(self.owners, device=bank.flat.device)
+            self.runs = runs_of(self.owners)
+
+
+def runs_of(owners: Sequence[int]) -> list[Run]:
+    """Return the runs of equal owners."""
+    runs, start = [], 0
+    for owner, rows in itertools.groupby(owners):
+        end = start + sum(1 for _ in rows)
+        runs.append((owner, start, end))
+        start = end
+    return runs
 
 
 def matching(names: Mapping[str, object], targets: Sequence[str]) -> list[str]:

@@ -103,19 +103,21 @@ def _outputs(path: Path, slots: list[int], owners: list[int]) -> tuple[torch.Ten
     return y.detach(), bank.grad
 
 
+@pytest.mark.parametrize("path", ["bmm", "runs"])
 @pytest.mark.parametrize(
     ("slots", "owners"), [([0, 1, 2], [0, 0, 1, 1, 2, 2]), ([0, 2], [1, 0, 1, 1]), ([2, 1], [0, 1]), ([0, 1, 2], [2])]
 )
-def test_loop_path_equals_bmm_path(slots: list[int], owners: list[int]) -> None:
+def test_all_paths_equal_the_loop(path: Path, slots: list[int], owners: list[int]) -> None:
     loop, loop_grad = _outputs("loop", slots, owners)
-    bmm, bmm_grad = _outputs("bmm", slots, owners)
-    torch.testing.assert_close(bmm, loop, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(bmm_grad, loop_grad, rtol=1e-12, atol=1e-12)
+    batched, grad = _outputs(path, slots, owners)
+    torch.testing.assert_close(batched, loop, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(grad, loop_grad, rtol=1e-12, atol=1e-12)
 
 
-def test_each_row_sees_its_own_adapter_alone() -> None:
+@pytest.mark.parametrize("path", ["bmm", "runs"])
+def test_each_row_sees_its_own_adapter_alone(path: Path) -> None:
     owners = [2, 0, 1, 1, 0, 2]
-    y, _ = _outputs("bmm", [0, 1, 2], owners)
+    y, _ = _outputs(path, [0, 1, 2], owners)
     x = torch.randn(6, 3, INPUTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for slot in range(3):
         model: Any = get_peft_model(net(), LoraConfig(r=slot + 1, lora_alpha=2 + slot, target_modules=list(LAYERS)))
