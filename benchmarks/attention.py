@@ -4,8 +4,8 @@ and a softmax in bfloat16, which is `trainables.atomic_lora.model.attend_by_prod
     python benchmarks/attention.py --threads 1
 
 Shapes of the Champion's context encoder (8 heads of 4, forward alone in an adapter's training) and of its encoder and
-decoder (4 heads of 40), about 4,000 tokens each, the last fifth of the keys masked. Milliseconds, best of 5; the error is that of the
-outputs against float64, relative to their norm.
+decoder (4 heads of 40), about 4,000 tokens each, the last fifth of the keys masked. Milliseconds, best of 5; errors are
+those of the outputs against float64, relative to their norm.
 """
 
 from __future__ import annotations
