@@ -23,9 +23,9 @@ from trainables.pack.engine import PackEngine
 from trainables.pack.probe import probe_slots
 from trainables.precision import has_fast_bf16
 
-# adapters in training at once where nobody says otherwise: on a CPU 8 to 32 are as fast (benchmarks/README.md); on a
-# GPU as many as a timing finds, at most this many
-CPU_SLOTS, CUDA_SLOTS = 16, 256
+# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md), and a
+# trial's process takes seconds to start; on a GPU as many as a timing finds, at most this many
+CPU_SLOTS, CUDA_SLOTS = 8, 256
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 16
 
