@@ -385,7 +385,7 @@ def main() -> None:
             measure(name, contenders[name], group, tallies[name])
     contest.close()
     packs = [name for name in contenders if name.startswith("packed") and "x" not in name]
-    operators = profiled(contenders[packs[-1]], chosen) if args.profile and packs else None
+    operators = profiled(contenders[packs[-1]], others) if args.profile and packs else None
     with FlopCounterMode(display=False) as counter:
         contest.tuned(chosen, Tally())
     flops, peak = counter.get_total_flops(), peak_flops(args.device, contest.bf16)
