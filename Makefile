@@ -23,7 +23,7 @@ demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, with
 	$(BIN)/python sweeps/atomic_lora.py --preset demo
 
 test: $(STAMP) ## run all tests, the slow ones included
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest
 
 check: $(STAMP) ## lint, formatting and types
 	$(BIN)/ruff check .

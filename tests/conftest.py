@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 # before torch and Ray are imported, and inherited by the processes that tests start
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -25,15 +24,8 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
-# tests that start clusters, servers and browsers: one after another, for they share ports and the machine
-ALONE = ("sweeps", "dashboards", "docs")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give one process of ``-n`` all tests in `ALONE`; skip those marked ``gpu`` where torch finds no CUDA device."""
-    for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in ALONE:
-            item.add_marker(pytest.mark.xdist_group("alone"))
+    """Skip the tests marked ``gpu`` where torch finds no CUDA device."""
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return
