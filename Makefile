@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench
+.PHONY: help setup demo test test-alone test-rest check fix bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -23,7 +23,14 @@ demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, with
 	$(BIN)/python sweeps/atomic_lora.py --preset demo
 
 test: $(STAMP) ## run all tests, the slow ones included
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-alone test-rest
+
+# what starts clusters, servers and browsers waits most of its time, so the other tests run meanwhile
+test-alone: $(STAMP)
+	$(BIN)/python -m pytest --ignore tests/trainables
+
+test-rest: $(STAMP)
+	$(BIN)/python -m pytest tests/trainables
 
 check: $(STAMP) ## lint, formatting and types
 	$(BIN)/ruff check .
