@@ -161,7 +161,7 @@ def test_json_lists_become_tuples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "device", "number"), [("auto", "cpu", 16), ("auto", "cuda:0", 256), (3, "cpu", 3), ("5", "cpu", 5)]
+    ("slots", "device", "number"), [("auto", "cpu", 8), ("auto", "cuda:0", 256), (3, "cpu", 3), ("5", "cpu", 5)]
 )
 def test_slots(slots: int | str, device: str, number: int) -> None:
     assert choose_slots(slots, device) == number
