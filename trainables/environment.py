@@ -4,8 +4,9 @@ from __future__ import annotations
 
 _MALLOC = {
     "hugetlb": 1,  # large pages, where the kernel lets programs ask for them
-    "mmap_max": 0,  # what is freed is kept: a step's tensors come again, and touching fresh pages costs more than
-    "trim_threshold": 2**40,  # computing on them
+    # what is freed is kept: a step's tensors come again, and fresh pages cost more than computing on them
+    "mmap_max": 0,
+    "trim_threshold": 2**40,
     "top_pad": 64 * 2**20,
     "arena_max": 1,  # a training loop may run in another thread than the main one
 }
