@@ -294,12 +294,12 @@ class Champion(nn.Module):
             x = layer(x, mask)
         return self.encoder_norm(x)
 
-    def write(self, x: Tensor, memory: Tensor, mask: Tensor, context: Tensor) -> Tensor:
-        """What `begin_target` gave [N, U, D], memory, its mask and context [N, C] -> logits [N, U, vocabulary]."""
+    def write(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """What `begin_target` gave [N, U, D], memory and its mask -> the decoder's output [N, U, D]."""
         x = cast(DecoderLayer, self.decoder[0]).read(x, memory, mask)
         for layer in self.decoder[1:]:
             x = layer(x, memory, mask)
-        return self.read_out(x, context)
+        return x
 
     def read_out(self, x: Tensor, context: Tensor) -> Tensor:
         """Decoder output [N, U, D] and context vector [N, C] -> logits [N, U, vocabulary]."""
@@ -309,7 +309,8 @@ class Champion(nn.Module):
     def forward(self, batch: GridBatch) -> Tensor:
         """Return teacher-forced logits [N, U, vocabulary] for ``batch.target``."""
         memory, mask = self.encode(batch.source)
-        return self.write(self.begin_target(batch.target), memory, mask, self.context_encoder(batch.context))
+        written = self.write(self.begin_target(batch.target), memory, mask)
+        return self.read_out(written, self.context_encoder(batch.context))
 
     def start_cache(self, source: Tensor, length: int) -> list[LayerCache]:
         """Return the caches for decoding up to ``length`` tokens from ``source`` [N, 3, T]."""

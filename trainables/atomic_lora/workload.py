@@ -244,39 +244,55 @@ class ChampionWorkload(ArcWorkload):
             with self._autocast():
                 return self.model(batch), batch.target[:, 0]
         target = padded([grid_sequence(row.query.output)[:1] for row in rows], MULTIPLE)
+        owners = self.pack.owners_of(range(len(rows))) or [0] * len(rows)
         with self._autocast():
-            source, real = self.sources.get([row.query.input for row in rows])
-            begun, _ = self.targets.get([row.query.output for row in rows])
-            mask = real[:, None, None]
-            logits = self.model.write(begun, self.model.remember(source, mask), mask, self._context(rows))
+            written = self._write(rows, owners)
+            logits = self.model.read_out(written, self._context(rows, owners))
         return logits, to_device(target[:, 0], self.device)
 
-    def _context(self, rows: Sequence[Example]) -> Tensor:
+    def _write(self, rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
+        """Return the decoder's outputs [N, U, D]; a query that several rows of an adapter have is computed once."""
+        first, places = distinct([(owner, pair_key(row.query)) for owner, row in zip(owners, rows, strict=True)])
+        queries = [rows[i].query for i in first]
+        source, real = self.sources.get([query.input for query in queries])
+        begun, _ = self.targets.get([query.output for query in queries])
+        mask = real[:, None, None]
+        with self.pack.rows(first):
+            written = self.model.write(begun, self.model.remember(source, mask), mask)
+        return written if len(first) == len(rows) else written[to_device(np.array(places), self.device)]
+
+    def _context(self, rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
         """Return the context vectors [N, C]; a pair that several rows of an adapter show is read once."""
-        shown: dict[tuple[int, Hashable], int] = {}
-        # for each distinct pair, a row that shows it
-        pairs: list[Pair] = []
-        showing: list[int] = []
-        places = np.full((len(rows), CONTEXT_PAIRS), -1, dtype=np.int64)
-        owners = self.pack.owners_of(range(len(rows))) or [0] * len(rows)
-        for row, (owner, example) in enumerate(zip(owners, rows, strict=True)):
-            for i, pair in enumerate(example.context[:CONTEXT_PAIRS]):
-                key = owner, pair_key(pair)
-                if key not in shown:
-                    shown[key] = len(pairs)
-                    pairs.append(pair)
-                    showing.append(row)
-                places[row, i] = shown[key]
-        if not pairs:
+        shown = [
+            (row, place, pair)
+            for row, example in enumerate(rows)
+            for place, pair in enumerate(example.context[:CONTEXT_PAIRS])
+        ]
+        if not shown:
             return torch.zeros(len(rows), self.model.context_encoder.width, device=self.device)
-        x, real = self.pairs.get(pairs)
-        with self.pack.rows(showing):
+        first, places = distinct([(owners[row], pair_key(pair)) for row, _, pair in shown])
+        x, real = self.pairs.get([shown[i][2] for i in first])
+        with self.pack.rows([shown[i][0] for i in first]):
             means = self.model.context_encoder.finish(x, real)
-        index = to_device(places, self.device)
+        table = np.full((len(rows), CONTEXT_PAIRS), -1, dtype=np.int64)
+        for (row, place, _), i in zip(shown, places, strict=True):
+            table[row, place] = i
+        index = to_device(table, self.device)
         return mean_of_pairs(means[index.clamp_min(0)], index >= 0)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
+    """Return the index of the first of all equal keys, for each distinct one, and each key's place among these."""
+    places: dict[Hashable, int] = {}
+    first: list[int] = []
+    for i, key in enumerate(keys):
+        if key not in places:
+            places[key] = len(first)
+            first.append(i)
+    return first, [places[key] for key in keys]
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:

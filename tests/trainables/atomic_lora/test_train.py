@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,9 @@ def test_what_is_kept_and_shared_changes_neither_losses_nor_gradients(
 ) -> None:
     # two adapters on one task, so that only their weights tell their context pairs apart
     examples = [training_examples(tasks[smallest[i]], 4, 0, 1, tasks[smallest[i]].train) for i in (0, 1)]
-    rows, owners = [*examples[0], *examples[1], *examples[0]], [0] * 4 + [2] * 4 + [1] * 4
+    # and a query that comes again, beside other pairs
+    again = replace(examples[0][1], context=())
+    rows, owners = [*examples[0], *examples[1], *examples[0], again], [0] * 4 + [2] * 4 + [1] * 5
     found = []
     for prefixed in (True, True, False):
         workload.prefixed = prefixed
@@ -217,7 +220,8 @@ def test_what_is_kept_and_shared_changes_neither_losses_nor_gradients(
         losses.sum().backward()
         assert bank.grad is not None and bank.grad.any(1).all()
         found.append((losses.detach(), bank.grad))
-    assert not torch.allclose(found[0][0][:4], found[0][0][8:], rtol=1e-3)
+    assert not torch.allclose(found[0][0][:4], found[0][0][8:12], rtol=1e-3)
+    assert not torch.isclose(found[0][0][9], found[0][0][12], rtol=1e-3)
     for losses, grad in found[:2]:
         torch.testing.assert_close(losses, found[2][0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(grad, found[2][1], rtol=1e-3, atol=1e-4)
