@@ -61,7 +61,7 @@ from trainables.environment import TRAINING_ENVIRONMENT
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors
-from trainables.pack.batching import COSTS, padded_tokens
+from trainables.pack.batching import BatchCost
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation
 from trainables.precision import has_fast_bf16
@@ -131,9 +131,7 @@ class Contest:
         """Return the contender that trains ``slots`` tasks at once."""
         if slots not in self._engines:
             workload = self._workload()
-            self._engines[slots] = PackEngine(
-                workload.pack, workload, slots, self.config["rank"], cost=COSTS[self.device]
-            )
+            self._engines[slots] = PackEngine(workload.pack, workload, slots, self.config["rank"], cost=workload.cost)
 
         def train(task_ids: Sequence[str], tally: Tally) -> None:
             self.run(slots, ListQueue(map(self.job, task_ids)), tally)
@@ -234,7 +232,7 @@ class Contest:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             logits = model(batch)
         if tally is not None:
-            tally.padded_tokens += padded_tokens([padded_lengths(row) for row in rows])
+            tally.padded_tokens += BatchCost().tokens([padded_lengths(row) for row in rows], [0] * len(rows))
         total, count = row_losses(logits, batch.target[:, 0])
         return total.sum() / count.sum()
 

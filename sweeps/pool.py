@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ray
 import ray.tune
 from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.adapter_pool import AdapterPool, PoolError, PoolLoop
@@ -40,7 +41,7 @@ CANCEL_S, DRAIN_S = 120.0, 8.0
 # Tune gives a trial that waits for its new process to a process that just became free, ends the new one and starts
 # another for the next trial: with short trials that goes on for ever, seconds of CPU each time. So the first trials are
 # answered when all their processes are there, or after this time
-GATE_S = 60.0
+GATE_S = 180.0
 # of a trial's results: what schedulers, searchers and Tune itself look at
 KEPT = {"epoch", "eval_loss", "done", "training_iteration", "trial_id", "pid", "node_ip"}
 
@@ -78,6 +79,33 @@ class PoolTrial(ray.tune.Trainable):
     def step(self) -> dict[str, Any]:
         answer: dict[str, Any] = ray.get(self._broker.next_rung.remote(self.trial_id))
         return answer
+
+
+class UnitSearch(Searcher):
+    """Gives Tune the units in turn, each when it may begin: a grid of all of them is copied for every trial.
+
+    Args:
+        first_jobs: The first job of each unit.
+    """
+
+    def __init__(self, first_jobs: Sequence[Job]) -> None:
+        super().__init__()
+        self._units = enumerate(first_jobs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles searchers for Tuner.restore, which is not used
+        return UnitSearch, ([],)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        unit, job = next(self._units, (None, None))
+        return Searcher.FINISHED if job is None else {"unit": unit, "task_id": job.task_id, "trial_id": job.trial_id}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        # for Tuner.restore as well
+        pass
 
 
 def run_pool_sweep(
@@ -151,12 +179,8 @@ def run_pool_sweep(
     space = dict(param_space or {})
     space["broker"] = (name, ray.get_runtime_context().namespace)
     if make_jobs is None:
-        jobs = [unit[0] for unit in units]
-        space["unit"] = ray.tune.grid_search(list(range(len(units))))
-        space["task_id"] = ray.tune.sample_from(lambda spec: jobs[spec["config"]["unit"]].task_id)
-        space["trial_id"] = ray.tune.sample_from(lambda spec: jobs[spec["config"]["unit"]].trial_id)
-        num_samples = 1
-    first_trials = min(max_concurrent, num_samples if make_jobs else len(units))
+        searcher, num_samples = UnitSearch([unit[0] for unit in units]), len(units)
+    first_trials = min(max_concurrent, num_samples)
     driver = _Driver(
         broker, units, make_jobs, scheduler, on_reports, on_counts, on_trial_done, should_stop, lookahead, first_trials
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +49,23 @@ class GridBatch:
         return GridBatch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
 
+@dataclass(frozen=True)
+class Group:
+    """Rows of equal lengths, one after another in a tensor of tokens, that attention takes together.
+
+    Attributes:
+        rows: n.
+        queries: U, tokens of each row.
+        keys: T, tokens of what each row attends to.
+        mask: bool [n, T], True: may attend; None: to all.
+    """
+
+    rows: int
+    queries: int
+    keys: int
+    mask: Tensor | None = None
+
+
 class Attention(nn.Module):
     """Multi-head attention with separate projections, over `scaled_dot_product_attention`."""
 
@@ -60,30 +77,43 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def split(self, x: Tensor) -> Tensor:
-        """[N, T, D] -> [N, heads, T, D / heads]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """[n * T, D] -> [n, heads, T, D / heads]."""
+        return x.unflatten(0, (rows, -1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values [N, heads, T, D / heads] of ``x`` [N, T, D]."""
-        return self.split(self.k_proj(x)), self.split(self.v_proj(x))
+        """Return keys and values, each [tokens, D], of ``x`` [tokens, D]."""
+        return self.k_proj(x), self.v_proj(x)
 
-    def attend(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
-    ) -> Tensor:
-        """Attend from x [N, U, D] to keys and values; ``mask``, True: may attend, broadcasts to [N, heads, U, T]."""
-        queries = self.split(self.q_proj(x))
-        if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and x.shape[1] > 1:
-            y = attend_by_products(queries, keys, values, mask, causal)
-        else:
-            y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, groups: Sequence[Group], causal: bool = False) -> Tensor:
+        """Attend within groups: x [sum of n U, D], keys and values [sum of n T, D] -> [sum of n U, D]."""
+        queries = self.q_proj(x).split([group.rows * group.queries for group in groups])
+        sizes = [group.rows * group.keys for group in groups]
+        parts = []
+        for group, q, k, v in zip(groups, queries, keys.split(sizes), values.split(sizes), strict=True):
+            mask = None if group.mask is None else group.mask[:, None, None]
+            q, k, v = (self.split(t, group.rows) for t in (q, k, v))
+            y = attend(q, k, v, mask, causal)
+            parts.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.out_proj(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def look_up(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend from one token of each row, x [N, D], to keys and values [N, heads, T, D / heads]."""
+        y = attend(self.split(self.q_proj(x), len(x)), keys, values, mask)
+        return self.out_proj(y.flatten(1))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention [N, heads, U, D / heads]; ``mask``, True: may attend, is [N, 1, 1, T]."""
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and queries.shape[2] > 1:
+        return attend_by_products(queries, keys, values, mask, causal)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
 
 
 def attend_by_products(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Scaled dot-product attention as two products and a softmax, [N, heads, U, D / heads].
+    """The same as two products and a softmax.
 
     On CPUs this is two to three times as fast in bfloat16 as the fused kernel up to some 256 tokens with heads of 40,
     and about as fast above (benchmarks/attention.py). Scores are stored, and rounded to bfloat16.
@@ -96,7 +126,8 @@ def attend_by_products(
     if mask is not None:
         allowed = mask.expand(rows, heads, 1, -1).flatten(0, 1)
         bias = bias.expand(len(allowed), -1, -1).masked_fill(~allowed, -torch.inf)
-    scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=width**-0.5)
+    biased = causal or mask is not None
+    scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), beta=int(biased), alpha=width**-0.5)
     return torch.bmm(scores.softmax(-1), values).unflatten(0, (rows, heads))
 
 
@@ -111,14 +142,14 @@ class EncoderLayer(nn.Module):
         self.linear1 = nn.Linear(width, feedforward)
         self.linear2 = nn.Linear(feedforward, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [N, T, D]; mask [N, 1, 1, T], False at padding."""
-        return self.feed(self.attend(x, mask))
+    def forward(self, x: Tensor, groups: Sequence[Group]) -> Tensor:
+        """x [tokens, D]."""
+        return self.feed(self.attend(x, groups))
 
-    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, x: Tensor, groups: Sequence[Group]) -> Tensor:
         """The layer's first half."""
         y = self.norm1(x)
-        return x + self.self_attention.attend(y, *self.self_attention.keys_values(y), mask=mask)
+        return x + self.self_attention(y, *self.self_attention.keys_values(y), groups)
 
     def feed(self, x: Tensor) -> Tensor:
         """Its second half."""
@@ -138,30 +169,24 @@ class DecoderLayer(nn.Module):
         self.linear1 = nn.Linear(width, feedforward)
         self.linear2 = nn.Linear(feedforward, width)
 
-    def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """x [N, U, D]; memory [N, T, D]; memory_mask [N, 1, 1, T]. Padding at the end of x is hidden by causality."""
-        return self.read(self.attend(x), memory, memory_mask)
-
-    def attend(self, x: Tensor) -> Tensor:
-        """The layer's first part, which does not need the memory."""
+    def attend(self, x: Tensor, groups: Sequence[Group]) -> Tensor:
+        """The layer's first part: x [tokens, D]. Padding at the end of a row is hidden by causality."""
         y = self.norm1(x)
-        return x + self.self_attention.attend(y, *self.self_attention.keys_values(y), causal=True)
+        return x + self.self_attention(y, *self.self_attention.keys_values(y), groups, causal=True)
 
-    def read(self, x: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """The rest of it."""
-        x = x + self.cross_attention.attend(self.norm2(x), *self.cross_attention.keys_values(memory), mask=memory_mask)
+    def read(self, x: Tensor, keys: Tensor, values: Tensor, groups: Sequence[Group]) -> Tensor:
+        """The rest of it: x [tokens of the target, D], keys and values [tokens of the source, D]."""
+        x = x + self.cross_attention(self.norm2(x), keys, values, groups)
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
     def step(self, x: Tensor, cache: LayerCache, length: int) -> Tensor:
-        """Decode one token: x [N, 1, D] at index ``length - 1``; the cache is written in place."""
+        """Decode one token of each row, x [N, D], at index ``length - 1``; the cache is written in place."""
         y = self.norm1(x)
-        key, value = self.self_attention.keys_values(y)
+        key, value = (self.self_attention.split(t, len(x)) for t in self.self_attention.keys_values(y))
         cache.keys[:, :, length - 1 : length] = key
         cache.values[:, :, length - 1 : length] = value
-        x = x + self.self_attention.attend(y, cache.keys[:, :, :length], cache.values[:, :, :length])
-        x = x + self.cross_attention.attend(
-            self.norm2(x), cache.memory_keys, cache.memory_values, mask=cache.memory_mask
-        )
+        x = x + self.self_attention.look_up(y, cache.keys[:, :, :length], cache.values[:, :, :length])
+        x = x + self.cross_attention.look_up(self.norm2(x), cache.memory_keys, cache.memory_values, cache.memory_mask)
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
 
@@ -197,7 +222,7 @@ class Embedding(nn.Module):
         self.register_buffer("position", sinusoids(MAX_SIDE + 1, width // 2), persistent=False)
 
     def forward(self, tokens: Tensor, rows: Tensor, columns: Tensor, roles: Tensor | None = None) -> Tensor:
-        """All [N, T] -> [N, T, D]."""
+        """All [tokens] -> [tokens, D]."""
         x = self.token(tokens) + torch.cat([self.position[rows], self.position[columns]], dim=-1)
         return x + self.role(roles) if self.role is not None else x
 
@@ -223,21 +248,28 @@ class ContextEncoder(nn.Module):
         """[N, K, 4, V] -> [N, D]; a row without any pair gives zeros."""
         pairs = context.flatten(0, 1)  # [N * K, 4, V]
         real = pairs[:, 0] != PAD  # [N * K, V]
-        means = self.finish(self.begin(pairs), real).unflatten(0, context.shape[:2])  # [N, K, D]
-        return mean_of_pairs(means, real.any(1).unflatten(0, context.shape[:2]))
-
-    def begin(self, pairs: Tensor) -> Tensor:
-        """Pairs [P, 4, V] -> [P, V, D], embedded and attended to each other."""
-        real = pairs[:, 0] != PAD  # [P, V]
+        used = real.any(1)
         # a pair that is all padding still needs one key, or its softmax is 0 / 0
-        mask = real | (~real.any(1, keepdim=True))
-        return self.layer.attend(self.embedding(*pairs.unbind(1)), mask[:, None, None])
+        groups = [Group(len(real), real.shape[1], real.shape[1], real | ~used[:, None])]
+        x = self.finish(self.begin(pairs.transpose(0, 1).flatten(1), groups))
+        place = torch.arange(len(pairs), device=x.device)[:, None].expand_as(real)
+        means = mean_of_tokens(x, torch.where(real, place, len(pairs)).flatten(), len(pairs))
+        return mean_of_pairs(means.unflatten(0, context.shape[:2]), used.unflatten(0, context.shape[:2]))
 
-    def finish(self, x: Tensor, real: Tensor) -> Tensor:
-        """What `begin` gave and real [P, V], False at padding -> means over tokens [P, D]."""
-        x = self.norm(self.layer.feed(x))
-        weight = real.to(x.dtype)
-        return (x * weight[..., None]).sum(1) / weight.sum(1).clamp_min(1.0)[:, None]
+    def begin(self, pairs: Tensor, groups: Sequence[Group]) -> Tensor:
+        """Pairs [4, tokens] -> [tokens, D], embedded and attended to each other."""
+        return self.layer.attend(self.embedding(*pairs), groups)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What `begin` gave [tokens, D] -> outputs [tokens, D]."""
+        return self.norm(self.layer.feed(x))
+
+
+def mean_of_tokens(x: Tensor, place: Tensor, count: int) -> Tensor:
+    """Tokens [tokens, D] and the sequence of each, int64 [tokens] -> means [count, D]; without those of ``count``."""
+    sums = x.new_zeros(count + 1, x.shape[-1]).index_add(0, place, x)[:count]
+    tokens = x.new_zeros(count + 1).index_add(0, place, x.new_ones(len(x)))[:count]
+    return sums / tokens.clamp_min(1)[:, None]
 
 
 def mean_of_pairs(means: Tensor, used: Tensor) -> Tensor:
@@ -248,6 +280,8 @@ def mean_of_pairs(means: Tensor, used: Tensor) -> Tensor:
 
 class Champion(nn.Module):
     """The encoder-decoder of the module docstring.
+
+    Its parts work on the tokens of all rows one after another, [tokens, D]; groups say where the rows are.
 
     Args:
         config: Sizes; training settings are not read here.
@@ -271,66 +305,82 @@ class Champion(nn.Module):
         self.join_norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCABULARY)
 
-    def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Source [N, 3, T] -> memory [N, T, D] and its mask [N, 1, 1, T]."""
-        mask = (source[:, 0] != PAD)[:, None, None]
-        return self.remember(self.begin_source(source), mask), mask
+    def begin_source(self, source: Tensor, groups: Sequence[Group]) -> Tensor:
+        """Tokens, rows and columns [3, tokens] -> [tokens, D]: embedding, first encoder layer's self-attention."""
+        return cast(EncoderLayer, self.encoder[0]).attend(self.source_embedding(*source), groups)
 
-    def begin_source(self, source: Tensor) -> Tensor:
-        """Source [N, 3, T] -> [N, T, D]: embedding and self-attention of the first encoder layer."""
-        mask = (source[:, 0] != PAD)[:, None, None]
-        return cast(EncoderLayer, self.encoder[0]).attend(self.source_embedding(*source.unbind(1)), mask)
+    def begin_target(self, target: Tensor, groups: Sequence[Group]) -> Tensor:
+        """Earlier tokens, rows and columns [3, tokens] -> [tokens, D]: embedding, first decoder layer's
+        self-attention."""
+        return cast(DecoderLayer, self.decoder[0]).attend(self.target_embedding(*target), groups)
 
-    def begin_target(self, target: Tensor) -> Tensor:
-        """Target [N, 3, U] -> [N, U, D]: embedding of earlier tokens and self-attention of the first decoder layer."""
-        tokens, rows, columns = target.unbind(1)
-        previous = torch.cat([torch.full_like(tokens[:, :1], BOS), tokens[:, :-1]], dim=1)
-        return cast(DecoderLayer, self.decoder[0]).attend(self.target_embedding(previous, rows, columns))
-
-    def remember(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What `begin_source` gave [N, T, D] and its mask [N, 1, 1, T] -> memory [N, T, D]."""
+    def remember(self, x: Tensor, groups: Sequence[Group]) -> list[tuple[Tensor, Tensor]]:
+        """What `begin_source` gave [tokens, D] -> the keys and values, each [tokens, D], that each decoder layer
+        reads."""
         x = cast(EncoderLayer, self.encoder[0]).feed(x)
         for layer in self.encoder[1:]:
-            x = layer(x, mask)
-        return self.encoder_norm(x)
+            x = layer(x, groups)
+        x = self.encoder_norm(x)
+        return [layer.cross_attention.keys_values(x) for layer in cast(Iterable[DecoderLayer], self.decoder)]
 
-    def write(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """What `begin_target` gave [N, U, D], memory and its mask -> the decoder's output [N, U, D]."""
-        x = cast(DecoderLayer, self.decoder[0]).read(x, memory, mask)
-        for layer in self.decoder[1:]:
-            x = layer(x, memory, mask)
+    def write(
+        self, x: Tensor, memory: Sequence[tuple[Tensor, Tensor]], groups: Sequence[Group], own: Sequence[Group]
+    ) -> Tensor:
+        """What `begin_target` gave [tokens, D] and memory -> the decoder's output [tokens, D].
+
+        Args:
+            x: Of the target's tokens.
+            memory: From `remember`.
+            groups: How the target's rows attend to the source's.
+            own: How they attend to themselves.
+        """
+        for i, layer in enumerate(cast(Iterable[DecoderLayer], self.decoder)):
+            x = layer.read(x if i == 0 else layer.attend(x, own), *memory[i], groups)
         return x
 
     def read_out(self, x: Tensor, context: Tensor) -> Tensor:
-        """Decoder output [N, U, D] and context vector [N, C] -> logits [N, U, vocabulary]."""
-        joined = torch.cat([self.decoder_norm(x), context[:, None].expand(-1, x.shape[1], -1)], dim=-1)
+        """Decoder output [tokens, D] and the context vector of each token's row [tokens, C] -> [tokens, vocabulary]."""
+        joined = torch.cat([self.decoder_norm(x), context], dim=-1)
         return self.head(self.join_norm(F.relu(self.join(joined))))
 
     def forward(self, batch: GridBatch) -> Tensor:
         """Return teacher-forced logits [N, U, vocabulary] for ``batch.target``."""
-        memory, mask = self.encode(batch.source)
-        written = self.write(self.begin_target(batch.target), memory, mask)
-        return self.read_out(written, self.context_encoder(batch.context))
+        real = batch.source[:, 0] != PAD
+        (rows, sources), length = real.shape, batch.target.shape[2]
+        memory = self.encode(batch.source, real)
+        tokens, *positions = batch.target.unbind(1)
+        previous = torch.cat([torch.full_like(tokens[:, :1], BOS), tokens[:, :-1]], dim=1)
+        own = [Group(rows, length, length)]
+        x = self.begin_target(torch.stack([previous, *positions]).flatten(1), own)
+        x = self.write(x, memory, [Group(rows, length, sources, real)], own)
+        context = self.context_encoder(batch.context).repeat_interleave(length, 0)
+        return self.read_out(x, context).unflatten(0, (rows, length))
+
+    def encode(self, source: Tensor, real: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Source [N, 3, T] and bool [N, T], False at padding -> what `remember` gives."""
+        groups = [Group(len(real), real.shape[1], real.shape[1], real)]
+        return self.remember(self.begin_source(source.transpose(0, 1).flatten(1), groups), groups)
 
     def start_cache(self, source: Tensor, length: int) -> list[LayerCache]:
         """Return the caches for decoding up to ``length`` tokens from ``source`` [N, 3, T]."""
-        memory, mask = self.encode(source)
+        real = source[:, 0] != PAD
         caches = []
-        for layer in cast(Iterable[DecoderLayer], self.decoder):
+        layers = cast(Iterable[DecoderLayer], self.decoder)
+        for layer, memory in zip(layers, self.encode(source, real), strict=True):
             # read at every token: worth one copy into the order in which they are read
-            keys, values = (t.contiguous() for t in layer.cross_attention.keys_values(memory))
+            keys, values = (layer.cross_attention.split(t, len(source)).contiguous() for t in memory)
             empty = keys.new_zeros(keys.shape[0], keys.shape[1], length, keys.shape[3])
-            caches.append(LayerCache(empty, empty.clone(), keys, values, mask))
+            caches.append(LayerCache(empty, empty.clone(), keys, values, real[:, None, None]))
         return caches
 
     def step(
         self, previous: Tensor, row: Tensor, column: Tensor, context: Tensor, caches: list[LayerCache], length: int
     ) -> Tensor:
         """Return logits [N, vocabulary] of the token at (row, column), all [N], after ``length - 1`` earlier ones."""
-        x = self.target_embedding(previous[:, None], row[:, None], column[:, None])
+        x = self.target_embedding(previous, row, column)
         for layer, cache in zip(cast(Iterable[DecoderLayer], self.decoder), caches, strict=True):
             x = layer.step(x, cache, length)
-        return self.read_out(x, context)[:, 0]
+        return self.read_out(x, context)
 
     def components(self) -> dict[str, list[nn.Parameter]]:
         """Return all parameters by component, for the component monitor."""

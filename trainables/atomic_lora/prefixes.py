@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.atomic_lora.data import padded
+from trainables.atomic_lora.layout import Layout, to_device
 from trainables.pack.batching import BatchCost, group
 
 T = TypeVar("T")
@@ -25,67 +25,68 @@ class Prefixes(Generic[T]):
     When the buffer is full it is emptied, and fills anew with what is needed then.
 
     Args:
-        begin: Computes the outputs [N, T, D] of padded sequences, int64 [N, C, T].
+        begin: Computes the outputs [tokens, D] of tokens, int64 [C, tokens], which lie as a layout says.
         encode: Turns an item into its sequence, int64 [C, T].
         key: Identifies an item; equal keys mean equal sequences.
+        limit: Bytes to keep, unless a single batch needs more; 0: compute everything whenever it is asked for.
         device: Where to compute and keep them.
-        limit: Bytes to keep, unless a single batch needs more.
-        multiple: Pad sequences to a multiple of this.
         cost: What a batch costs the device; decides which of the items that are not there yet share one.
     """
 
     def __init__(
-        self, begin: Callable[[Tensor], Tensor], encode: Callable[[T], np.ndarray], key: Callable[[T], Hashable],
-        device: torch.device, limit: int, multiple: int = 1, cost: BatchCost | None = None,
+        self, begin: Callable[[Tensor, Layout], Tensor], encode: Callable[[T], np.ndarray],
+        key: Callable[[T], Hashable], limit: int, device: torch.device, cost: BatchCost,
     ) -> None:  # fmt: skip
         self._begin, self._encode, self._key = begin, encode, key
-        self._device, self._limit, self._multiple, self._cost = device, limit, multiple, cost or BatchCost()
+        self._device, self._limit, self._cost = device, limit, cost
         # of each item the first row and the number of rows; row 0 is that of padding
         self._places: dict[Hashable, tuple[int, int]] = {}
         self._buffer: Tensor | None = None
         self._used = 1
 
-    @torch.no_grad()
-    def get(self, items: Sequence[T]) -> tuple[Tensor, Tensor]:
-        """Return the outputs of some items, at least one, [N, T, D], and bool [N, T], False at padding."""
+    def get(self, items: Sequence[T], layout: Layout) -> Tensor:
+        """Return the outputs of some items, at least one, whose tokens lie as a layout says, [tokens, D].
+
+        What padding holds is a number, and means nothing.
+        """
+        if not self._limit:
+            return self._compute([self._encode(item) for item in items], layout)
         keys = [self._key(item) for item in items]
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self._places}
         if missing and not self._add(missing):
             self._places.clear()
             self._used = 1
             self._add(dict(zip(keys, items, strict=True)), grow=True)
-        places = [self._places[key] for key in keys]
-        longest = max(length for _, length in places)
-        rows = np.zeros((len(items), -(-longest // self._multiple) * self._multiple), dtype=np.int64)
-        for row, (start, length) in zip(rows, places, strict=True):
-            row[:length] = np.arange(start, start + length)
-        index = to_device(rows, self._device)
         assert self._buffer is not None
-        return self._buffer.index_select(0, index.flatten()).unflatten(0, index.shape), index > 0
+        index = layout.index([self._places[key][0] for key in keys])
+        return self._buffer.index_select(0, to_device(index, self._device))
 
+    @torch.no_grad()
     def _add(self, items: dict[Hashable, T], grow: bool = False) -> bool:
         """Compute items and put them into the buffer; False where there is no room for them."""
-        keys, sequences = list(items), [self._encode(item) for item in items.values()]
-        lengths = [sequence.shape[1] for sequence in sequences]
+        # those of equal lengths attend together
+        sequences = dict(sorted(((k, self._encode(i)) for k, i in items.items()), key=lambda item: item[1].shape[1]))
+        keys, lengths = list(sequences), [sequence.shape[1] for sequence in sequences.values()]
         end = self._used + sum(lengths)
         if self._buffer is not None and end > len(self._buffer) and not grow:
             return False
         for batch in group([[length] for length in lengths], self._cost):
-            x = self._begin(to_device(padded([sequences[i] for i in batch], self._multiple), self._device))
+            layout = Layout([lengths[i] for i in batch], [0] * len(batch), self._cost.multiple, self._cost.padded)
+            x = self._compute([sequences[keys[i]] for i in batch], layout)
             if self._buffer is None or end > len(self._buffer):
                 room = max(end, self._limit // (x.shape[-1] * x.element_size()))
                 self._buffer = x.new_empty(room, x.shape[-1])
                 self._buffer[0] = 0
-            real = np.concatenate([place * x.shape[1] + np.arange(lengths[i]) for place, i in enumerate(batch)])
-            values = x.flatten(0, 1).index_select(0, to_device(real, self._device))
-            self._buffer[self._used : self._used + len(real)] = values
+            real = layout.rows() < len(batch)
+            values = x.index_select(0, to_device(real.nonzero()[0], self._device))
+            self._buffer[self._used : self._used + len(values)] = values
             for i in batch:
                 self._places[keys[i]] = self._used, lengths[i]
                 self._used += lengths[i]
         return True
 
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Return the array as a tensor on the device; to a GPU it is copied while the host goes on."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    def _compute(self, sequences: Sequence[np.ndarray], layout: Layout) -> Tensor:
+        ends = np.cumsum([sequence.shape[1] for sequence in sequences])
+        # padding repeats the first token
+        tokens = np.concatenate(sequences, axis=1)[:, layout.index([0, *ends[:-1]])]
+        return self._begin(to_device(tokens, self._device), layout)

@@ -18,7 +18,6 @@ from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
 from trainables.context import Run
 from trainables.folder import Folder
 from trainables.jobs import JobQueue
-from trainables.pack.batching import COSTS
 from trainables.pack.engine import PackEngine
 from trainables.pack.probe import probe_slots
 from trainables.precision import has_fast_bf16
@@ -66,7 +65,7 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
         evaluation_slots=max(slots, EVALUATION_SLOTS),
         # as autocast would round them at every token
         evaluation_dtype=torch.bfloat16 if workload.bf16 else torch.float32,
-        cost=COSTS[workload.device.type],
+        cost=workload.cost,
         component=workload.component,
     )
     engine.run(queue)

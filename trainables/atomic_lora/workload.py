@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,28 @@ from trainables.arc import (
     validation_examples,
 )
 from trainables.atomic_lora.config import AdapterConfig
-from trainables.atomic_lora.data import collate, example_tokens, grid_sequence, padded, padded_lengths, pair_sequence
+from trainables.atomic_lora.data import (
+    example_tokens,
+    grid_sequence,
+    padded,
+    pair_sequence,
+    pair_tokens,
+    target_sequence,
+)
 from trainables.atomic_lora.decoding import generate, grid_metrics
 from trainables.atomic_lora.evaluation import mean_metrics
+from trainables.atomic_lora.layout import Layout, attention_groups, to_device
 from trainables.atomic_lora.loss import cell_hits, row_losses
-from trainables.atomic_lora.model import Base, mean_of_pairs
-from trainables.atomic_lora.prefixes import Prefixes, to_device
+from trainables.atomic_lora.model import Base, Group, mean_of_pairs, mean_of_tokens
+from trainables.atomic_lora.prefixes import Prefixes
 from trainables.folder import Folder
 from trainables.jobs import Job
 from trainables.pack.bank import AdapterPack
-from trainables.pack.batching import COSTS
+from trainables.pack.batching import COSTS, BatchCost
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
-# Training and validation are padded to multiples of this: on CPUs oneDNN makes a kernel for every new shape,
+# The tokens of an adapter's rows are padded to a multiple of this: on CPUs oneDNN makes a kernel for every new shape,
 # which is dearer than padding; on GPUs it has not been measured
 MULTIPLE = 32
 # layers whose outputs are kept, as long as no adapter is on them; and bytes kept of each of three kinds of sequences
@@ -87,6 +95,7 @@ class ArcWorkload(ABC):
         self.base_name, self.base_lr, self.tasks, self.folder, self.bf16 = base_name, base_lr, tasks, folder, bf16
         self.pack = AdapterPack(model, target_modules)
         self.device = next(model.parameters()).device
+        self.cost = COSTS[self.device.type]
         self._base_solved: dict[str, _Solved] = {}
 
     @abstractmethod
@@ -196,6 +205,8 @@ class ChampionWorkload(ArcWorkload):
     Args:
         base: The frozen Champion.
         base_name, tasks, folder, target_modules, bf16: See `ArcWorkload`.
+        cost: What a batch costs the device, and whether its rows are padded; by default they are on a GPU alone, where
+            many rows in one attention are worth it.
     """
 
     def __init__(
@@ -206,6 +217,7 @@ class ChampionWorkload(ArcWorkload):
         folder: Folder,
         target_modules: Sequence[str],
         bf16: bool,
+        cost: BatchCost | None = None,
     ) -> None:
         super().__init__(base.model, base_name, base.config.lr, tasks, folder, target_modules, bf16)
         self.model, self.fingerprint = base.model, base.fingerprint
@@ -214,18 +226,20 @@ class ChampionWorkload(ArcWorkload):
             for module in self.model.modules():
                 if isinstance(module, nn.Linear):
                     module.bfloat16()
-        self.prefixed = not any(name.startswith(BEFORE_ADAPTERS) for name in self.pack.layers)
-        settings: Any = {
-            "device": self.device, "limit": CUDA_PREFIXES if self.device.type == "cuda" else CPU_PREFIXES,
-            "multiple": MULTIPLE, "cost": COSTS[self.device.type],
-        }  # fmt: skip
-        self.sources = Prefixes(self.model.begin_source, grid_sequence, grid_key, **settings)
-        self.targets = Prefixes(self.model.begin_target, grid_sequence, grid_key, **settings)
-        self.pairs = Prefixes(self.model.context_encoder.begin, pair_sequence, pair_key, **settings)
+        self.cost = cost or replace(self.cost, padded=self.device.type == "cuda", multiple=MULTIPLE)
+        limit = CUDA_PREFIXES if self.device.type == "cuda" else CPU_PREFIXES
+        limits = [0 if any(n.startswith(layer) for n in self.pack.layers) else limit for layer in BEFORE_ADAPTERS]
+        settings = self.device, self.cost
+        self.sources = Prefixes(self._begin_source, grid_sequence, grid_key, limits[0], *settings)
+        self.targets = Prefixes(self._begin_target, target_sequence, grid_key, limits[1], *settings)
+        self.pairs = Prefixes(self._begin_pairs, pair_sequence, pair_key, limits[2], *settings)
 
     def size(self, row: Example) -> Size:
         """Tokens of input, output and context pairs."""
-        return Size(padded_lengths(row, MULTIPLE), example_tokens(row), grid_tokens(row.query.output))
+        pairs = sorted(map(pair_tokens, row.context[:CONTEXT_PAIRS]), reverse=True)
+        output = grid_tokens(row.query.output)
+        lengths = grid_tokens(row.query.input), output, *pairs, *[0] * (CONTEXT_PAIRS - len(pairs))
+        return Size(lengths, example_tokens(row), output)
 
     def losses(self, rows: Sequence[Example]) -> Tensor:
         """Cross-entropy summed over each row's target tokens, [N]."""
@@ -239,29 +253,42 @@ class ChampionWorkload(ArcWorkload):
 
     def _teacher_forced(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Return logits [N, U, vocabulary] and tokens [N, U] of the outputs."""
-        if not self.prefixed:
-            batch = collate(rows, self.device.type == "cuda", MULTIPLE).to(self.device)
-            with self._autocast():
-                return self.model(batch), batch.target[:, 0]
-        target = padded([grid_sequence(row.query.output)[:1] for row in rows], MULTIPLE)
         owners = self.pack.owners_of(range(len(rows))) or [0] * len(rows)
+        # an adapter's rows lie together, and among them those of equal lengths
+        order = sorted(range(len(rows)), key=lambda i: (owners[i], self.size(rows[i]).lengths))
+        ordered, owned = [rows[i] for i in order], [owners[i] for i in order]
+        layout = self._layout([grid_tokens(row.query.output) for row in ordered], owned)
         with self._autocast():
-            written = self._write(rows, owners)
-            logits = self.model.read_out(written, self._context(rows, owners))
-        return logits, to_device(target[:, 0], self.device)
+            written = self._write(ordered, order, owned, layout)
+            context = self._context(ordered, order, owned)
+            with self.pack.rows(order, layout.rooms):
+                rooms = to_device(np.array(layout.rooms), self.device)
+                logits = self.model.read_out(written, context.repeat_interleave(rooms, 0, output_size=len(written)))
+        target = padded([grid_sequence(row.query.output)[:1] for row in rows])[:, 0]
+        starts = np.empty(len(rows), dtype=np.int64)
+        starts[order] = layout.starts
+        # what lies behind a row's end carries no loss
+        index = np.minimum(starts[:, None] + np.arange(target.shape[1]), len(written) - 1)
+        chosen = logits.index_select(0, to_device(index.flatten(), self.device))
+        return chosen.unflatten(0, target.shape), to_device(target, self.device)
 
-    def _write(self, rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
-        """Return the decoder's outputs [N, U, D]; a query that several rows of an adapter have is computed once."""
+    def _write(self, rows: Sequence[Example], numbers: Sequence[int], owners: Sequence[int], layout: Layout) -> Tensor:
+        """Return the decoder's outputs [tokens, D]; a query that several rows of an adapter have is computed once."""
         first, places = distinct([(owner, pair_key(row.query)) for owner, row in zip(owners, rows, strict=True)])
-        queries = [rows[i].query for i in first]
-        source, real = self.sources.get([query.input for query in queries])
-        begun, _ = self.targets.get([query.output for query in queries])
-        mask = real[:, None, None]
-        with self.pack.rows(first):
-            written = self.model.write(begun, self.model.remember(source, mask), mask)
-        return written if len(first) == len(rows) else written[to_device(np.array(places), self.device)]
+        queries, owned = [rows[i].query for i in first], [owners[i] for i in first]
+        inputs, outputs = [query.input for query in queries], [query.output for query in queries]
+        source, target = (self._layout([grid_tokens(grid) for grid in grids], owned) for grids in (inputs, outputs))
+        numbers = [numbers[i] for i in first]
+        with self.pack.rows(numbers, source.rooms):
+            memory = self.model.remember(self.sources.get(inputs, source), self._groups(source, source))
+        with self.pack.rows(numbers, target.rooms):
+            begun, own = self.targets.get(outputs, target), self._groups(target)
+            written = self.model.write(begun, memory, self._groups(target, source), own)
+        if len(first) == len(rows):
+            return written
+        return written.index_select(0, to_device(layout.index([target.starts[place] for place in places]), self.device))
 
-    def _context(self, rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
+    def _context(self, rows: Sequence[Example], numbers: Sequence[int], owners: Sequence[int]) -> Tensor:
         """Return the context vectors [N, C]; a pair that several rows of an adapter show is read once."""
         shown = [
             (row, place, pair)
@@ -271,14 +298,31 @@ class ChampionWorkload(ArcWorkload):
         if not shown:
             return torch.zeros(len(rows), self.model.context_encoder.width, device=self.device)
         first, places = distinct([(owners[row], pair_key(pair)) for row, _, pair in shown])
-        x, real = self.pairs.get([shown[i][2] for i in first])
-        with self.pack.rows([shown[i][0] for i in first]):
-            means = self.model.context_encoder.finish(x, real)
+        showing, pairs = [shown[i][0] for i in first], [shown[i][2] for i in first]
+        layout = self._layout([pair_tokens(pair) for pair in pairs], [owners[row] for row in showing])
+        with self.pack.rows([numbers[row] for row in showing], layout.rooms):
+            x = self.model.context_encoder.finish(self.pairs.get(pairs, layout))
+        means = mean_of_tokens(x, to_device(layout.rows(), self.device), len(pairs))
         table = np.full((len(rows), CONTEXT_PAIRS), -1, dtype=np.int64)
         for (row, place, _), i in zip(shown, places, strict=True):
             table[row, place] = i
         index = to_device(table, self.device)
         return mean_of_pairs(means[index.clamp_min(0)], index >= 0)
+
+    def _layout(self, lengths: Sequence[int], owners: Sequence[int]) -> Layout:
+        return Layout(lengths, owners, self.cost.multiple, self.cost.padded)
+
+    def _groups(self, queries: Layout, keys: Layout | None = None) -> list[Group]:
+        return attention_groups(queries, keys, self.device)
+
+    def _begin_source(self, tokens: Tensor, layout: Layout) -> Tensor:
+        return self.model.begin_source(tokens, self._groups(layout, layout))
+
+    def _begin_target(self, tokens: Tensor, layout: Layout) -> Tensor:
+        return self.model.begin_target(tokens, self._groups(layout))
+
+    def _begin_pairs(self, tokens: Tensor, layout: Layout) -> Tensor:
+        return self.model.context_encoder.begin(tokens, self._groups(layout, layout))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

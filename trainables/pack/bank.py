@@ -159,28 +159,28 @@ class PackedLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, ..., I] -> [N, ..., O]; or [N * K, ..., I], where each row of the batch became K neighbours."""
-        bank, owners = self.pack.bank, self.pack.owner_index
+        bank, pack = self.pack.bank, self.pack
         if bank is None:
             return self.base(x)
         a, b, scale = bank.a[self.name], bank.b[self.name], bank.scale[bank.index[self.name]]
         autocast = torch.is_autocast_enabled(x.device.type)
-        packed = x.reshape(bank.slots if owners is None else len(owners), -1, x.shape[-1])  # [N, T, I]
-        if self.pack.path == "loop":
-            slots = range(bank.slots) if owners is None else owners.tolist()
+        packed = x.reshape(bank.slots if pack.runs is None else pack.runs[-1][2], -1, x.shape[-1])  # [N, T, I]
+        if pack.path == "loop":
+            slots = range(bank.slots) if pack.owner_index is None else pack.owner_index.tolist()
             parts = [F.linear(F.linear(row, a[s]), b[s]) * scale[s] for s, row in zip(slots, packed, strict=True)]
             y = self.base(x)
             return y + torch.stack(parts).view_as(y)
         if x.dtype != a.dtype and not autocast:
             # as PEFT does where the base is in another precision than its adapters
             y = self.base(x)
-            a, b, scale = (_of_rows(t, owners) for t in (a, b, scale))
+            a, b, scale = (_of_rows(t, pack.owner_index) for t in (a, b, scale))
             hidden = torch.bmm(packed.to(a.dtype), a.transpose(1, 2)) * scale[:, None, None]
             return (y + torch.bmm(hidden, b.transpose(1, 2)).view_as(y)).to(y.dtype)
         packed = packed.to(torch.get_autocast_dtype(x.device.type)) if autocast else packed
-        if self.pack.path == "runs" and self.pack.runs is not None:
-            y = _LinearOfRuns.apply(packed, self.base.weight, self.base.bias, a, b, scale, self.pack.runs)
+        if pack.path == "runs" and pack.runs is not None:
+            y = _LinearOfRuns.apply(packed, self.base.weight, self.base.bias, a, b, scale, pack.runs)
         else:
-            y = _PackedLinear.apply(packed, self.base.weight, self.base.bias, a, b, scale, owners)
+            y = _PackedLinear.apply(packed, self.base.weight, self.base.bias, a, b, scale, pack.owner_index)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -276,9 +276,8 @@ class AdapterPack:
     Attributes:
         layers: (in features, out features) of the wrapped layers by name.
         bank: The bank in use, or None for the bare base.
-        owners: Slot of the bank that each row of the batch belongs to, N of them; None: row i belongs to slot i.
-        owner_index: The same on the bank's device, int64 [N].
-        runs: The same as runs of neighbours.
+        owners: Slot of the bank that each row belongs to; None: row i belongs to slot i.
+        runs: The same as runs of neighbours in a batch, whose rows may be tokens.
 
     Raises:
         InputError: If a target names no linear layer of the model.
@@ -290,8 +289,8 @@ class AdapterPack:
         self.path: Path = path or ("runs" if cpu else "bmm")
         self.bank: AdapterBank | None = None
         self.owners: list[int] | None = None
-        self.owner_index: Tensor | None = None
         self.runs: list[Run] | None = None
+        self._owner_index: Tensor | None = None
         head = getattr(model, "get_output_embeddings", lambda: None)()
         # as in PEFT, ``all-linear`` leaves the output head of a language model alone
         spared = head if list(target_modules) == ["all-linear"] else None
@@ -322,19 +321,24 @@ class AdapterPack:
         return leaves if sorted(meant) == sorted(names) else names
 
     @contextmanager
-    def use(self, bank: AdapterBank | None, owners: Sequence[int] | None = None) -> Iterator[None]:
-        """Apply ``bank`` to the batches within the block, whose rows belong to the slots ``owners``."""
-        before = self.bank, self.owners, self.owner_index, self.runs
-        self._set(bank, owners)
+    def use(
+        self, bank: AdapterBank | None, owners: Sequence[int] | None = None, tokens: Sequence[int] | None = None
+    ) -> Iterator[None]:
+        """Apply ``bank`` to the batches within the block, whose rows belong to the slots ``owners``.
+
+        With ``tokens`` the rows of a batch are tokens: so many of each owner in turn.
+        """
+        before = self.bank, self.owners, self.runs, self._owner_index
+        self._set(bank, owners, tokens)
         try:
             yield
         finally:
-            self.bank, self.owners, self.owner_index, self.runs = before
+            self.bank, self.owners, self.runs, self._owner_index = before
 
     @contextmanager
-    def rows(self, rows: Sequence[int]) -> Iterator[None]:
-        """Within the block a batch holds some of the rows, perhaps repeated."""
-        with self.use(self.bank, self.owners_of(rows)):
+    def rows(self, rows: Sequence[int], tokens: Sequence[int] | None = None) -> Iterator[None]:
+        """Within the block a batch holds some of the rows, perhaps repeated; ``tokens`` as in `use`."""
+        with self.use(self.bank, self.owners_of(rows), tokens):
             yield
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -349,19 +353,26 @@ class AdapterPack:
             return None
         return list(rows) if self.owners is None else [self.owners[row] for row in rows]
 
-    def _set(self, bank: AdapterBank | None, owners: Sequence[int] | None) -> None:
-        self.bank, self.owners, self.owner_index, self.runs = bank, None, None, None
+    @property
+    def owner_index(self) -> Tensor | None:
+        """Slot of the bank that each row of the batch belongs to, int64 [N]; None: row i belongs to slot i."""
+        if self._owner_index is None and self.runs is not None and self.bank is not None:
+            slots, starts, ends = torch.tensor(self.runs, device=self.bank.flat.device).unbind(1)
+            self._owner_index = slots.repeat_interleave(ends - starts, output_size=self.runs[-1][2])
+        return self._owner_index
+
+    def _set(self, bank: AdapterBank | None, owners: Sequence[int] | None, tokens: Sequence[int] | None = None) -> None:
+        self.bank, self.owners, self.runs, self._owner_index = bank, None, None, None
         if bank is not None and owners is not None:
-            self.owners = list(owners)
-            self.owner_index = torch.tensor(self.owners, device=bank.flat.device)
-            self.runs = runs_of(self.owners)
+            self.owners, self.runs = list(owners), runs_of(owners, tokens)
 
 
-def runs_of(owners: Sequence[int]) -> list[Run]:
-    """Return the runs of equal owners."""
+def runs_of(owners: Sequence[int], tokens: Sequence[int] | None = None) -> list[Run]:
+    """Return the runs of equal owners, in rows, or in tokens where ``tokens`` says how many each row has."""
     runs, start = [], 0
-    for owner, rows in itertools.groupby(owners):
-        end = start + sum(1 for _ in rows)
+    counts = [1] * len(owners) if tokens is None else tokens
+    for owner, rows in itertools.groupby(zip(owners, counts, strict=True), key=lambda row: row[0]):
+        end = start + int(sum(count for _, count in rows))
         runs.append((owner, start, end))
         start = end
     return runs

@@ -15,22 +15,41 @@ class BatchCost:
 
     Attributes:
         overhead: Fixed cost of a batch, as the number of tokens that take as long; infinite: always one batch.
-        limit: Padded tokens that a batch of several rows may have, for the memory's sake.
+        limit: Tokens that a batch of several rows may have, padding included, for the memory's sake.
+        padded: Whether a batch's rows are padded to the longest; else they lie one after another.
+        multiple: What the tokens of a row are padded to a multiple of, or where rows are not padded those of an
+            adapter's rows together.
     """
 
     overhead: float = math.inf
     limit: float = math.inf
+    padded: bool = True
+    multiple: int = 1
+
+    def tokens(self, lengths: Sequence[Sequence[int]], owners: Sequence[int]) -> int:
+        """Return the tokens that a batch computes on, padding included.
+
+        Args:
+            lengths: For each row the lengths of its sequences, one of each kind, [N, kinds].
+            owners: The adapter of each row, [N].
+        """
+        table, of = np.asarray(lengths), np.asarray(owners)
+        if self.padded:
+            return len(table) * int(self._rounded(table.max(0)).sum())
+        return sum(int(self._rounded(table[of == owner].sum(0)).sum()) for owner in np.unique(of))
+
+    def _rounded(self, tokens: np.ndarray) -> np.ndarray:
+        return -(-tokens // self.multiple) * self.multiple
 
 
-# On a CPU the choice makes little difference; on a GPU it is a guess until one is measured, and batches are halved
-# where memory ends
+# For padded batches. On a GPU it is a guess until one is measured, and batches are halved where memory ends
 COSTS = {"cpu": BatchCost(overhead=300, limit=8_000), "cuda": BatchCost(overhead=20_000)}
 
 
 def group(lengths: Sequence[Sequence[int]], cost: BatchCost, most: int | None = None) -> list[list[int]]:
     """Partition k rows into batches of the least total cost among those of neighbours in size.
 
-    A batch costs ``cost.overhead`` and its `padded_tokens`.
+    Rows that are not padded are taken in their order instead, as many as the limit allows.
 
     Args:
         lengths: For each row the lengths of its sequences, one of each kind, [k, kinds].
@@ -47,6 +66,9 @@ def group(lengths: Sequence[Sequence[int]], cost: BatchCost, most: int | None = 
     if math.isinf(cost.overhead) and math.isinf(cost.limit):
         return [list(range(start, min(start + most, count))) for start in range(0, count, most)]
     table = np.asarray(lengths)
+    if not cost.padded:
+        return _in_order(table.sum(1), cost.limit, most)
+    table = cost._rounded(table)
     order = np.lexsort((np.arange(count), -table.sum(1)))
     table = table[order]
     best, ends = np.zeros(count + 1), np.zeros(count, dtype=int)
@@ -67,6 +89,13 @@ def group(lengths: Sequence[Sequence[int]], cost: BatchCost, most: int | None = 
     return batches
 
 
-def padded_tokens(lengths: Sequence[Sequence[int]]) -> int:
-    """Return the tokens that a batch of rows computes on, padding included."""
-    return len(lengths) * int(np.asarray(lengths).max(0).sum())
+def _in_order(tokens: np.ndarray, limit: float, most: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    room: float = 0
+    for i, count in enumerate(tokens.tolist()):
+        if not batches or count > room or len(batches[-1]) == most:
+            batches.append([])
+            room = limit
+        batches[-1].append(i)
+        room -= count
+    return batches

@@ -29,7 +29,7 @@ from trainables.folder import Folder
 from trainables.jobs import Job, JobQueue, Report, Status
 from trainables.monitor import DeadComponentError, require_gradients
 from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
-from trainables.pack.batching import BatchCost, group, padded_tokens
+from trainables.pack.batching import BatchCost, group
 from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
 from trainables.pack.optimizer import SlotStep, StackedAdamW
 from trainables.pack.plan import AdapterPlan, Evaluation, Size, Workload
@@ -341,7 +341,7 @@ class PackEngine(Generic[E]):
         self.grad.index_add_(0, slots, bank.grad)
         # last: where anything before it raises, the rows are tried again
         self._add_losses(rows, losses.detach())
-        padded = padded_tokens([row.size.lengths for row in rows])
+        padded = self.cost.tokens([row.size.lengths for row in rows], owners)
         for row in rows:
             row.slot.epoch_examples += 1
             row.slot.epoch_padded += padded / len(rows)

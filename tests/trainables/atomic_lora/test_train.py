@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from trainables.arc import EOS, ROW_END, Example, Task, load_tasks, test_examples, training_examples
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.decoding import grid_metrics
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
+from trainables.atomic_lora.layout import Layout
+from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
 from trainables.atomic_lora.train import choose_slots, train_adapters
 from trainables.atomic_lora.workload import MULTIPLE, ChampionWorkload, adapter_config, split_pairs
@@ -26,7 +30,7 @@ from trainables.errors import InputError
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import AdapterBank, initial_factors
-from trainables.pack.batching import padded_tokens
+from trainables.pack.batching import BatchCost
 
 torch.set_num_threads(1)
 
@@ -181,12 +185,16 @@ def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
     torch.testing.assert_close(padded[1], alone[0], rtol=1e-5, atol=1e-5)
 
 
-def test_lengths_are_those_that_a_batch_is_padded_to(workload: ChampionWorkload, tasks: Mapping[str, Task]) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_tokens_that_are_counted_are_those_computed(
+    workload: ChampionWorkload, tasks: Mapping[str, Task], padded: bool
+) -> None:
     rows = [training_examples(task, 1, 1, 1)[0] for task in list(tasks.values())[:7]]
-    batch = collate(rows, multiple=MULTIPLE)
-    sizes = batch.source[:, 0].numel(), batch.target[:, 0].numel(), batch.context[:, :, 0].numel()
-    assert padded_tokens([workload.size(row).lengths for row in rows]) == sum(sizes)
-    assert {size % MULTIPLE for size in workload.size(rows[0]).lengths} == {0}
+    owners, cost = [0, 0, 0, 1, 2, 2, 2], BatchCost(padded=padded, multiple=MULTIPLE)
+    kinds = list(zip(*(workload.size(row).lengths for row in rows), strict=True))
+    rooms = [Layout(lengths, owners, MULTIPLE, padded).rooms for lengths in kinds]
+    assert cost.tokens([workload.size(row).lengths for row in rows], owners) == sum(map(sum, rooms))
+    assert sum(map(sum, rooms)) > sum(workload.size(row).tokens for row in rows)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -203,47 +211,72 @@ def _bank(workload: ChampionWorkload, slots: int, size: float) -> AdapterBank:
     return bank
 
 
-def test_what_is_kept_and_shared_changes_neither_losses_nor_gradients(
-    workload: ChampionWorkload, tasks: Mapping[str, Task], smallest: list[str]
+def _losses(workload: ChampionWorkload, rows: list[Example], owners: list[int], whole: bool) -> tuple[Tensor, Tensor]:
+    """Losses and gradients of three adapters; ``whole``: from the model's own forward pass over a padded batch."""
+    bank = _bank(workload, 3, 1.0).take(torch.arange(3), trainable=True)
+    with workload.pack.use(bank, owners):
+        if whole:
+            batch = collate(rows)
+            losses = row_losses(workload.model(batch), batch.target[:, 0])[0]
+        else:
+            losses = workload.losses(rows)
+    losses.sum().backward()
+    assert bank.grad is not None
+    return losses.detach(), bank.grad
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("targets", [("linear1", "linear2"), ("k_proj", "linear2"), ("all-linear",)])
+def test_what_is_kept_shared_and_not_padded_changes_neither_losses_nor_gradients(
+    tasks: Mapping[str, Task], smallest: list[str], tmp_path: Path, targets: tuple[str, ...], padded: bool
 ) -> None:
+    cost = BatchCost(overhead=500, limit=3000, padded=padded, multiple=8)
+    workload = ChampionWorkload(
+        Base(_champion(), TINY, "0" * 16), "tiny", tasks, Folder(tmp_path), targets, bf16=False, cost=cost
+    )
     # two adapters on one task, so that only their weights tell their context pairs apart
     examples = [training_examples(tasks[smallest[i]], 4, 0, 1, tasks[smallest[i]].train) for i in (0, 1)]
     # and a query that comes again, beside other pairs
     again = replace(examples[0][1], context=())
     rows, owners = [*examples[0], *examples[1], *examples[0], again], [0] * 4 + [2] * 4 + [1] * 5
-    found = []
-    for prefixed in (True, True, False):
-        workload.prefixed = prefixed
-        bank = _bank(workload, 3, 1.0).take(torch.arange(3), trainable=True)
-        with workload.pack.use(bank, owners):
-            losses = workload.losses(rows)
-        losses.sum().backward()
-        assert bank.grad is not None and bank.grad.any(1).all()
-        found.append((losses.detach(), bank.grad))
-    assert not torch.allclose(found[0][0][:4], found[0][0][8:12], rtol=1e-3)
-    assert not torch.isclose(found[0][0][9], found[0][0][12], rtol=1e-3)
-    for losses, grad in found[:2]:
-        torch.testing.assert_close(losses, found[2][0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(grad, found[2][1], rtol=1e-3, atol=1e-4)
+    found = [_losses(workload, rows, owners, whole=False) for _ in range(2)]
+    expected = _losses(workload, rows, owners, whole=True)
+    assert not torch.allclose(expected[0][:4], expected[0][8:12], rtol=1e-3)
+    assert expected[0][9] != expected[0][12]
+    assert expected[1].any(1).all()
+    for losses, grad in found:
+        torch.testing.assert_close(losses, expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(grad, expected[1], rtol=1e-3, atol=1e-4)
 
 
 def test_rows_without_solved_pairs_have_no_context(workload: ChampionWorkload, tasks: Mapping[str, Task]) -> None:
     rows = [Example((), pair) for pair in tasks["25ff71a9"].train[:2]]
-    kept = workload.losses(rows)
-    workload.prefixed = False
-    torch.testing.assert_close(kept, workload.losses(rows), rtol=1e-4, atol=1e-4)
+    batch = collate(rows)
+    expected = row_losses(workload.model(batch), batch.target[:, 0])[0]
+    torch.testing.assert_close(workload.losses(rows), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("targets", "prefixed"),
-    [(("linear1",), True), (("cross_attention.q_proj",), True), (("q_proj",), False), (("all-linear",), False)],
+    ("targets", "computed_twice"),
+    [
+        (("linear1", "cross_attention.k_proj"), set()),
+        (("decoder.0.self_attention.q_proj",), {"decoder.0"}),
+        (("all-linear",), {"encoder.0", "decoder.0", "context_encoder.layer"}),
+    ],
 )
-def test_outputs_are_kept_only_where_no_adapter_changes_them(
-    tasks: Mapping[str, Task], tmp_path: Path, targets: tuple[str, ...], prefixed: bool
+def test_only_what_no_adapter_changes_is_computed_once(
+    tasks: Mapping[str, Task], smallest: list[str], tmp_path: Path, targets: tuple[str, ...], computed_twice: set[str]
 ) -> None:
+    rows = training_examples(tasks[smallest[0]], 4, 0, 1)
     base = Base(_champion(), TINY, "0" * 16)
     workload = ChampionWorkload(base, "tiny", tasks, Folder(tmp_path), targets, bf16=False)
-    assert workload.prefixed is prefixed
+    counted = Counter[str]()
+    for name in ("encoder.0", "decoder.0", "context_encoder.layer"):
+        norm = base.model.get_submodule(f"{name}.norm1")
+        norm.register_forward_hook(lambda *_, name=name: counted.update([name]))  # type: ignore[misc]
+    for _ in range(2):
+        workload.losses(rows)
+    assert {name for name, calls in counted.items() if calls == 2} == computed_twice and counted.total() >= 3
 
 
 @torch.no_grad()

@@ -160,6 +160,18 @@ def test_rows_that_became_several_stay_with_their_adapter() -> None:
             torch.testing.assert_close(together[:, part], pack.model(x[:, part]), rtol=1e-13, atol=1e-13)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("path", ["bmm", "runs", "loop"])
+def test_a_batch_of_tokens_has_as_many_of_each_owner_as_it_is_told(path: Path) -> None:
+    pack, bank = AdapterPack(net(), list(LAYERS), path), _bank()
+    x = torch.randn(6, INPUTS, dtype=torch.float64)
+    with pack.use(bank, [2, 0]):
+        whole = pack.model.up(x.unflatten(0, (2, 3))).flatten(0, 1)
+        with pack.rows([0, 1, 0], [1, 2, 3]):
+            parts = pack.model.up(torch.cat([x[:1], x[3:5], x[:3]]))
+    torch.testing.assert_close(parts, torch.cat([whole[:1], whole[3:5], whole[:3]]), rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("owners", [None, [0, 0, 2]])
 def test_parts_of_a_batch_get_gradients_for_their_rows_adapters(owners: list[int] | None) -> None:
     pack, bank = AdapterPack(net(), list(LAYERS)), _bank().take(torch.arange(3), trainable=True)

@@ -8,7 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from trainables.pack.batching import BatchCost, group, padded_tokens
+from trainables.pack.batching import BatchCost, group
+
+
+def padded_tokens(lengths: list[list[int]]) -> int:
+    return len(lengths) * sum(max(kind) for kind in zip(*lengths, strict=True))
 
 
 def cost_of(batches: list[list[int]], lengths: list[list[int]], overhead: float) -> float:
@@ -49,3 +53,19 @@ def test_without_an_overhead_different_sizes_are_apart_and_without_bounds_togeth
     assert group(lengths, BatchCost()) == [[0, 1, 2, 3]]
     assert group(lengths, BatchCost(), most=3) == [[0, 1, 2], [3]]
     assert group([], BatchCost()) == []
+
+
+def test_rows_that_are_not_padded_share_batches_in_their_order() -> None:
+    lengths = [[30, 10], [7, 3], [50, 1], [4, 4], [200, 0], [1, 1]]
+    cost = BatchCost(limit=60, padded=False)
+    assert group(lengths, cost) == [[0, 1], [2, 3], [4], [5]]
+    assert group(lengths, cost, most=1) == [[i] for i in range(6)]
+    assert group([[3]] * 5, BatchCost(padded=False)) == [[0, 1, 2, 3, 4]]
+
+
+def test_a_batch_counts_the_tokens_that_it_computes_on() -> None:
+    lengths, owners = [[30, 10], [7, 3], [50, 1]], [0, 0, 4]
+    assert BatchCost().tokens(lengths, owners) == 3 * (50 + 10) == padded_tokens(lengths)
+    assert BatchCost(multiple=16).tokens(lengths, owners) == 3 * (64 + 16)
+    assert BatchCost(padded=False).tokens(lengths, owners) == 101
+    assert BatchCost(padded=False, multiple=16).tokens(lengths, owners) == 48 + 16 + 64 + 16

@@ -1,0 +1,72 @@
+"""Rows of different lengths as the tokens of one tensor, so that little is computed on padding."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from trainables.atomic_lora.model import Group
+from trainables.pack.bank import runs_of
+
+
+class Layout:
+    """Where the tokens of N rows lie, one row after another.
+
+    Rows are as long as they are, and the last one of an adapter is padded, so that its tokens are a multiple of
+    ``multiple``; or all rows are padded to the longest, and that to the multiple.
+
+    Args:
+        lengths: Tokens of each row, [N].
+        owners: The adapter of each row, [N], neighbours together.
+        multiple: For kernels that are made for each shape anew, as on CPUs.
+        padded: Whether all rows are padded.
+
+    Attributes:
+        lengths: As given.
+        rooms: Tokens of each row and its padding, [N].
+        starts: Where each row begins, [N].
+    """
+
+    def __init__(self, lengths: Sequence[int], owners: Sequence[int], multiple: int, padded: bool) -> None:
+        self.lengths, self.padded = list(lengths), padded
+        if padded:
+            self.rooms = [-(-max(lengths) // multiple) * multiple] * len(lengths)
+        else:
+            self.rooms = list(lengths)
+            for _, start, end in runs_of(owners):
+                self.rooms[end - 1] += -sum(lengths[start:end]) % multiple
+        self.starts = [0, *itertools.accumulate(self.rooms[:-1])]
+        self._row = np.repeat(np.arange(len(self.rooms)), self.rooms)
+        self._offset = np.arange(len(self._row)) - np.repeat(self.starts, self.rooms)
+        self._real = self._offset < np.array(lengths)[self._row]
+
+    def index(self, starts: Sequence[int]) -> np.ndarray:
+        """Return where each token lies in a buffer that holds row i from ``starts[i]`` on, [tokens]; 0 for padding."""
+        return np.where(self._real, np.array(starts, dtype=np.int64)[self._row] + self._offset, 0)
+
+    def rows(self) -> np.ndarray:
+        """Return each token's row, [tokens]; N for padding."""
+        return np.where(self._real, self._row, len(self.lengths))
+
+
+def attention_groups(queries: Layout, keys: Layout | None, device: torch.device) -> list[Group]:
+    """Return the groups in which rows attend to rows; without ``keys`` to themselves causally, which needs no mask."""
+    rooms, lengths = (queries.rooms, queries.rooms) if keys is None else (keys.rooms, keys.lengths)
+    if queries.padded:
+        groups = [(queries.rooms[0], rooms[0], list(lengths))]
+    else:
+        alike = itertools.groupby(zip(queries.rooms, rooms, lengths, strict=True))
+        groups = [(u, t, [real] * sum(1 for _ in rows)) for (u, t, real), rows in alike]
+    return [
+        Group(len(real), u, t, None if min(real) == t else to_device(np.arange(t) < np.array(real)[:, None], device))
+        for u, t, real in groups
+    ]
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return the array as a tensor on the device; to a GPU it is copied while the host goes on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
