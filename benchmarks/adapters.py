@@ -232,7 +232,7 @@ class Contest:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             logits = model(batch)
         if tally is not None:
-            tally.padded_tokens += BatchCost().tokens([padded_lengths(row) for row in rows], [0] * len(rows))
+            tally.padded_tokens += BatchCost().tokens([padded_lengths(row) for row in rows])
         total, count = row_losses(logits, batch.target[:, 0])
         return total.sum() / count.sum()
 

@@ -9,20 +9,16 @@ import numpy as np
 import torch
 
 from trainables.atomic_lora.model import Group
-from trainables.pack.bank import runs_of
 
 
 class Layout:
     """Where the tokens of N rows lie, one row after another.
 
-    Rows are as long as they are, and the last one of an adapter is padded, so that its tokens are a multiple of
-    ``multiple``; or all rows are padded to the longest, and that to the multiple.
-
     Args:
         lengths: Tokens of each row, [N].
-        owners: The adapter of each row, [N], neighbours together.
-        multiple: For kernels that are made for each shape anew, as on CPUs.
-        padded: Whether all rows are padded.
+        multiple: Each row is padded to a multiple of this, for kernels that are made for each shape anew, as on CPUs,
+            and so that more rows are equally long.
+        padded: Whether all rows are padded to the longest instead.
 
     Attributes:
         lengths: As given.
@@ -30,14 +26,10 @@ class Layout:
         starts: Where each row begins, [N].
     """
 
-    def __init__(self, lengths: Sequence[int], owners: Sequence[int], multiple: int, padded: bool) -> None:
+    def __init__(self, lengths: Sequence[int], multiple: int, padded: bool) -> None:
         self.lengths, self.padded = list(lengths), padded
-        if padded:
-            self.rooms = [-(-max(lengths) // multiple) * multiple] * len(lengths)
-        else:
-            self.rooms = list(lengths)
-            for _, start, end in runs_of(owners):
-                self.rooms[end - 1] += -sum(lengths[start:end]) % multiple
+        rooms = [-(-length // multiple) * multiple for length in lengths]
+        self.rooms = [max(rooms)] * len(rooms) if padded else rooms
         self.starts = [0, *itertools.accumulate(self.rooms[:-1])]
         self._row = np.repeat(np.arange(len(self.rooms)), self.rooms)
         self._offset = np.arange(len(self._row)) - np.repeat(self.starts, self.rooms)
@@ -55,15 +47,13 @@ class Layout:
 def attention_groups(queries: Layout, keys: Layout | None, device: torch.device) -> list[Group]:
     """Return the groups in which rows attend to rows; without ``keys`` to themselves causally, which needs no mask."""
     rooms, lengths = (queries.rooms, queries.rooms) if keys is None else (keys.rooms, keys.lengths)
-    if queries.padded:
-        groups = [(queries.rooms[0], rooms[0], list(lengths))]
-    else:
-        alike = itertools.groupby(zip(queries.rooms, rooms, lengths, strict=True))
-        groups = [(u, t, [real] * sum(1 for _ in rows)) for (u, t, real), rows in alike]
-    return [
-        Group(len(real), u, t, None if min(real) == t else to_device(np.arange(t) < np.array(real)[:, None], device))
-        for u, t, real in groups
-    ]
+    found = []
+    # neighbours of equal lengths
+    for (u, t), rows in itertools.groupby(zip(queries.rooms, rooms, lengths, strict=True), key=lambda row: row[:2]):
+        real = [length for _, _, length in rows]
+        mask = None if min(real) == t else to_device(np.arange(t) < np.array(real)[:, None], device)
+        found.append(Group(len(real), u, t, mask))
+    return found
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

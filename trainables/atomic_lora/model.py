@@ -28,6 +28,8 @@ from trainables.atomic_lora.config import ChampionConfig
 from trainables.errors import InputError
 
 ROLES = 2
+# heads below this many numbers make attention mostly exponentials
+NARROW = 16
 
 
 @dataclass
@@ -105,7 +107,8 @@ class Attention(nn.Module):
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Scaled dot-product attention [N, heads, U, D / heads]; ``mask``, True: may attend, is [N, 1, 1, T]."""
-    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and queries.shape[2] > 1:
+    on_cpu = queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and queries.shape[2] > 1
+    if on_cpu and (queries.shape[3] >= NARROW or torch.is_grad_enabled()):
         return attend_by_products(queries, keys, values, mask, causal)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
 
@@ -116,7 +119,8 @@ def attend_by_products(
     """The same as two products and a softmax.
 
     On CPUs this is two to three times as fast in bfloat16 as the fused kernel up to some 256 tokens with heads of 40,
-    and about as fast above (benchmarks/attention.py). Scores are stored, and rounded to bfloat16.
+    and about as fast above; with heads of 4, slower forward and many times as fast backward (benchmarks/attention.py).
+    Scores are stored, and rounded to bfloat16.
     """
     rows, heads, length, width = queries.shape
     queries, keys, values = (t.flatten(0, 1) for t in (queries, keys, values))  # [N * heads, T, D / heads]

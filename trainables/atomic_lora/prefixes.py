@@ -71,7 +71,7 @@ class Prefixes(Generic[T]):
         if self._buffer is not None and end > len(self._buffer) and not grow:
             return False
         for batch in group([[length] for length in lengths], self._cost):
-            layout = Layout([lengths[i] for i in batch], [0] * len(batch), self._cost.multiple, self._cost.padded)
+            layout = Layout([lengths[i] for i in batch], self._cost.multiple, self._cost.padded)
             x = self._compute([sequences[keys[i]] for i in batch], layout)
             if self._buffer is None or end > len(self._buffer):
                 room = max(end, self._limit // (x.shape[-1] * x.element_size()))

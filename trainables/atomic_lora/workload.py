@@ -48,8 +48,8 @@ from trainables.pack.batching import COSTS, BatchCost
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
-# The tokens of an adapter's rows are padded to a multiple of this: on CPUs oneDNN makes a kernel for every new shape,
-# which is dearer than padding; on GPUs it has not been measured
+# Sequences are padded to multiples of this: on CPUs oneDNN makes a kernel for every new shape, which is dearer than
+# padding; on GPUs it has not been measured
 MULTIPLE = 32
 # layers whose outputs are kept, as long as no adapter is on them; and bytes kept of each of three kinds of sequences
 BEFORE_ADAPTERS = ("encoder.0.self_attention", "decoder.0.self_attention", "context_encoder.layer.self_attention")
@@ -255,9 +255,10 @@ class ChampionWorkload(ArcWorkload):
         """Return logits [N, U, vocabulary] and tokens [N, U] of the outputs."""
         owners = self.pack.owners_of(range(len(rows))) or [0] * len(rows)
         # an adapter's rows lie together, and among them those of equal lengths
-        order = sorted(range(len(rows)), key=lambda i: (owners[i], self.size(rows[i]).lengths))
+        lengths = self.cost.rounded([self.size(row).lengths for row in rows]).tolist()
+        order = sorted(range(len(rows)), key=lambda i: (owners[i], lengths[i]))
         ordered, owned = [rows[i] for i in order], [owners[i] for i in order]
-        layout = self._layout([grid_tokens(row.query.output) for row in ordered], owned)
+        layout = self._layout([grid_tokens(row.query.output) for row in ordered])
         with self._autocast():
             written = self._write(ordered, order, owned, layout)
             context = self._context(ordered, order, owned)
@@ -275,10 +276,9 @@ class ChampionWorkload(ArcWorkload):
     def _write(self, rows: Sequence[Example], numbers: Sequence[int], owners: Sequence[int], layout: Layout) -> Tensor:
         """Return the decoder's outputs [tokens, D]; a query that several rows of an adapter have is computed once."""
         first, places = distinct([(owner, pair_key(row.query)) for owner, row in zip(owners, rows, strict=True)])
-        queries, owned = [rows[i].query for i in first], [owners[i] for i in first]
+        queries, numbers = [rows[i].query for i in first], [numbers[i] for i in first]
         inputs, outputs = [query.input for query in queries], [query.output for query in queries]
-        source, target = (self._layout([grid_tokens(grid) for grid in grids], owned) for grids in (inputs, outputs))
-        numbers = [numbers[i] for i in first]
+        source, target = (self._layout([grid_tokens(grid) for grid in grids]) for grids in (inputs, outputs))
         with self.pack.rows(numbers, source.rooms):
             memory = self.model.remember(self.sources.get(inputs, source), self._groups(source, source))
         with self.pack.rows(numbers, target.rooms):
@@ -299,7 +299,7 @@ class ChampionWorkload(ArcWorkload):
             return torch.zeros(len(rows), self.model.context_encoder.width, device=self.device)
         first, places = distinct([(owners[row], pair_key(pair)) for row, _, pair in shown])
         showing, pairs = [shown[i][0] for i in first], [shown[i][2] for i in first]
-        layout = self._layout([pair_tokens(pair) for pair in pairs], [owners[row] for row in showing])
+        layout = self._layout([pair_tokens(pair) for pair in pairs])
         with self.pack.rows([numbers[row] for row in showing], layout.rooms):
             x = self.model.context_encoder.finish(self.pairs.get(pairs, layout))
         means = mean_of_tokens(x, to_device(layout.rows(), self.device), len(pairs))
@@ -309,8 +309,8 @@ class ChampionWorkload(ArcWorkload):
         index = to_device(table, self.device)
         return mean_of_pairs(means[index.clamp_min(0)], index >= 0)
 
-    def _layout(self, lengths: Sequence[int], owners: Sequence[int]) -> Layout:
-        return Layout(lengths, owners, self.cost.multiple, self.cost.padded)
+    def _layout(self, lengths: Sequence[int]) -> Layout:
+        return Layout(lengths, self.cost.multiple, self.cost.padded)
 
     def _groups(self, queries: Layout, keys: Layout | None = None) -> list[Group]:
         return attention_groups(queries, keys, self.device)

@@ -17,8 +17,7 @@ class BatchCost:
         overhead: Fixed cost of a batch, as the number of tokens that take as long; infinite: always one batch.
         limit: Tokens that a batch of several rows may have, padding included, for the memory's sake.
         padded: Whether a batch's rows are padded to the longest; else they lie one after another.
-        multiple: What the tokens of a row are padded to a multiple of, or where rows are not padded those of an
-            adapter's rows together.
+        multiple: What each of a row's sequences is padded to a multiple of.
     """
 
     overhead: float = math.inf
@@ -26,20 +25,18 @@ class BatchCost:
     padded: bool = True
     multiple: int = 1
 
-    def tokens(self, lengths: Sequence[Sequence[int]], owners: Sequence[int]) -> int:
+    def tokens(self, lengths: Sequence[Sequence[int]]) -> int:
         """Return the tokens that a batch computes on, padding included.
 
         Args:
             lengths: For each row the lengths of its sequences, one of each kind, [N, kinds].
-            owners: The adapter of each row, [N].
         """
-        table, of = np.asarray(lengths), np.asarray(owners)
-        if self.padded:
-            return len(table) * int(self._rounded(table.max(0)).sum())
-        return sum(int(self._rounded(table[of == owner].sum(0)).sum()) for owner in np.unique(of))
+        table = self.rounded(lengths)
+        return len(table) * int(table.max(0).sum()) if self.padded else int(table.sum())
 
-    def _rounded(self, tokens: np.ndarray) -> np.ndarray:
-        return -(-tokens // self.multiple) * self.multiple
+    def rounded(self, lengths: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return lengths rounded up to the multiple."""
+        return -(-np.asarray(lengths) // self.multiple) * self.multiple
 
 
 # For padded batches. On a GPU it is a guess until one is measured, and batches are halved where memory ends
@@ -65,10 +62,9 @@ def group(lengths: Sequence[Sequence[int]], cost: BatchCost, most: int | None = 
     most = min(most or count, count)
     if math.isinf(cost.overhead) and math.isinf(cost.limit):
         return [list(range(start, min(start + most, count))) for start in range(0, count, most)]
-    table = np.asarray(lengths)
+    table = cost.rounded(lengths)
     if not cost.padded:
         return _in_order(table.sum(1), cost.limit, most)
-    table = cost._rounded(table)
     order = np.lexsort((np.arange(count), -table.sum(1)))
     table = table[order]
     best, ends = np.zeros(count + 1), np.zeros(count, dtype=int)

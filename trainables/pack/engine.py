@@ -341,7 +341,7 @@ class PackEngine(Generic[E]):
         self.grad.index_add_(0, slots, bank.grad)
         # last: where anything before it raises, the rows are tried again
         self._add_losses(rows, losses.detach())
-        padded = self.cost.tokens([row.size.lengths for row in rows], owners)
+        padded = self.cost.tokens([row.size.lengths for row in rows])
         for row in rows:
             row.slot.epoch_examples += 1
             row.slot.epoch_padded += padded / len(rows)

@@ -60,7 +60,7 @@ class Size:
     """How large an example is.
 
     Attributes:
-        lengths: Of its sequences; a batch is padded to the longest of each kind.
+        lengths: Of its sequences, one of each kind; see `BatchCost.tokens`.
         tokens: Tokens that the model computes on for it, without padding.
         targets: Tokens that its loss is summed over.
     """

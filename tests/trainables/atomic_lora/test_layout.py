@@ -6,38 +6,35 @@ import torch
 
 from trainables.atomic_lora.layout import Layout, attention_groups
 
-CPU = torch.device("cpu")
 
-
-def test_rows_are_as_long_as_they_are_and_an_adapters_tokens_a_multiple() -> None:
-    layout = Layout([3, 2, 4], [0, 0, 1], multiple=4, padded=False)
-    assert layout.rooms == [3, 5, 4] and layout.starts == [0, 3, 8]
-    assert layout.rows().tolist() == [0, 0, 0, 1, 1, 3, 3, 3, 2, 2, 2, 2]
-    assert layout.index([10, 50, 20]).tolist() == [10, 11, 12, 50, 51, 0, 0, 0, 20, 21, 22, 23]
+def test_rows_are_as_long_as_they_are_up_to_a_multiple() -> None:
+    layout = Layout([3, 2, 4], multiple=2, padded=False)
+    assert layout.rooms == [4, 2, 4] and layout.starts == [0, 4, 6]
+    assert layout.rows().tolist() == [0, 0, 0, 3, 1, 1, 2, 2, 2, 2]
+    assert layout.index([10, 50, 20]).tolist() == [10, 11, 12, 0, 50, 51, 20, 21, 22, 23]
 
 
 def test_padded_rows_are_all_as_long_as_a_multiple_above_the_longest() -> None:
-    layout = Layout([3, 2, 5], [0, 0, 1], multiple=2, padded=True)
+    layout = Layout([3, 2, 5], multiple=2, padded=True)
     assert layout.rooms == [6, 6, 6] and layout.starts == [0, 6, 12]
     assert layout.rows().tolist() == [0, 0, 0, 3, 3, 3, 1, 1, 3, 3, 3, 3, 2, 2, 2, 2, 2, 3]
 
 
 def shapes(queries: Layout, keys: Layout | None) -> list[tuple[int, int, int, list[list[bool]] | None]]:
-    groups = attention_groups(queries, keys, CPU)
+    groups = attention_groups(queries, keys, torch.device("cpu"))
     return [(g.rows, g.queries, g.keys, None if g.mask is None else g.mask.tolist()) for g in groups]
 
 
 def test_neighbours_of_equal_lengths_attend_together() -> None:
-    owners = [0, 0, 0, 1]
-    queries, keys = Layout([2, 2, 3, 3], owners, 1, False), Layout([5, 5, 5, 5], owners, 1, False)
+    queries, keys = Layout([2, 2, 3, 3], 1, False), Layout([5, 5, 5, 5], 1, False)
     assert shapes(queries, keys) == [(2, 2, 5, None), (2, 3, 5, None)]
     assert shapes(queries, None) == [(2, 2, 2, None), (2, 3, 3, None)]
 
 
 def test_padding_is_not_attended_to() -> None:
-    queries, keys = Layout([2, 2], [0, 0], 3, False), Layout([3, 1], [0, 0], 3, False)
-    assert shapes(queries, keys) == [(1, 2, 3, None), (1, 4, 3, [[True, False, False]])]
+    queries, keys = Layout([2, 4], 3, False), Layout([3, 1], 3, False)
+    assert shapes(queries, keys) == [(1, 3, 3, None), (1, 6, 3, [[True, False, False]])]
     # to themselves rows attend causally, which hides what lies behind their ends
-    assert shapes(queries, None) == [(1, 2, 2, None), (1, 4, 4, None)]
-    padded = Layout([3, 1], [0, 0], 2, True)
+    assert shapes(queries, None) == [(1, 3, 3, None), (1, 6, 6, None)]
+    padded = Layout([3, 1], 2, True)
     assert shapes(padded, padded) == [(2, 4, 4, [[True, True, True, False], [True, False, False, False]])]

@@ -36,7 +36,7 @@ def prefixes(begin: Squares, tokens: int = 100, padded: bool = False) -> Prefixe
 def expect(kept: Prefixes[str], items: list[str]) -> None:
     """Ask for items, in both layouts, and compare."""
     for padded in (False, True):
-        layout = Layout([len(item) for item in items], [0] * len(items), 3, padded)
+        layout = Layout([len(item) for item in items], 3, padded)
         x = kept.get(items, layout)
         assert x.shape == (sum(layout.rooms), 2)
         for row, item in zip(x.split(layout.rooms), items, strict=True):
@@ -86,12 +86,12 @@ def test_gradients_reach_only_what_is_not_kept(limit: int, trained: bool) -> Non
     kept: Prefixes[str] = Prefixes(
         lambda tokens, layout: tokens.t().float() * weight, encode, str, limit, torch.device("cpu"), BatchCost()
     )
-    assert kept.get(["12"], Layout([2], [0], 1, False)).requires_grad is trained
+    assert kept.get(["12"], Layout([2], 1, False)).requires_grad is trained
 
 
 def test_what_failed_is_computed_again() -> None:
     begin = Squares()
     kept = prefixes(begin)
     with pytest.raises(ValueError, match="invalid literal"):
-        kept.get(["12", "x"], Layout([2, 1], [0, 0], 1, False))
+        kept.get(["12", "x"], Layout([2, 1], 1, False))
     expect(kept, ["12"])

@@ -190,10 +190,10 @@ def test_the_tokens_that_are_counted_are_those_computed(
     workload: ChampionWorkload, tasks: Mapping[str, Task], padded: bool
 ) -> None:
     rows = [training_examples(task, 1, 1, 1)[0] for task in list(tasks.values())[:7]]
-    owners, cost = [0, 0, 0, 1, 2, 2, 2], BatchCost(padded=padded, multiple=MULTIPLE)
+    cost = BatchCost(padded=padded, multiple=MULTIPLE)
     kinds = list(zip(*(workload.size(row).lengths for row in rows), strict=True))
-    rooms = [Layout(lengths, owners, MULTIPLE, padded).rooms for lengths in kinds]
-    assert cost.tokens([workload.size(row).lengths for row in rows], owners) == sum(map(sum, rooms))
+    rooms = [Layout(lengths, MULTIPLE, padded).rooms for lengths in kinds]
+    assert cost.tokens([workload.size(row).lengths for row in rows]) == sum(map(sum, rooms))
     assert sum(map(sum, rooms)) > sum(workload.size(row).tokens for row in rows)
 
 

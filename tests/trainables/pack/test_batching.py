@@ -64,8 +64,8 @@ def test_rows_that_are_not_padded_share_batches_in_their_order() -> None:
 
 
 def test_a_batch_counts_the_tokens_that_it_computes_on() -> None:
-    lengths, owners = [[30, 10], [7, 3], [50, 1]], [0, 0, 4]
-    assert BatchCost().tokens(lengths, owners) == 3 * (50 + 10) == padded_tokens(lengths)
-    assert BatchCost(multiple=16).tokens(lengths, owners) == 3 * (64 + 16)
-    assert BatchCost(padded=False).tokens(lengths, owners) == 101
-    assert BatchCost(padded=False, multiple=16).tokens(lengths, owners) == 48 + 16 + 64 + 16
+    lengths = [[30, 10], [7, 3], [50, 1]]
+    assert BatchCost().tokens(lengths) == 3 * (50 + 10) == padded_tokens(lengths)
+    assert BatchCost(multiple=16).tokens(lengths) == 3 * (64 + 16)
+    assert BatchCost(padded=False).tokens(lengths) == 101
+    assert BatchCost(padded=False, multiple=16).tokens(lengths) == 48 + 32 + 80
