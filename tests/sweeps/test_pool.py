@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from ray import tune
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from sweeps.cluster import ROOT, ClusterInfo, connect
-from sweeps.pool import run_pool_sweep
+from sweeps.pool import UnitSearch, run_pool_sweep
 from sweeps.scheduler import GroupedASHA
 from tests.sweeps.stub_pool import make_job
 from trainables.jobs import Job, Report
@@ -48,6 +49,12 @@ def sweep(
     )
     assert not outcome.interrupted and outcome.counts["unfinished"] == 0
     return reports
+
+
+def test_units_are_given_out_in_turn() -> None:
+    search = UnitSearch([make_job(f"t{i}") for i in range(2)])
+    given = [search.suggest(str(i)) for i in range(3)]
+    assert given == [{"unit": i, "task_id": f"t{i}", "trial_id": f"t{i}"} for i in range(2)] + [Searcher.FINISHED]
 
 
 def assert_each_epoch_once(reports: list[Report], ids: set[str]) -> None:
@@ -129,7 +136,7 @@ def test_signal_drains(number: signal.Signals, tmp_path: Path) -> None:
     script.write_text(
         """
 from sweeps.cluster import connect, stop_on_signals
-from sweeps.pool import run_pool_sweep
+from sweeps.pool import UnitSearch, run_pool_sweep
 from tests.sweeps.stub_pool import make_job
 
 def show(reports):
