@@ -91,12 +91,17 @@ class UnitSearch(Searcher):
     def __init__(self, first_jobs: Sequence[Job]) -> None:
         super().__init__()
         self._units = enumerate(first_jobs)
+        self._seen: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles searchers for Tuner.restore, which is not used
         return UnitSearch, ([],)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if trial_id in self._seen:
+            # Tune draws 32 bits; it asks again with others
+            return None
+        self._seen.add(trial_id)
         unit, job = next(self._units, (None, None))
         return Searcher.FINISHED if job is None else {"unit": unit, "task_id": job.task_id, "trial_id": job.trial_id}
 

@@ -53,8 +53,13 @@ def sweep(
 
 def test_units_are_given_out_in_turn() -> None:
     search = UnitSearch([make_job(f"t{i}") for i in range(2)])
-    given = [search.suggest(str(i)) for i in range(3)]
+    given = [search.suggest(name) for name in ("a", "b", "c")]
     assert given == [{"unit": i, "task_id": f"t{i}", "trial_id": f"t{i}"} for i in range(2)] + [Searcher.FINISHED]
+
+
+def test_a_trial_id_that_comes_again_gets_no_unit() -> None:
+    search = UnitSearch([make_job(f"t{i}") for i in range(2)])
+    assert [bool(search.suggest(name)) for name in ("a", "a", "b")] == [True, False, True]
 
 
 def assert_each_epoch_once(reports: list[Report], ids: set[str]) -> None:
@@ -136,7 +141,7 @@ def test_signal_drains(number: signal.Signals, tmp_path: Path) -> None:
     script.write_text(
         """
 from sweeps.cluster import connect, stop_on_signals
-from sweeps.pool import UnitSearch, run_pool_sweep
+from sweeps.pool import run_pool_sweep
 from tests.sweeps.stub_pool import make_job
 
 def show(reports):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,7 @@ class ChampionWorkload(ArcWorkload):
         with self._autocast():
             written = self._write(ordered, order, owned, layout)
             context = self._context(ordered, order, owned)
-            with self.pack.rows(order, layout.rooms):
+            with self._rows(order, layout):
                 rooms = to_device(np.array(layout.rooms), self.device)
                 logits = self.model.read_out(written, context.repeat_interleave(rooms, 0, output_size=len(written)))
         target = padded([grid_sequence(row.query.output)[:1] for row in rows])[:, 0]
@@ -279,9 +280,9 @@ class ChampionWorkload(ArcWorkload):
         queries, numbers = [rows[i].query for i in first], [numbers[i] for i in first]
         inputs, outputs = [query.input for query in queries], [query.output for query in queries]
         source, target = (self._layout([grid_tokens(grid) for grid in grids]) for grids in (inputs, outputs))
-        with self.pack.rows(numbers, source.rooms):
+        with self._rows(numbers, source):
             memory = self.model.remember(self.sources.get(inputs, source), self._groups(source, source))
-        with self.pack.rows(numbers, target.rooms):
+        with self._rows(numbers, target):
             begun, own = self.targets.get(outputs, target), self._groups(target)
             written = self.model.write(begun, memory, self._groups(target, source), own)
         if len(first) == len(rows):
@@ -300,7 +301,7 @@ class ChampionWorkload(ArcWorkload):
         first, places = distinct([(owners[row], pair_key(pair)) for row, _, pair in shown])
         showing, pairs = [shown[i][0] for i in first], [shown[i][2] for i in first]
         layout = self._layout([pair_tokens(pair) for pair in pairs])
-        with self.pack.rows([numbers[row] for row in showing], layout.rooms):
+        with self._rows([numbers[row] for row in showing], layout):
             x = self.model.context_encoder.finish(self.pairs.get(pairs, layout))
         means = mean_of_tokens(x, to_device(layout.rows(), self.device), len(pairs))
         table = np.full((len(rows), CONTEXT_PAIRS), -1, dtype=np.int64)
@@ -311,6 +312,10 @@ class ChampionWorkload(ArcWorkload):
 
     def _layout(self, lengths: Sequence[int]) -> Layout:
         return Layout(lengths, self.cost.multiple, self.cost.padded)
+
+    def _rows(self, numbers: Sequence[int], layout: Layout) -> AbstractContextManager[None]:
+        # padded rows are equally long, which the pack sees
+        return self.pack.rows(numbers, None if layout.padded else layout.rooms)
 
     def _groups(self, queries: Layout, keys: Layout | None = None) -> list[Group]:
         return attention_groups(queries, keys, self.device)

@@ -326,7 +326,8 @@ class AdapterPack:
     ) -> Iterator[None]:
         """Apply ``bank`` to the batches within the block, whose rows belong to the slots ``owners``.
 
-        With ``tokens`` the rows of a batch are tokens: so many of each owner in turn.
+        With ``tokens`` the rows of a batch are tokens: so many of each owner in turn. That wants the path ``runs``: the
+        others compute each token for itself.
         """
         before = self.bank, self.owners, self.runs, self._owner_index
         self._set(bank, owners, tokens)

@@ -234,6 +234,8 @@ def test_what_is_kept_shared_and_not_padded_changes_neither_losses_nor_gradients
     workload = ChampionWorkload(
         Base(_champion(), TINY, "0" * 16), "tiny", tasks, Folder(tmp_path), targets, bf16=False, cost=cost
     )
+    # as on a GPU, or as on a CPU
+    workload.pack.path = "bmm" if padded else "runs"
     # two adapters on one task, so that only their weights tell their context pairs apart
     examples = [training_examples(tasks[smallest[i]], 4, 0, 1, tasks[smallest[i]].train) for i in (0, 1)]
     # and a query that comes again, beside other pairs
