@@ -26,7 +26,7 @@ from trainables.arc import Task, fingerprint, load_tasks, shape_category
 # of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise
 HF_DEFAULTS = {"target_modules": ("all-linear",)}
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
-WORKER_BYTES = 2 << 30
+WORKER_BYTES = 4 << 30
 DEFAULT_BASE = Path(__file__).resolve().parents[1] / "trainables" / "atomic_lora" / "base"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from trainables.atomic_lora.model import Group
+from trainables.pack.bank import to_device
 
 
 class Layout:
@@ -36,8 +37,11 @@ class Layout:
         self._real = self._offset < np.array(lengths)[self._row]
 
     def index(self, starts: Sequence[int]) -> np.ndarray:
-        """Return where each token lies in a buffer that holds row i from ``starts[i]`` on, [tokens]; 0 for padding."""
-        return np.where(self._real, np.array(starts, dtype=np.int64)[self._row] + self._offset, 0)
+        """Return where each token lies in a buffer that holds row i from ``starts[i]`` on, [tokens].
+
+        Padding lies where its row begins: what another adapter's row holds may not be finite.
+        """
+        return np.array(starts, dtype=np.int64)[self._row] + np.where(self._real, self._offset, 0)
 
     def rows(self) -> np.ndarray:
         """Return each token's row, [tokens]; N for padding."""
@@ -54,9 +58,3 @@ def attention_groups(queries: Layout, keys: Layout | None, device: torch.device)
         mask = None if min(real) == t else to_device(np.arange(t) < np.array(real)[:, None], device)
         found.append(Group(len(real), u, t, mask))
     return found
-
-
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return the array as a tensor on the device; to a GPU it is copied while the host goes on."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -272,14 +272,14 @@ class ContextEncoder(nn.Module):
 def mean_of_tokens(x: Tensor, place: Tensor, count: int) -> Tensor:
     """Tokens [tokens, D] and the sequence of each, int64 [tokens] -> means [count, D]; without those of ``count``."""
     sums = x.new_zeros(count + 1, x.shape[-1]).index_add(0, place, x)[:count]
-    tokens = x.new_zeros(count + 1).index_add(0, place, x.new_ones(len(x)))[:count]
+    tokens = place.new_zeros(count + 1).index_add(0, place, torch.ones_like(place))[:count]
     return sums / tokens.clamp_min(1)[:, None]
 
 
 def mean_of_pairs(means: Tensor, used: Tensor) -> Tensor:
     """Vectors of pairs [N, K, D] and which of them count, bool [N, K] -> [N, D]; zeros where none does."""
-    weight = used.to(means.dtype)
-    return (means * weight[..., None]).sum(1) / weight.sum(1).clamp_min(1.0)[:, None]
+    # filled, not multiplied: what does not count may be another adapter's that diverged
+    return means.masked_fill(~used[..., None], 0.0).sum(1) / used.sum(1).clamp_min(1)[:, None]
 
 
 class Champion(nn.Module):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.atomic_lora.layout import Layout, to_device
+from trainables.atomic_lora.layout import Layout
+from trainables.pack.bank import to_device
 from trainables.pack.batching import BatchCost, group
 
 T = TypeVar("T")
@@ -39,15 +40,15 @@ class Prefixes(Generic[T]):
     ) -> None:  # fmt: skip
         self._begin, self._encode, self._key = begin, encode, key
         self._device, self._limit, self._cost = device, limit, cost
-        # of each item the first row and the number of rows; row 0 is that of padding
-        self._places: dict[Hashable, tuple[int, int]] = {}
+        # of each item the first row
+        self._places: dict[Hashable, int] = {}
         self._buffer: Tensor | None = None
-        self._used = 1
+        self._used = 0
 
     def get(self, items: Sequence[T], layout: Layout) -> Tensor:
         """Return the outputs of some items, at least one, whose tokens lie as a layout says, [tokens, D].
 
-        What padding holds is a number, and means nothing.
+        Padding holds what the row's first token does.
         """
         if not self._limit:
             return self._compute([self._encode(item) for item in items], layout)
@@ -55,10 +56,10 @@ class Prefixes(Generic[T]):
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self._places}
         if missing and not self._add(missing):
             self._places.clear()
-            self._used = 1
+            self._used = 0
             self._add(dict(zip(keys, items, strict=True)), grow=True)
         assert self._buffer is not None
-        index = layout.index([self._places[key][0] for key in keys])
+        index = layout.index([self._places[key] for key in keys])
         return self._buffer.index_select(0, to_device(index, self._device))
 
     @torch.no_grad()
@@ -75,18 +76,17 @@ class Prefixes(Generic[T]):
             x = self._compute([sequences[keys[i]] for i in batch], layout)
             if self._buffer is None or end > len(self._buffer):
                 room = max(end, self._limit // (x.shape[-1] * x.element_size()))
+                self._buffer = None
                 self._buffer = x.new_empty(room, x.shape[-1])
-                self._buffer[0] = 0
             real = layout.rows() < len(batch)
             values = x.index_select(0, to_device(real.nonzero()[0], self._device))
             self._buffer[self._used : self._used + len(values)] = values
             for i in batch:
-                self._places[keys[i]] = self._used, lengths[i]
+                self._places[keys[i]] = self._used
                 self._used += lengths[i]
         return True
 
     def _compute(self, sequences: Sequence[np.ndarray], layout: Layout) -> Tensor:
         ends = np.cumsum([sequence.shape[1] for sequence in sequences])
-        # padding repeats the first token
         tokens = np.concatenate(sequences, axis=1)[:, layout.index([0, *ends[:-1]])]
         return self._begin(to_device(tokens, self._device), layout)

@@ -32,19 +32,20 @@ from trainables.atomic_lora.data import (
     example_tokens,
     grid_sequence,
     padded,
+    padded_lengths,
     pair_sequence,
     pair_tokens,
     target_sequence,
 )
 from trainables.atomic_lora.decoding import generate, grid_metrics
 from trainables.atomic_lora.evaluation import mean_metrics
-from trainables.atomic_lora.layout import Layout, attention_groups, to_device
+from trainables.atomic_lora.layout import Layout, attention_groups
 from trainables.atomic_lora.loss import cell_hits, row_losses
 from trainables.atomic_lora.model import Base, Group, mean_of_pairs, mean_of_tokens
 from trainables.atomic_lora.prefixes import Prefixes
 from trainables.folder import Folder
 from trainables.jobs import Job
-from trainables.pack.bank import AdapterPack
+from trainables.pack.bank import AdapterPack, to_device
 from trainables.pack.batching import COSTS, BatchCost
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.plan import AdapterPlan, Evaluation, Size
@@ -206,8 +207,8 @@ class ChampionWorkload(ArcWorkload):
     Args:
         base: The frozen Champion.
         base_name, tasks, folder, target_modules, bf16: See `ArcWorkload`.
-        cost: What a batch costs the device, and whether its rows are padded; by default they are on a GPU alone, where
-            many rows in one attention are worth it.
+        cost: What a batch costs the device, and whether its rows are padded; by default they are unless the pack
+            computes runs of rows, as on CPUs. On GPUs many rows in one product are worth it.
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class ChampionWorkload(ArcWorkload):
             for module in self.model.modules():
                 if isinstance(module, nn.Linear):
                     module.bfloat16()
-        self.cost = cost or replace(self.cost, padded=self.device.type == "cuda", multiple=MULTIPLE)
+        self.cost = cost or replace(self.cost, padded=self.pack.path != "runs", multiple=MULTIPLE)
         limit = CUDA_PREFIXES if self.device.type == "cuda" else CPU_PREFIXES
         limits = [0 if any(n.startswith(layer) for n in self.pack.layers) else limit for layer in BEFORE_ADAPTERS]
         settings = self.device, self.cost
@@ -237,8 +238,10 @@ class ChampionWorkload(ArcWorkload):
 
     def size(self, row: Example) -> Size:
         """Tokens of input, output and context pairs."""
-        pairs = sorted(map(pair_tokens, row.context[:CONTEXT_PAIRS]), reverse=True)
         output = grid_tokens(row.query.output)
+        if self.cost.padded:
+            return Size(padded_lengths(row), example_tokens(row), output)
+        pairs = [pair_tokens(pair) for pair in row.context[:CONTEXT_PAIRS]]
         lengths = grid_tokens(row.query.input), output, *pairs, *[0] * (CONTEXT_PAIRS - len(pairs))
         return Size(lengths, example_tokens(row), output)
 
@@ -298,6 +301,8 @@ class ChampionWorkload(ArcWorkload):
         ]
         if not shown:
             return torch.zeros(len(rows), self.model.context_encoder.width, device=self.device)
+        # those of equal lengths attend together, where they have to
+        shown.sort(key=lambda item: (owners[item[0]], pair_tokens(item[2])))
         first, places = distinct([(owners[row], pair_key(pair)) for row, _, pair in shown])
         showing, pairs = [shown[i][0] for i in first], [shown[i][2] for i in first]
         layout = self._layout([pair_tokens(pair) for pair in pairs])

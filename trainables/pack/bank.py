@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -358,14 +359,20 @@ class AdapterPack:
     def owner_index(self) -> Tensor | None:
         """Slot of the bank that each row of the batch belongs to, int64 [N]; None: row i belongs to slot i."""
         if self._owner_index is None and self.runs is not None and self.bank is not None:
-            slots, starts, ends = torch.tensor(self.runs, device=self.bank.flat.device).unbind(1)
-            self._owner_index = slots.repeat_interleave(ends - starts, output_size=self.runs[-1][2])
+            slots, starts, ends = np.array(self.runs).T
+            self._owner_index = to_device(np.repeat(slots, ends - starts), self.bank.flat.device)
         return self._owner_index
 
     def _set(self, bank: AdapterBank | None, owners: Sequence[int] | None, tokens: Sequence[int] | None = None) -> None:
         self.bank, self.owners, self.runs, self._owner_index = bank, None, None, None
         if bank is not None and owners is not None:
             self.owners, self.runs = list(owners), runs_of(owners, tokens)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Return the array as a tensor on the device; to a GPU it is copied while the host goes on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def runs_of(owners: Sequence[int], tokens: Sequence[int] | None = None) -> list[Run]:

@@ -1,4 +1,4 @@
-"""Which rows share a batch: similar sizes together, so that little is padded, and as few batches as that allows."""
+"""Which rows share a batch: where it is padded, similar sizes, in as few batches as that allows; else neighbours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BatchCost:
     """What a batch costs a device, in tokens.
 
     Attributes:
-        overhead: Fixed cost of a batch, as the number of tokens that take as long; infinite: always one batch.
+        overhead: Fixed cost of a padded batch, as the number of tokens that take as long; infinite: always one batch.
         limit: Tokens that a batch of several rows may have, padding included, for the memory's sake.
         padded: Whether a batch's rows are padded to the longest; else they lie one after another.
         multiple: What each of a row's sequences is padded to a multiple of.
@@ -26,7 +26,7 @@ class BatchCost:
     multiple: int = 1
 
     def tokens(self, lengths: Sequence[Sequence[int]]) -> int:
-        """Return the tokens that a batch computes on, padding included.
+        """Return the tokens of a batch, padding included; what its rows may share counts for each of them.
 
         Args:
             lengths: For each row the lengths of its sequences, one of each kind, [N, kinds].
@@ -39,7 +39,7 @@ class BatchCost:
         return -(-np.asarray(lengths) // self.multiple) * self.multiple
 
 
-# For padded batches. On a GPU it is a guess until one is measured, and batches are halved where memory ends
+# On a GPU it is a guess until one is measured, and batches are halved where memory ends
 COSTS = {"cpu": BatchCost(overhead=300, limit=8_000), "cuda": BatchCost(overhead=20_000)}
 
 

@@ -2,8 +2,8 @@
 
 The engine takes jobs from a queue, trains each in a slot of its own, and reports at rungs. It brings everything that
 adapters must not share: the loss is the mean over a slot's own tokens, its gradient is clipped by its own norm, and
-learning rate, step counter, moments, patience and random numbers are its own. A step's rows are batched by their size,
-whosever they are. A finished or cancelled slot is refilled from the queue at once; finished adapters wait aside until
+learning rate, step counter, moments, patience and random numbers are its own. A step's rows share batches, whosever
+they are. A finished or cancelled slot is refilled from the queue at once; finished adapters wait aside until
 enough of them are there to be evaluated in one batch.
 
 What a job means (its examples, its loss, its metrics) is the `Workload`'s; which layers are adapted, the `AdapterPack`.
@@ -294,7 +294,7 @@ class PackEngine(Generic[E]):
         return [Row(slot, example, size, weight) for example, size in zip(examples, sizes, strict=True)]
 
     def _in_batches(self, rows: Sequence[Row[E]], act: Callable[[Sequence[Row[E]]], None], queue: JobQueue) -> None:
-        """Apply ``act`` to the rows in the batches in which they cost least."""
+        """Apply ``act`` to the rows in batches; see `group`."""
 
         def act_on_the_living(items: Sequence[Row[E]]) -> None:
             items = [row for row in items if self.slots[row.slot.index] is row.slot]

@@ -11,7 +11,8 @@ def test_rows_are_as_long_as_they_are_up_to_a_multiple() -> None:
     layout = Layout([3, 2, 4], multiple=2, padded=False)
     assert layout.rooms == [4, 2, 4] and layout.starts == [0, 4, 6]
     assert layout.rows().tolist() == [0, 0, 0, 3, 1, 1, 2, 2, 2, 2]
-    assert layout.index([10, 50, 20]).tolist() == [10, 11, 12, 0, 50, 51, 20, 21, 22, 23]
+    # padding lies where its row begins
+    assert layout.index([10, 50, 20]).tolist() == [10, 11, 12, 10, 50, 51, 20, 21, 22, 23]
 
 
 def test_padded_rows_are_all_as_long_as_a_multiple_above_the_longest() -> None:

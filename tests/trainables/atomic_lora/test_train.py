@@ -186,7 +186,7 @@ def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_tokens_that_are_counted_are_those_computed(
+def test_tokens_are_counted_as_layouts_pad_them(
     workload: ChampionWorkload, tasks: Mapping[str, Task], padded: bool
 ) -> None:
     rows = [training_examples(task, 1, 1, 1)[0] for task in list(tasks.values())[:7]]
@@ -211,9 +211,14 @@ def _bank(workload: ChampionWorkload, slots: int, size: float) -> AdapterBank:
     return bank
 
 
-def _losses(workload: ChampionWorkload, rows: list[Example], owners: list[int], whole: bool) -> tuple[Tensor, Tensor]:
+def _losses(
+    workload: ChampionWorkload, rows: list[Example], owners: list[int], whole: bool, diverged: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Losses and gradients of three adapters; ``whole``: from the model's own forward pass over a padded batch."""
-    bank = _bank(workload, 3, 1.0).take(torch.arange(3), trainable=True)
+    bank = _bank(workload, 3, 1.0)
+    if diverged is not None:
+        bank.flat[diverged] = math.nan
+    bank = bank.take(torch.arange(3), trainable=True)
     with workload.pack.use(bank, owners):
         if whole:
             batch = collate(rows)
@@ -249,6 +254,27 @@ def test_what_is_kept_shared_and_not_padded_changes_neither_losses_nor_gradients
     for losses, grad in found:
         torch.testing.assert_close(losses, expected[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(grad, expected[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("targets", [("linear1", "linear2"), ("all-linear",)])
+def test_an_adapter_that_diverged_harms_no_other_in_its_batch(
+    tasks: Mapping[str, Task], smallest: list[str], tmp_path: Path, targets: tuple[str, ...], padded: bool
+) -> None:
+    base = Base(_champion(), TINY, "0" * 16)
+    workload = ChampionWorkload(
+        base, "tiny", tasks, Folder(tmp_path), targets, bf16=False, cost=BatchCost(padded=padded, multiple=8)
+    )
+    workload.pack.path = "bmm" if padded else "runs"
+    # rows with two, one and no solved pairs, and one that shares its query
+    examples = training_examples(tasks[smallest[2]], 3, 0, 1)
+    pair = examples[0].context[0]
+    rows = [examples[0], replace(examples[1], context=(pair,)), replace(examples[2], context=()), examples[1]]
+    rows, owners = rows + rows, [0] * 4 + [1] * 4
+    healthy, broken = (_losses(workload, rows, owners, False, diverged) for diverged in (None, 0))
+    assert broken[0][:4].isnan().any()
+    torch.testing.assert_close(broken[0][4:], healthy[0][4:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(broken[1][1], healthy[1][1], rtol=1e-4, atol=1e-5)
 
 
 def test_rows_without_solved_pairs_have_no_context(workload: ChampionWorkload, tasks: Mapping[str, Task]) -> None:
