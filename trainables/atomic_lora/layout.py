@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainables.atomic_lora.model import Group
 from trainables.pack.bank import to_device
@@ -20,41 +21,50 @@ class Layout:
         multiple: Each row is padded to a multiple of this, for kernels that are made for each shape anew, as on CPUs,
             and so that more rows are equally long.
         padded: Whether all rows are padded to the longest instead.
+        device: Where the tokens are.
 
     Attributes:
         lengths: As given.
         rooms: Tokens of each row and its padding, [N].
         starts: Where each row begins, [N].
+        row: Each token's row, padding's too, [tokens].
     """
 
-    def __init__(self, lengths: Sequence[int], multiple: int, padded: bool) -> None:
-        self.lengths, self.padded = list(lengths), padded
+    def __init__(self, lengths: Sequence[int], multiple: int, padded: bool, device: torch.device) -> None:
+        self.lengths, self.padded, self.device = list(lengths), padded, device
         rooms = [-(-length // multiple) * multiple for length in lengths]
         self.rooms = [max(rooms)] * len(rooms) if padded else rooms
         self.starts = [0, *itertools.accumulate(self.rooms[:-1])]
-        self._row = np.repeat(np.arange(len(self.rooms)), self.rooms)
-        self._offset = np.arange(len(self._row)) - np.repeat(self.starts, self.rooms)
-        self._real = self._offset < np.array(lengths)[self._row]
+        numbers = to_device(np.array([lengths, self.rooms, self.starts], dtype=np.int64), device)
+        count = self.starts[-1] + self.rooms[-1]
+        self.row = torch.arange(len(lengths), device=device).repeat_interleave(numbers[1], output_size=count)
+        self._offset = torch.arange(count, device=device) - numbers[2][self.row]
+        self._real = self._offset < numbers[0][self.row]
 
-    def index(self, starts: Sequence[int]) -> np.ndarray:
+    def index(self, starts: Sequence[int]) -> Tensor:
         """Return where each token lies in a buffer that holds row i from ``starts[i]`` on, [tokens].
 
         Padding lies where its row begins: what another adapter's row holds may not be finite.
         """
-        return np.array(starts, dtype=np.int64)[self._row] + np.where(self._real, self._offset, 0)
+        return to_device(np.array(starts, dtype=np.int64), self.device)[self.row] + self._offset * self._real
 
-    def rows(self) -> np.ndarray:
+    def place(self) -> Tensor:
         """Return each token's row, [tokens]; N for padding."""
-        return np.where(self._real, self._row, len(self.lengths))
+        return torch.where(self._real, self.row, len(self.lengths))
+
+    def tokens(self) -> Tensor:
+        """Return where each token lies that is not padding."""
+        spans = [np.arange(start, start + length) for start, length in zip(self.starts, self.lengths, strict=True)]
+        return to_device(np.concatenate(spans), self.device)
 
 
-def attention_groups(queries: Layout, keys: Layout | None, device: torch.device) -> list[Group]:
+def attention_groups(queries: Layout, keys: Layout | None = None) -> list[Group]:
     """Return the groups in which rows attend to rows; without ``keys`` to themselves causally, which needs no mask."""
     rooms, lengths = (queries.rooms, queries.rooms) if keys is None else (keys.rooms, keys.lengths)
     found = []
     # neighbours of equal lengths
     for (u, t), rows in itertools.groupby(zip(queries.rooms, rooms, lengths, strict=True), key=lambda row: row[:2]):
         real = [length for _, _, length in rows]
-        mask = None if min(real) == t else to_device(np.arange(t) < np.array(real)[:, None], device)
+        mask = None if min(real) == t else to_device(np.arange(t) < np.array(real)[:, None], queries.device)
         found.append(Group(len(real), u, t, mask))
     return found

@@ -59,8 +59,7 @@ class Prefixes(Generic[T]):
             self._used = 0
             self._add(dict(zip(keys, items, strict=True)), grow=True)
         assert self._buffer is not None
-        index = layout.index([self._places[key] for key in keys])
-        return self._buffer.index_select(0, to_device(index, self._device))
+        return self._buffer.index_select(0, layout.index([self._places[key] for key in keys]))
 
     @torch.no_grad()
     def _add(self, items: dict[Hashable, T], grow: bool = False) -> bool:
@@ -72,14 +71,13 @@ class Prefixes(Generic[T]):
         if self._buffer is not None and end > len(self._buffer) and not grow:
             return False
         for batch in group([[length] for length in lengths], self._cost):
-            layout = Layout([lengths[i] for i in batch], self._cost.multiple, self._cost.padded)
+            layout = Layout([lengths[i] for i in batch], self._cost.multiple, self._cost.padded, self._device)
             x = self._compute([sequences[keys[i]] for i in batch], layout)
             if self._buffer is None or end > len(self._buffer):
                 room = max(end, self._limit // (x.shape[-1] * x.element_size()))
                 self._buffer = None
                 self._buffer = x.new_empty(room, x.shape[-1])
-            real = layout.rows() < len(batch)
-            values = x.index_select(0, to_device(real.nonzero()[0], self._device))
+            values = x.index_select(0, layout.tokens())
             self._buffer[self._used : self._used + len(values)] = values
             for i in batch:
                 self._places[keys[i]] = self._used
@@ -88,5 +86,5 @@ class Prefixes(Generic[T]):
 
     def _compute(self, sequences: Sequence[np.ndarray], layout: Layout) -> Tensor:
         ends = np.cumsum([sequence.shape[1] for sequence in sequences])
-        tokens = np.concatenate(sequences, axis=1)[:, layout.index([0, *ends[:-1]])]
-        return self._begin(to_device(tokens, self._device), layout)
+        tokens = to_device(np.concatenate(sequences, axis=1), self._device)
+        return self._begin(tokens[:, layout.index([0, *ends[:-1]])], layout)

@@ -41,7 +41,7 @@ from trainables.atomic_lora.decoding import generate, grid_metrics
 from trainables.atomic_lora.evaluation import mean_metrics
 from trainables.atomic_lora.layout import Layout, attention_groups
 from trainables.atomic_lora.loss import cell_hits, row_losses
-from trainables.atomic_lora.model import Base, Group, mean_of_pairs, mean_of_tokens
+from trainables.atomic_lora.model import Base, mean_of_pairs, mean_of_tokens
 from trainables.atomic_lora.prefixes import Prefixes
 from trainables.folder import Folder
 from trainables.jobs import Job
@@ -267,8 +267,7 @@ class ChampionWorkload(ArcWorkload):
             written = self._write(ordered, order, owned, layout)
             context = self._context(ordered, order, owned)
             with self._rows(order, layout):
-                rooms = to_device(np.array(layout.rooms), self.device)
-                logits = self.model.read_out(written, context.repeat_interleave(rooms, 0, output_size=len(written)))
+                logits = self.model.read_out(written, context.index_select(0, layout.row))
         target = padded([grid_sequence(row.query.output)[:1] for row in rows])[:, 0]
         starts = np.empty(len(rows), dtype=np.int64)
         starts[order] = layout.starts
@@ -284,13 +283,13 @@ class ChampionWorkload(ArcWorkload):
         inputs, outputs = [query.input for query in queries], [query.output for query in queries]
         source, target = (self._layout([grid_tokens(grid) for grid in grids]) for grids in (inputs, outputs))
         with self._rows(numbers, source):
-            memory = self.model.remember(self.sources.get(inputs, source), self._groups(source, source))
+            memory = self.model.remember(self.sources.get(inputs, source), attention_groups(source, source))
         with self._rows(numbers, target):
-            begun, own = self.targets.get(outputs, target), self._groups(target)
-            written = self.model.write(begun, memory, self._groups(target, source), own)
+            begun, own = self.targets.get(outputs, target), attention_groups(target)
+            written = self.model.write(begun, memory, attention_groups(target, source), own)
         if len(first) == len(rows):
             return written
-        return written.index_select(0, to_device(layout.index([target.starts[place] for place in places]), self.device))
+        return written.index_select(0, layout.index([target.starts[place] for place in places]))
 
     def _context(self, rows: Sequence[Example], numbers: Sequence[int], owners: Sequence[int]) -> Tensor:
         """Return the context vectors [N, C]; a pair that several rows of an adapter show is read once."""
@@ -308,7 +307,7 @@ class ChampionWorkload(ArcWorkload):
         layout = self._layout([pair_tokens(pair) for pair in pairs])
         with self._rows([numbers[row] for row in showing], layout):
             x = self.model.context_encoder.finish(self.pairs.get(pairs, layout))
-        means = mean_of_tokens(x, to_device(layout.rows(), self.device), len(pairs))
+        means = mean_of_tokens(x, layout.place(), len(pairs))
         table = np.full((len(rows), CONTEXT_PAIRS), -1, dtype=np.int64)
         for (row, place, _), i in zip(shown, places, strict=True):
             table[row, place] = i
@@ -316,23 +315,20 @@ class ChampionWorkload(ArcWorkload):
         return mean_of_pairs(means[index.clamp_min(0)], index >= 0)
 
     def _layout(self, lengths: Sequence[int]) -> Layout:
-        return Layout(lengths, self.cost.multiple, self.cost.padded)
+        return Layout(lengths, self.cost.multiple, self.cost.padded, self.device)
 
     def _rows(self, numbers: Sequence[int], layout: Layout) -> AbstractContextManager[None]:
         # padded rows are equally long, which the pack sees
         return self.pack.rows(numbers, None if layout.padded else layout.rooms)
 
-    def _groups(self, queries: Layout, keys: Layout | None = None) -> list[Group]:
-        return attention_groups(queries, keys, self.device)
-
     def _begin_source(self, tokens: Tensor, layout: Layout) -> Tensor:
-        return self.model.begin_source(tokens, self._groups(layout, layout))
+        return self.model.begin_source(tokens, attention_groups(layout, layout))
 
     def _begin_target(self, tokens: Tensor, layout: Layout) -> Tensor:
-        return self.model.begin_target(tokens, self._groups(layout))
+        return self.model.begin_target(tokens, attention_groups(layout))
 
     def _begin_pairs(self, tokens: Tensor, layout: Layout) -> Tensor:
-        return self.model.context_encoder.begin(tokens, self._groups(layout, layout))
+        return self.model.context_encoder.begin(tokens, attention_groups(layout, layout))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

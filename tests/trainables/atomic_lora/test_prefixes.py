@@ -11,6 +11,8 @@ from trainables.atomic_lora.layout import Layout
 from trainables.atomic_lora.prefixes import Prefixes
 from trainables.pack.batching import BatchCost
 
+CPU = torch.device("cpu")
+
 
 class Squares:
     """Stands for the first layers: [C, tokens] -> [tokens, 2], and counts the sequences that it was given."""
@@ -30,13 +32,13 @@ def encode(item: str) -> np.ndarray:
 
 def prefixes(begin: Squares, tokens: int = 100, padded: bool = False) -> Prefixes[str]:
     cost = BatchCost(overhead=2, limit=6, padded=padded, multiple=2)
-    return Prefixes(begin, encode, str, 8 * tokens, torch.device("cpu"), cost)
+    return Prefixes(begin, encode, str, 8 * tokens, CPU, cost)
 
 
 def expect(kept: Prefixes[str], items: list[str]) -> None:
     """Ask for items, in both layouts, and compare."""
     for padded in (False, True):
-        layout = Layout([len(item) for item in items], 3, padded)
+        layout = Layout([len(item) for item in items], 3, padded, CPU)
         x = kept.get(items, layout)
         assert x.shape == (sum(layout.rooms), 2)
         for row, item in zip(x.split(layout.rooms), items, strict=True):
@@ -84,14 +86,14 @@ def test_without_a_limit_everything_is_computed_whenever_it_is_asked_for() -> No
 def test_gradients_reach_only_what_is_not_kept(limit: int, trained: bool) -> None:
     weight = torch.ones(1, requires_grad=True)
     kept: Prefixes[str] = Prefixes(
-        lambda tokens, layout: tokens.t().float() * weight, encode, str, limit, torch.device("cpu"), BatchCost()
+        lambda tokens, layout: tokens.t().float() * weight, encode, str, limit, CPU, BatchCost()
     )
-    assert kept.get(["12"], Layout([2], 1, False)).requires_grad is trained
+    assert kept.get(["12"], Layout([2], 1, False, CPU)).requires_grad is trained
 
 
 def test_what_failed_is_computed_again() -> None:
     begin = Squares()
     kept = prefixes(begin)
     with pytest.raises(ValueError, match="invalid literal"):
-        kept.get(["12", "x"], Layout([2, 1], 1, False))
+        kept.get(["12", "x"], Layout([2, 1], 1, False, CPU))
     expect(kept, ["12"])

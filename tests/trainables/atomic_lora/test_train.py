@@ -192,7 +192,7 @@ def test_tokens_are_counted_as_layouts_pad_them(
     rows = [training_examples(task, 1, 1, 1)[0] for task in list(tasks.values())[:7]]
     cost = BatchCost(padded=padded, multiple=MULTIPLE)
     kinds = list(zip(*(workload.size(row).lengths for row in rows), strict=True))
-    rooms = [Layout(lengths, MULTIPLE, padded).rooms for lengths in kinds]
+    rooms = [Layout(lengths, MULTIPLE, padded, torch.device("cpu")).rooms for lengths in kinds]
     assert cost.tokens([workload.size(row).lengths for row in rows]) == sum(map(sum, rooms))
     assert sum(map(sum, rooms)) > sum(workload.size(row).tokens for row in rows)
 
