@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.adapter_pool import AdapterPool, PoolError, PoolLoop
 from sweeps.broker import PoolBroker
-from sweeps.scheduler import Decision, GroupedASHA
+from sweeps.scheduler import Decision, GroupedASHA, InTurn
 from sweeps.train_run import TRIAL_RESOURCES, AskedToStop, trial_error
 from trainables.jobs import Job, Report
 
@@ -228,7 +228,7 @@ def _tuner(
         ray.tune.with_resources(PoolTrial, TRIAL_RESOURCES),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
-            scheduler=scheduler,
+            scheduler=scheduler or InTurn(),
             search_alg=searcher,
             num_samples=num_samples,
             max_concurrent_trials=max_concurrent,
