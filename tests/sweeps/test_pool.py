@@ -54,7 +54,7 @@ def sweep(
 def test_units_are_given_out_in_turn() -> None:
     search = UnitSearch([make_job(f"t{i}") for i in range(2)])
     given = [search.suggest(name) for name in ("a", "b", "c")]
-    assert given == [{"unit": i, "task_id": f"t{i}", "trial_id": f"t{i}"} for i in range(2)] + [Searcher.FINISHED]
+    assert given == [{"unit": i, "task_id": "task", "trial_id": f"t{i}"} for i in range(2)] + [Searcher.FINISHED]
 
 
 def test_a_trial_id_that_comes_again_gets_no_unit() -> None:
