@@ -5,7 +5,7 @@
 
 Without ``--stub-engine`` both sides run in fresh processes on the same machine, one after the other, with the same
 jobs, slots and threads. Prints wall times, their ratio, overhead per trial, and the peak memory of the driver and of
-all processes together (proportional set size, sampled every five seconds).
+all processes together (proportional set size, sampled every ten seconds).
 
 With it, jobs report six epochs and compute nothing: what is left is the cost of a trial, rows written included, and the
 driver's memory as the sweep grows. ``--others N`` measures what is done elsewhere on a sample of N such trials: a
@@ -154,8 +154,8 @@ def sweep(options: list[str], folder: str) -> dict[str, float]:
     while process.poll() is None:
         own, total = memory(process.pid)
         driver, everything = max(driver, own), max(everything, total)
-        # reading the memory of many processes takes a good part of a second
-        time.sleep(5.0)
+        # reading the memory of so many processes takes a tenth of a second of a core that has other work
+        time.sleep(10.0)
     if process.returncode:
         raise SystemExit(f"The sweep ended with exit code {process.returncode}.")
     seconds = time.perf_counter() - started

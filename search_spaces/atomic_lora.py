@@ -45,7 +45,7 @@ def validate(config: AdapterConfig) -> None:
 
 
 SMOKE_VALUES = {"epochs": 2, "examples_per_epoch": 4, "patience": 2, "report_every": 1, "lr_multiple": 1.0}
-DEMO_VALUES = {"epochs": 10, "examples_per_epoch": 8, "patience": 5, "report_every": 1, "lr_multiple": 1.0}
+DEMO_VALUES = {"epochs": 10, "examples_per_epoch": 8, "patience": 5, "report_every": 2, "lr_multiple": 1.0}
 
 SPACE = SearchSpace(
     family="atomic_lora",

@@ -56,9 +56,14 @@ class _Unit:
 
 
 class PoolBroker:
-    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock."""
+    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock.
 
-    def __init__(self) -> None:
+    Args:
+        every_rung: Whether trials see every rung of their units, which a scheduler needs, or only the last.
+    """
+
+    def __init__(self, every_rung: bool = True) -> None:
+        self._every_rung = every_rung
         self._sharers = 1  # workers that share the jobs; none gets more than its share of those that are there
         self._queue: deque[str] = deque()
         self._live: dict[str, _Live] = {}
@@ -164,7 +169,7 @@ class PoolBroker:
     # the trials' side
 
     async def next_rung(self, trial: str) -> dict[str, Any]:
-        """Wait until the unit of a Tune trial gets to its next rung.
+        """Wait until the unit of a Tune trial gets to its next rung, or to its last.
 
         A panel is at a rung when all of its running jobs are; a job that is ahead, because it continued from a
         checkpoint, waits for the others. The loss is the mean over the panel, each ended job with its last loss, and
@@ -178,9 +183,11 @@ class PoolBroker:
             unit = self._trials.get(trial)
             changed = self._changed[trial if unit is None else unit]
             changed.clear()
-            if unit in self._units and _advance(self._units[unit]):
-                changed.set()  # for another trial of the same unit
-                return _result(self._units[unit])
+            while unit in self._units and _advance(self._units[unit]):
+                result = _result(self._units[unit])
+                if self._every_rung or result["done"]:
+                    changed.set()  # for another trial of the same unit
+                    return result
             if self._draining:
                 return {"epoch": 0, "eval_loss": math.inf, "done": True}
             await changed.wait()
@@ -399,7 +406,10 @@ def _result(unit: _Unit) -> dict[str, Any]:
 
 
 class BrokerQueue:
-    """The `JobQueue` of a pool worker.
+    """The `JobQueue` of a pool worker. Only taking jobs waits for the broker: on busy cores an answer takes a while.
+
+    One message is under way at a time, so reports arrive in order. What has not been sent when the worker dies is
+    trained again from the last checkpoint, as if it had died a moment earlier.
 
     Args:
         broker: Handle of the `PoolBroker` actor.
@@ -411,6 +421,8 @@ class BrokerQueue:
         self._broker = broker
         self._token = token
         self._poll_s = poll_s
+        self._unsent: list[Report] = []
+        self._answer: Any = None  # to the message under way
         self._cancelled: set[str] = set()
         self._asked = -math.inf  # when the broker last told of cancelled jobs
         self._found_none = -math.inf  # when it last had no job
@@ -419,6 +431,11 @@ class BrokerQueue:
     def take(self, limit: int, wait: bool) -> list[Job]:
         if limit <= 0 or (not wait and time.monotonic() - self._found_none < self._poll_s):
             return []
+        # the broker shares out jobs by those that it knows to be unfinished
+        self._hear()
+        if self._unsent:
+            self._send()
+            self._hear()
         jobs: list[Job] = []
         while self._open and not jobs:
             answer = self._broker.take.remote(self._token, limit, 5.0 if wait else 0.0)
@@ -431,14 +448,28 @@ class BrokerQueue:
         return jobs
 
     def cancelled(self) -> set[str]:
-        if time.monotonic() - self._asked > self._poll_s:
-            self._heard(ray.get(self._broker.push.remote(self._token, [])))
+        self._exchange()
         taken, self._cancelled = self._cancelled, set()
         return taken
 
     def report(self, reports: Sequence[Report]) -> None:
-        if reports:
-            self._heard(ray.get(self._broker.push.remote(self._token, list(reports))))
+        self._unsent += reports
+        self._exchange()
+
+    def _exchange(self) -> None:
+        """Hear what the broker answered, and send what there is, unless an answer is still to come."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._hear()
+        if self._answer is None and (self._unsent or time.monotonic() - self._asked > self._poll_s):
+            self._send()
+
+    def _send(self) -> None:
+        self._answer, self._unsent = self._broker.push.remote(self._token, self._unsent), []
+
+    def _hear(self) -> None:
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            self._heard(ray.get(answer))
 
     def _heard(self, cancelled: set[str]) -> None:
         self._cancelled |= cancelled

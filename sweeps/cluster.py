@@ -42,7 +42,6 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the results store is the ledger, Tuner.restore is not used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the command line stay valid
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each ray.train.report waits for it, 2 s by default
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # or the dashboard's Train page answers with error 500
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_AIR_NEW_OUTPUT": "0",

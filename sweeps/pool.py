@@ -179,7 +179,7 @@ def run_pool_sweep(
             max_concurrency=10_000,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
-        .remote()
+        .remote(every_rung=scheduler is not None)
     )
     space = dict(param_space or {})
     space["broker"] = (name, ray.get_runtime_context().namespace)

@@ -261,6 +261,8 @@ def _train(
     from ray.train.v2.api.config import FailureConfig, RunConfig
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    # each ray.train.report waits for the next look at the workers, every 2 s by default
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     TorchTrainer(
         worker,
         scaling_config=ray.train.ScalingConfig(

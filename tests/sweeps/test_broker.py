@@ -67,6 +67,23 @@ async def test_reports_go_to_driver_and_trial(broker: PoolBroker) -> None:
     assert await sent(broker) == [("a", "running", 5), ("a", "success", 9)]
 
 
+def test_where_nothing_judges_a_trial_sees_only_the_end() -> None:
+    async def run() -> None:
+        broker = PoolBroker(every_rung=False)
+        await broker.open_gate()
+        token = await filled(broker, "a")
+        await broker.push(token, [running("a", 5), running("a", 10)])
+        waiting = asyncio.create_task(broker.next_rung("trial-a"))
+        await broker.push(token, [running("a", 15)])
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await broker.push(token, [ended("a", 20)])
+        assert await waiting == {"epoch": 20, "eval_loss": 0.5, "done": True}
+        assert [epoch for _, _, epoch in await sent(broker)] == [5, 10, 15, 20]
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+
+
 def test_workers_share_the_last_jobs() -> None:
     async def run() -> None:
         broker = PoolBroker()
