@@ -27,10 +27,10 @@ test: $(STAMP) ## run all tests, the slow ones included
 
 # what starts clusters, servers and browsers waits most of its time, so the other tests run meanwhile
 test-alone: $(STAMP)
-	$(BIN)/python -m pytest --ignore tests/trainables
+	$(BIN)/python -m pytest --ignore tests/trainables --ignore tests/dashboards
 
 test-rest: $(STAMP)
-	$(BIN)/python -m pytest tests/trainables
+	$(BIN)/python -m pytest tests/trainables tests/dashboards
 
 check: $(STAMP) ## lint, formatting and types
 	$(BIN)/ruff check .

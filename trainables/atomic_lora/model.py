@@ -106,8 +106,8 @@ class Attention(nn.Module):
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention [N, heads, U, D / heads]; ``mask``, True: may attend, is [N, 1, 1, T]."""
-    on_cpu = queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and queries.shape[2] > 1
+    """Scaled dot-product attention [N, heads, U, D / heads]; ``mask``, True: may attend, is [N or 1, 1, 1, T]."""
+    on_cpu = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
     if on_cpu and (queries.shape[3] >= NARROW or torch.is_grad_enabled()):
         return attend_by_products(queries, keys, values, mask, causal)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
@@ -119,7 +119,8 @@ def attend_by_products(
     """The same as two products and a softmax.
 
     On CPUs this is two to three times as fast in bfloat16 as the fused kernel up to some 256 tokens with heads of 40,
-    and about as fast above; with heads of 4, slower forward and many times as fast backward (benchmarks/attention.py).
+    and about as fast above, and for the one query of a decoding step; with heads of 4, slower forward and many times as
+    fast backward (benchmarks/attention.py).
     Scores are stored, and rounded to bfloat16.
     """
     rows, heads, length, width = queries.shape
@@ -183,13 +184,16 @@ class DecoderLayer(nn.Module):
         x = x + self.cross_attention(self.norm2(x), keys, values, groups)
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
-    def step(self, x: Tensor, cache: LayerCache, length: int) -> Tensor:
-        """Decode one token of each row, x [N, D], at index ``length - 1``; the cache is written in place."""
+    def step(self, x: Tensor, cache: LayerCache, length: int, written: Tensor) -> Tensor:
+        """Decode one token of each row, x [N, D], at index ``length - 1``; the cache is written in place.
+
+        ``written``, bool [1, 1, 1, U], is True for what then is written: a part of the cache would be copied to be read.
+        """
         y = self.norm1(x)
         key, value = (self.self_attention.split(t, len(x)) for t in self.self_attention.keys_values(y))
         cache.keys[:, :, length - 1 : length] = key
         cache.values[:, :, length - 1 : length] = value
-        x = x + self.self_attention.look_up(y, cache.keys[:, :, :length], cache.values[:, :, :length])
+        x = x + self.self_attention.look_up(y, cache.keys, cache.values, written)
         x = x + self.cross_attention.look_up(self.norm2(x), cache.memory_keys, cache.memory_values, cache.memory_mask)
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
@@ -382,8 +386,9 @@ class Champion(nn.Module):
     ) -> Tensor:
         """Return logits [N, vocabulary] of the token at (row, column), all [N], after ``length - 1`` earlier ones."""
         x = self.target_embedding(previous, row, column)
+        written = (torch.arange(caches[0].keys.shape[2], device=x.device) < length)[None, None, None]
         for layer, cache in zip(cast(Iterable[DecoderLayer], self.decoder), caches, strict=True):
-            x = layer.step(x, cache, length)
+            x = layer.step(x, cache, length, written)
         return self.read_out(x, context)
 
     def components(self) -> dict[str, list[nn.Parameter]]:
