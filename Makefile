@@ -25,7 +25,7 @@ demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, with
 test: $(STAMP) ## run all tests, the slow ones included
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-alone test-rest
 
-# what starts clusters, servers and browsers waits most of its time, so the other tests run meanwhile
+# what starts clusters waits most of its time, so other tests run meanwhile
 test-alone: $(STAMP)
 	$(BIN)/python -m pytest --ignore tests/trainables --ignore tests/dashboards
 

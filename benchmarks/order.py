@@ -3,8 +3,8 @@
     python benchmarks/order.py --json FILE
 
 Two processes take tasks from one queue as slots become free, as the pool on two CPU cores does; see ``packed-NxS`` in
-``adapters.py``. The orders take turns, so that ratios hold on a machine whose speed drifts. Prints seconds and padding,
-summed over the turns.
+``adapters.py``; nobody decodes. The orders take turns, so that ratios hold on a machine whose speed drifts.
+Prints seconds and padding, summed over the turns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainables.precision import has_fast_bf16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=96, help="adapters to train, evenly over the sizes of tasks")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--slots", type=int, default=4, help="of each process")

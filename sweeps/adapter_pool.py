@@ -128,7 +128,12 @@ def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any], threads: i
             loop = getattr(importlib.import_module(module), function)
         else:
             loop = pool_loop
-        loop(dict(settings), TrainRun(), BrokerQueue(broker, token))
+        queue = BrokerQueue(broker, token)
+        try:
+            loop(dict(settings), TrainRun(), queue)
+        finally:
+            # jobs that ended before the loop broke have ended
+            queue.flush()
         if not ray.get(broker.is_over.remote()):
             raise PoolError("The pool loop returned before the queue was closed.")
     except ray.exceptions.RayActorError:

@@ -1,7 +1,8 @@
 """The broker between Tune's trials and the workers of the adapter pool: a plain asyncio class that runs as a Ray actor.
 
 Jobs go from the driver through the broker to the workers; reports come back on two ways. The complete report goes to
-the driver, which stores it; the trial gets only the epoch and the loss of each rung, so that Tune's state stays small.
+the driver, which stores it; the trial gets only the epoch and the loss of each rung, or of the last where nothing
+judges it, so that Tune's state stays small.
 A job is in exactly one of three places: the queue, a worker, or the set of finished jobs; a worker that (re)starts
 first registers, which puts the jobs of its previous life back at the head of the queue. What a unit is: the jobs of one
 Tune trial, one for a sweep over tasks, several for a panel of tasks.
@@ -414,7 +415,7 @@ class BrokerQueue:
     Args:
         broker: Handle of the `PoolBroker` actor.
         token: What `PoolBroker.register` returned.
-        poll_s: Longest time for which the answer of the broker is taken to be still true, in seconds.
+        poll_s: Longest time between two messages while the training loop comes by, in seconds.
     """
 
     def __init__(self, broker: Any, token: int, poll_s: float = 0.25) -> None:
@@ -424,7 +425,7 @@ class BrokerQueue:
         self._unsent: list[Report] = []
         self._answer: Any = None  # to the message under way
         self._cancelled: set[str] = set()
-        self._asked = -math.inf  # when the broker last told of cancelled jobs
+        self._asked = -math.inf  # when the broker was last asked which jobs are cancelled
         self._found_none = -math.inf  # when it last had no job
         self._open = True
 
@@ -432,15 +433,12 @@ class BrokerQueue:
         if limit <= 0 or (not wait and time.monotonic() - self._found_none < self._poll_s):
             return []
         # the broker shares out jobs by those that it knows to be unfinished
-        self._hear()
-        if self._unsent:
-            self._send()
-            self._hear()
+        self.flush()
         jobs: list[Job] = []
         while self._open and not jobs:
             answer = self._broker.take.remote(self._token, limit, 5.0 if wait else 0.0)
             jobs, cancelled, self._open = ray.get(answer)
-            self._heard(cancelled)
+            self._cancelled |= cancelled
             if not wait:
                 break
         if not jobs:
@@ -456,6 +454,13 @@ class BrokerQueue:
         self._unsent += reports
         self._exchange()
 
+    def flush(self) -> None:
+        """Wait until the broker has every report."""
+        self._hear()
+        if self._unsent:
+            self._send()
+            self._hear()
+
     def _exchange(self) -> None:
         """Hear what the broker answered, and send what there is, unless an answer is still to come."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
@@ -465,12 +470,10 @@ class BrokerQueue:
 
     def _send(self) -> None:
         self._answer, self._unsent = self._broker.push.remote(self._token, self._unsent), []
+        # what it answers is true now, however late it is heard
+        self._asked = time.monotonic()
 
     def _hear(self) -> None:
         if self._answer is not None:
             answer, self._answer = self._answer, None
-            self._heard(ray.get(answer))
-
-    def _heard(self, cancelled: set[str]) -> None:
-        self._cancelled |= cancelled
-        self._asked = time.monotonic()
+            self._cancelled |= ray.get(answer)

@@ -68,7 +68,7 @@ class PoolOutcome:
 
 
 class PoolTrial(ray.tune.Trainable):
-    """A Tune trial that waits for the rungs of its unit. The driver submits and cancels; this process only looks on."""
+    """A Tune trial that waits for its unit's rungs, or its end. The driver submits and cancels; this only looks on."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._broker = ray.get_actor(config["broker"][0], namespace=config["broker"][1])
@@ -152,7 +152,8 @@ def run_pool_sweep(
             Tune trial is over; the last reports of its jobs may still be on their way.
         should_stop: Once set, no job is begun, running jobs are stopped, their reports are handed over, and the call
             returns within about 15 s.
-        scheduler: Tune scheduler, for example a `GroupedASHA`; None lets every trial run to its end.
+        scheduler: Tune scheduler, for example a `GroupedASHA`; None lets every trial run to its end,
+            of which alone Tune, and a searcher, then hear.
         max_concurrent: Tune trials at once, each of them a process of about 115 MB.
         lookahead: Units submitted to the pool before their trial begins, so that slots need not wait for Tune, and a
             pool may have more slots than there are trials; a scheduler judges such a job when its trial begins.

@@ -80,6 +80,23 @@ def test_where_nothing_judges_a_trial_sees_only_the_end() -> None:
         await broker.push(token, [ended("a", 20)])
         assert await waiting == {"epoch": 20, "eval_loss": 0.5, "done": True}
         assert [epoch for _, _, epoch in await sent(broker)] == [5, 10, 15, 20]
+        # of a panel: the end of its last job
+        await broker.submit("panel", [make_job("b"), make_job("c")])
+        await broker.begin("trial-panel", "panel")
+        await broker.take(token, 2, 0)
+        await broker.push(token, [running("b", 5), running("c", 5), ended("b", 9)])
+        waiting = asyncio.create_task(broker.next_rung("trial-panel"))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await broker.push(token, [ended("c", 12, loss=1.5)])
+        assert await waiting == {"epoch": 12, "eval_loss": 1.0, "done": True}
+        # one that is under way when the sweep stops
+        await broker.submit("d", [make_job("d")])
+        await broker.begin("trial-d", "d")
+        waiting = asyncio.create_task(broker.next_rung("trial-d"))
+        await asyncio.sleep(0.01)
+        await broker.drain()
+        assert (await waiting)["done"]
 
     asyncio.run(asyncio.wait_for(run(), 5))
 

@@ -79,7 +79,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep(base: Path, run_id: str, *more: str) -> list[str]:
     """The end of a `ray job submit` command line."""
     # by default a stopped job is killed after 3 seconds; the other one is a variable that every sweep sets as well
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "61"}
     environment = ["--runtime-env-json", json.dumps({"env_vars": variables})]
     fixed = ["--preset", "smoke", "--base", str(base), "--tasks", ",".join(SMALLEST), "--run-id", run_id]
     return [*environment, "--working-dir", ".", "--", "python", "sweeps/atomic_lora.py", *fixed, *more]

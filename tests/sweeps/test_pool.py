@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from sweeps.broker import BrokerQueue, PoolBroker
 from sweeps.cluster import ROOT, ClusterInfo, connect
 from sweeps.pool import UnitSearch, run_pool_sweep
 from sweeps.scheduler import GroupedASHA
 from tests.sweeps.stub_pool import make_job
+from trainables.environment import environment_without_ray
 from trainables.jobs import Job, Report
 
 pytestmark = pytest.mark.slow
@@ -102,6 +105,35 @@ def test_asha_stops_within_each_task_and_the_slot_goes_on(cluster: ClusterInfo, 
         assert report.metrics["stop_reason"] == "asha" and report.metrics["rung"] in (5, 15)
         assert report.epoch < 30 and report.metrics["asha_cutoff"] > 0
     assert stopped["hard-5"].metrics["asha_cutoff"] > stopped["easy-5"].metrics["asha_cutoff"]
+
+
+def test_a_workers_reports_arrive_in_order_and_it_hears_of_cancelled_jobs(cluster: ClusterInfo) -> None:
+    broker = ray.remote(PoolBroker).options(num_cpus=0, max_concurrency=100).remote()
+    ray.get([broker.submit.remote(name, [make_job(name)]) for name in "ab"])
+    queue = BrokerQueue(broker, ray.get(broker.register.remote(0, 1)), poll_s=0.01)
+    assert [job.trial_id for job in queue.take(2, wait=True)] == ["a", "b"]
+    for epoch in range(1, 101):
+        queue.report([Report("a", "running", epoch, {"eval_loss": 1.0})])
+        assert not queue.cancelled()
+    queue.report([Report("a", "success", 101, {"eval_loss": 1.0})])
+    queue.flush()
+    _, reports, counts = ray.get(broker.collect.remote(0))
+    assert [r.epoch for r in reports] == list(range(1, 102)) and counts["success"] == 1
+    ray.get(broker.cancel.remote("b"))
+    until = time.monotonic() + 10
+    while not (heard := queue.cancelled()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert heard == {"b"}
+    ray.get(broker.close.remote())
+    assert queue.take(1, wait=True) == []
+    ray.kill(broker)
+
+
+def test_workers_allocate_with_jemalloc(cluster: ClusterInfo) -> None:
+    if "LD_PRELOAD" not in environment_without_ray():
+        pytest.skip("this Ray comes without jemalloc")
+    maps = ray.get(ray.remote(num_cpus=0)(lambda: Path("/proc/self/maps").read_text()).remote())
+    assert "jemalloc" in maps
 
 
 def test_a_killed_worker_loses_no_job(cluster: ClusterInfo, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class DecoderLayer(nn.Module):
     def step(self, x: Tensor, cache: LayerCache, length: int, written: Tensor) -> Tensor:
         """Decode one token of each row, x [N, D], at index ``length - 1``; the cache is written in place.
 
-        ``written``, bool [1, 1, 1, U], is True for what then is written: part of a cache would be copied to be read.
+        ``written``, bool [1, 1, 1, U], is True for what then is written: on a CPU part of a cache is copied to be read.
         """
         y = self.norm1(x)
         key, value = (self.self_attention.split(t, len(x)) for t in self.self_attention.keys_values(y))
@@ -200,7 +200,7 @@ class DecoderLayer(nn.Module):
 
 @dataclass
 class LayerCache:
-    """Keys and values of one decoder layer: written so far [N, heads, U, D / heads], and of the memory."""
+    """Keys and values of one decoder layer: with room for U tokens [N, heads, U, D / heads], and of the memory."""
 
     keys: Tensor
     values: Tensor

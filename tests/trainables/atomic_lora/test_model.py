@@ -19,7 +19,7 @@ from trainables.arc import COLOURS, PAD, Example, Pair
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.loss import row_losses
-from trainables.atomic_lora.model import Champion, GridBatch, attend_by_products, load_champion, save_champion
+from trainables.atomic_lora.model import Champion, GridBatch, attend, attend_by_products, load_champion, save_champion
 from trainables.errors import InputError
 
 TINY = ChampionConfig(
@@ -167,6 +167,15 @@ def test_attention_by_products_equals_the_fused_kernel(causal: bool, masked: boo
     for one, other in zip(torch.autograd.grad(mine, (q, k, v), grad), torch.autograd.grad(fused, (q, k, v), grad),
                           strict=True):  # fmt: skip
         torch.testing.assert_close(one, other)
+
+
+def test_a_decoding_step_attends_to_what_is_written_in_its_cache() -> None:
+    """In bfloat16, where a CPU attends by products."""
+    q, keys, values = torch.randn(3, 2, 1, 40), torch.randn(3, 2, 8, 40), torch.randn(3, 2, 8, 40)
+    written = (torch.arange(8) < 5)[None, None, None]
+    expected = F.scaled_dot_product_attention(q, keys[:, :, :5], values[:, :, :5])
+    y = attend(*(t.bfloat16() for t in (q, keys, values)), written)
+    torch.testing.assert_close(y.float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_no_context_gives_a_zero_context_vector() -> None:
