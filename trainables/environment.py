@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-# large pages, where the kernel lets programs ask for them: fresh pages cost more than computing on them. jemalloc keeps
-# what is freed for seconds, which a step's tensors come again in, and glibc for ever. One arena, since one thread trains,
-# though not always the main one
+# large pages, where the kernel lets programs ask for them: fresh pages cost more than computing on them. What is freed,
+# and soon comes again as the next step's tensors, jemalloc keeps for ten seconds, glibc for ever. One arena, since one
+# thread trains, though not always the main one
 _JEMALLOC = {"thp": "always", "narenas": 1}
 _GLIBC = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**40, "top_pad": 64 * 2**20, "arena_max": 1}
 
