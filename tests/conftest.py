@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # large pages pay in long runs; short ones start faster without
-os.environ["GLIBC_TUNABLES"] = os.environ["MALLOC_CONF"] = ""
+os.environ["GLIBC_TUNABLES"] = ""
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
