@@ -25,12 +25,12 @@ demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, with
 test: $(STAMP) ## run all tests, the slow ones included
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-alone test-rest
 
-# what starts clusters waits most of its time, so other tests run meanwhile
+# what starts clusters, servers and browsers waits most of its time, so the other tests run meanwhile
 test-alone: $(STAMP)
-	$(BIN)/python -m pytest --ignore tests/trainables --ignore tests/dashboards
+	$(BIN)/python -m pytest --ignore tests/trainables --ignore-glob '*/dashboards/test_report*'
 
 test-rest: $(STAMP)
-	$(BIN)/python -m pytest tests/trainables tests/dashboards
+	$(BIN)/python -m pytest tests/trainables tests/dashboards/test_report*.py
 
 check: $(STAMP) ## lint, formatting and types
 	$(BIN)/ruff check .
