@@ -119,8 +119,8 @@ def attend_by_products(
     """The same as two products and a softmax.
 
     On CPUs this is two to three times as fast in bfloat16 as the fused kernel up to some 256 tokens with heads of 40,
-    and about as fast above, and for the one query of a decoding step; with heads of 4, slower forward and many times as
-    fast backward (benchmarks/attention.py).
+    and about as fast above; with heads of 4, slower forward and many times as fast backward (benchmarks/attention.py).
+    For the one query of a decoding step it is faster at every length (docs/log.md).
     Scores are stored, and rounded to bfloat16.
     """
     rows, heads, length, width = queries.shape
