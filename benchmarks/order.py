@@ -2,7 +2,7 @@
 
     python benchmarks/order.py --json FILE
 
-Two processes with four slots each take tasks from one queue as slots become free, as the pool on two CPU cores does; see
+Two processes with four slots each take tasks from one queue as slots become free, as the pool on two CPU cores does:
 ``packed-NxS`` in ``adapters.py``; nobody decodes. The orders take turns, so that ratios hold on a machine whose speed
 drifts. Prints seconds and padding, summed over the turns.
 """
