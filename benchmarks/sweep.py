@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--tasks", default="all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as of a sweep")
     parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
     parser.add_argument("--engine-only", action="store_true", help="leave out the sweep")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the engine; they share the cores")
@@ -62,6 +63,7 @@ def main() -> None:
     if args.stub_engine:
         return write({"command": " ".join(["python", *sys.argv]), **machine(), **stubbed(args)}, args.json)
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
+    options += [word for setting in args.set for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         engine_s, adapters = engine_alone(options, folder, args.processes)
         if args.engine_only:

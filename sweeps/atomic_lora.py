@@ -22,6 +22,7 @@ from sweeps import cli
 from sweeps.runner import Pool, run_pool
 from sweeps.sweep import Sweep
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
+from trainables.atomic_lora.config import HUB
 
 # of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise
 HF_DEFAULTS = {"target_modules": ("all-linear",)}
@@ -58,7 +59,7 @@ def prepare(
     parser = cli.common_parser(space, description)
     cli.task_options(parser)
     args = parser.parse_args(argv)
-    hub = (args.base or "").startswith("hf:")
+    hub = (args.base or "").startswith(HUB)
     config, domains = space.resolve(
         args.preset, args.config, args.sets, args.sweeps, args.num_samples, HF_DEFAULTS if hub else {}
     )
@@ -87,20 +88,21 @@ def prepare(
 
 def absolute(base: str) -> str:
     """Return a base as every machine's worker understands it: paths in full, names on a hub as they are."""
-    if not base.startswith("hf:"):
+    if not base.startswith(HUB):
         return str(Path(base).expanduser().absolute())
-    folder = Path(base.removeprefix("hf:")).expanduser()
-    return f"hf:{folder.absolute()}" if folder.exists() else base
+    folder = Path(base.removeprefix(HUB)).expanduser()
+    return f"{HUB}{folder.absolute()}" if folder.exists() else base
 
 
 def check_base(base: str, config: object, domains: Mapping[str, object]) -> tuple[str, int]:
     """Refuse a base that cannot be loaded, or layers that it does not have; return its fingerprint and parameters."""
     from search_spaces.space import extremes
-    from trainables.atomic_lora import causal_lm
     from trainables.atomic_lora.model import load_champion
     from trainables.pack.bank import AdapterPack
 
-    hub = base.startswith(causal_lm.PREFIX)
+    hub = base.startswith(HUB)
+    if hub:
+        from trainables.atomic_lora import causal_lm
     swept = domains.get("target_modules")
     for modules in extremes(swept) if swept else [config.target_modules]:  # type: ignore[attr-defined,arg-type]
         model = causal_lm.skeleton(base) if hub else load_champion(base).model

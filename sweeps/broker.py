@@ -418,7 +418,7 @@ class BrokerQueue:
         poll_s: Longest time between two messages while the training loop comes by, in seconds.
     """
 
-    def __init__(self, broker: Any, token: int, poll_s: float = 0.25) -> None:
+    def __init__(self, broker: Any, token: int, poll_s: float = 1.0) -> None:
         self._broker = broker
         self._token = token
         self._poll_s = poll_s

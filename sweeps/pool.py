@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # how often reports are fetched from the broker, in seconds
-COLLECT_S = 0.2
+COLLECT_S = 0.5
 # time for the workers to notice a stop that Tune decided (they look once an epoch), and one that the user asked for
 CANCEL_S, DRAIN_S = 120.0, 8.0
 # Tune gives a trial that waits for its new process to a process that just became free, ends the new one and starts

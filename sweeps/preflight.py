@@ -32,6 +32,7 @@ from rich.table import Table
 
 from sweeps import cli, cluster
 from sweeps.results import open_folder
+from trainables.atomic_lora.config import HUB
 from trainables.errors import InputError
 from trainables.folder import Folder
 
@@ -141,7 +142,7 @@ def base(location: str | None) -> Check:
 
     place = atomic_lora.absolute(location or str(atomic_lora.DEFAULT_BASE))
     space = atomic_lora.SPACE
-    defaults = atomic_lora.HF_DEFAULTS if place.startswith("hf:") else {}
+    defaults = atomic_lora.HF_DEFAULTS if place.startswith(HUB) else {}
     config, _ = space.resolve(space.default_preset, None, [], [], 1, defaults)
     try:
         fingerprint, parameters = atomic_lora.check_base(place, config, {})
@@ -202,7 +203,7 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
     except Exception as refusal:  # what a place that cannot be reached raises depends on the file system
         error = str(refusal)
     usage = shutil.disk_usage(ray._private.worker.global_worker.node.get_session_dir_path())
-    path = None if base is None else Path(base.removeprefix("hf:")).expanduser()
+    path = None if base is None else Path(base.removeprefix(HUB)).expanduser()
     torch_gpus, torch_error = _torch_gpus() if ask_torch else (None, "")
     return Machine(
         name=os.uname().nodename,

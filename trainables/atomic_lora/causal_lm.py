@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from trainables.arc import BOS, EOS, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, Task, decode, encode
+from trainables.atomic_lora.config import HUB
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.loss import cell_hits, row_losses
 from trainables.atomic_lora.workload import ArcWorkload
@@ -40,7 +41,6 @@ from trainables.folder import Folder
 from trainables.pack.plan import Size
 from trainables.precision import has_fast_bf16
 
-PREFIX = "hf:"
 # the marks before an input and before an output follow the tokens of grids
 INPUT, OUTPUT = VOCABULARY, VOCABULARY + 1
 TEXT = {**{colour: str(colour) for colour in range(10)}, ROW_END: "\n", INPUT: "I", OUTPUT: "O"}
@@ -76,7 +76,7 @@ def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = N
     Raises:
         InputError: If there is no such model, or its tokenizer has no token for a digit or a mark.
     """
-    name = base.removeprefix(PREFIX)
+    name = base.removeprefix(HUB)
     dtype = dtype or (torch.bfloat16 if has_fast_bf16(device) else torch.float32)
     config = _config(base)
     try:
@@ -116,7 +116,7 @@ def cut_vocabulary(model: Any, ids: Sequence[int]) -> None:
 def fingerprint(base: str) -> str:
     """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' beginnings."""
     config = _config(base)
-    folder = Path(base.removeprefix(PREFIX)).expanduser()
+    folder = Path(base.removeprefix(HUB)).expanduser()
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
     if folder.is_dir():
         for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
@@ -138,7 +138,7 @@ def skeleton(base: str) -> nn.Module:
 
 def _config(base: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(base.removeprefix(PREFIX))
+        return AutoConfig.from_pretrained(base.removeprefix(HUB))
     except (OSError, ValueError) as error:
         raise _refused(base, error) from error
 
@@ -215,7 +215,7 @@ class CausalLMWorkload(ArcWorkload):
         target_modules: Sequence[str],
         bf16: bool,
     ) -> None:
-        name = base_name.removeprefix(PREFIX)
+        name = base_name.removeprefix(HUB)
         super().__init__(base.model, name, REFERENCE_LR, tasks, folder, target_modules, bf16)
         self.base, self.fingerprint = base, base.fingerprint
 

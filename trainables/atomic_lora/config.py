@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# what a base's name begins with where it is a Hugging Face model's, on the hub or in a folder
+HUB = "hf:"
+
 
 @dataclass(frozen=True)
 class ChampionConfig:

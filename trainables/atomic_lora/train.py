@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from trainables.arc import Example, Task, fingerprint, load_tasks, training_examples
-from trainables.atomic_lora import causal_lm
+from trainables.atomic_lora.config import HUB
 from trainables.atomic_lora.model import load_champion
 from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
 from trainables.context import Run
@@ -75,7 +75,10 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
 def load_workload(settings: Mapping[str, Any], tasks: Mapping[str, Task], folder: Folder, device: str) -> ArcWorkload:
     """Load the base that ``settings["base"]`` names (``hf:NAME_OR_PATH`` or a Champion's path) and wrap its layers."""
     base, bf16 = settings["base"], has_fast_bf16(device)
-    if base.startswith(causal_lm.PREFIX):
+    if base.startswith(HUB):
+        # transformers takes as long to import as torch
+        from trainables.atomic_lora import causal_lm
+
         loaded = causal_lm.load_causal_lm(base, device)
         return causal_lm.CausalLMWorkload(loaded, base, tasks, folder, settings["target_modules"], bf16)
     return ChampionWorkload(load_champion(base, device), base, tasks, folder, settings["target_modules"], bf16)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from peft import LoraConfig
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from safetensors.torch import save_file
@@ -80,6 +79,9 @@ def save_peft(
         target_modules: Names or endings that mean the layers of ``factors``; their full names by default.
         task_type: PEFT's name for the kind of model, such as ``CAUSAL_LM``.
     """
+    # takes as long as torch, and a driver that only checks its input writes no adapter
+    from peft import LoraConfig
+
     rank = next(iter(factors.values()))[0].shape[0]
     # PEFT asks for an int alpha and takes any number
     config = LoraConfig(
