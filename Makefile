@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-alone test-rest check fix bench
+.PHONY: help setup demo test test-most test-rest check fix bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -23,14 +23,17 @@ demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, with
 	$(BIN)/python sweeps/atomic_lora.py --preset demo
 
 test: $(STAMP) ## run all tests, the slow ones included
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-alone test-rest
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-most test-rest
 
 # what starts clusters, servers and browsers waits most of its time, so the other tests run meanwhile
-test-alone: $(STAMP)
-	$(BIN)/python -m pytest --ignore tests/trainables --ignore-glob '*/dashboards/test_report*'
+REST = tests/trainables $(wildcard tests/dashboards/test_report*.py) \
+  $(patsubst %,tests/sweeps/test_%.py,champion datasets recursive_reasoner train_run)
+
+test-most: $(STAMP)
+	$(BIN)/python -m pytest $(addprefix --ignore ,$(REST))
 
 test-rest: $(STAMP)
-	$(BIN)/python -m pytest tests/trainables tests/dashboards/test_report*.py
+	$(BIN)/python -m pytest $(REST)
 
 check: $(STAMP) ## lint, formatting and types
 	$(BIN)/ruff check .
