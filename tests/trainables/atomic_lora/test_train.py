@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -49,6 +51,13 @@ CONFIG: dict[str, Any] = {
     "rank": 2, "epochs": 2, "examples_per_epoch": 4, "report_every": 1,
 }  # fmt: skip
 LINEAR = ("linear1", "linear2")
+
+
+@pytest.mark.slow
+def test_a_champion_is_checked_and_trained_without_the_imports_of_a_hugging_face_base() -> None:
+    code = "import sys, trainables.atomic_lora.train; print({'transformers', 'peft'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
 
 
 @pytest.fixture(scope="module")
