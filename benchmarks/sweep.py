@@ -1,15 +1,17 @@
 """What the sweep adds to the engine: wall time through Tune and the pool over the same jobs in the engine alone.
 
     python benchmarks/sweep.py --preset demo --json FILE
+    python benchmarks/sweep.py --preset demo --engine-only --idle-actors 11
     python benchmarks/sweep.py --stub-engine --trials 400,4000 --others 6 --json FILE
 
 Without ``--stub-engine`` both sides run in fresh processes on the same machine, one after the other, with the same
 jobs, slots and threads. Prints wall times, their ratio, overhead per trial, and the peak memory of the driver and of
-all processes together (proportional set size, sampled every ten seconds).
+all processes together (proportional set size, sampled every ten seconds). ``--idle-actors`` shows what a cluster takes
+from the engine by being there.
 
-With it, jobs report six epochs and compute nothing: what is left is the cost of a trial, rows written included, and the
-driver's memory as the sweep grows. ``--others N`` measures what is done elsewhere on a sample of N such trials: a
-TorchTrainer for each, and a Tune trial with a process of its own for each.
+With ``--stub-engine`` jobs report six epochs and compute nothing: what is left is the cost of a trial, rows written
+included, and the driver's memory as the sweep grows. ``--others N`` measures what is done elsewhere on a sample of N
+such trials: a TorchTrainer for each, and a Tune trial with a process of its own for each.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from multiprocessing import get_context
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as of a sweep")
     parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
     parser.add_argument("--engine-only", action="store_true", help="leave out the sweep")
+    parser.add_argument("--idle-actors", type=int, default=0, metavar="N", help="of a cluster beside the engine")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the engine; they share the cores")
     parser.add_argument("--stub-engine", action="store_true", help="jobs that compute nothing")
     parser.add_argument("--trials", default="400,4000", help="sizes of the sweeps with --stub-engine")
@@ -65,7 +69,8 @@ def main() -> None:
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
     options += [word for setting in args.set for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
-        engine_s, adapters = engine_alone(options, folder, args.processes)
+        with idle_cluster(args.idle_actors) if args.idle_actors else contextlib.nullcontext():
+            engine_s, adapters = engine_alone(options, folder, args.processes)
         if args.engine_only:
             return write(
                 {"command": " ".join(["python", *sys.argv]), **machine(), "adapters": adapters, "engine_s": engine_s},
@@ -116,6 +121,24 @@ def engine_alone(options: list[str], folder: str, processes: int) -> tuple[float
         shares = [pool.submit(_train, options, folder, part, processes) for part in range(processes)]
         adapters = sum(share.result() for share in shares)
     return time.perf_counter() - started, adapters
+
+
+@contextlib.contextmanager
+def idle_cluster(actors: int) -> Iterator[None]:
+    """Have a cluster of a sweep's kind on this machine that does nothing, with so many actors that wait for calls."""
+    import ray
+
+    from sweeps.cluster import connect
+
+    class Idle:
+        def ready(self) -> None: ...
+
+    with connect("local", 0):
+        idle = [ray.remote(Idle).options(num_cpus=0).remote() for _ in range(actors)]
+        ray.get([actor.ready.remote() for actor in idle])
+        # the dashboard's processes are still starting
+        time.sleep(10.0)
+        yield
 
 
 def _train(options: list[str], folder: str, part: int, parts: int) -> int:
