@@ -34,9 +34,9 @@ from trainables.jobs import Job, Report
 # exit codes: 0 all good, 1 something failed, 130 interrupted (2 is bad input, see sweeps/cli.py)
 FAILED, INTERRUPTED = 1, 130
 
-# Tune trials at once, each a process of about 115 MB: two keep up with a pool that gets its jobs ahead of them; where
+# Tune trials at once, each a process of about 115 MB: a few keep up with a pool that gets its jobs ahead of them; where
 # ASHA judges, the jobs of every slot need theirs
-TUNE_TRIALS, JUDGED_TRIALS = 2, 16
+TUNE_TRIALS, JUDGED_TRIALS = 4, 16
 
 Grouping = Callable[[Mapping[str, Any]], str]
 
