@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--tasks", default="all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as of a sweep")
     parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
     parser.add_argument("--engine-only", action="store_true", help="leave out the sweep")
     parser.add_argument("--idle-actors", type=int, default=0, metavar="N", help="of a cluster beside the engine")
@@ -67,7 +66,6 @@ def main() -> None:
     if args.stub_engine:
         return write({"command": " ".join(["python", *sys.argv]), **machine(), **stubbed(args)}, args.json)
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
-    options += [word for setting in args.set for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         with idle_cluster(args.idle_actors) if args.idle_actors else contextlib.nullcontext():
             engine_s, adapters = engine_alone(options, folder, args.processes)

@@ -76,7 +76,7 @@ def load_workload(settings: Mapping[str, Any], tasks: Mapping[str, Task], folder
     """Load the base that ``settings["base"]`` names (``hf:NAME_OR_PATH`` or a Champion's path) and wrap its layers."""
     base, bf16 = settings["base"], has_fast_bf16(device)
     if base.startswith(HUB):
-        # transformers takes as long to import as torch
+        # brings transformers, which takes a while to import
         from trainables.atomic_lora import causal_lm
 
         loaded = causal_lm.load_causal_lm(base, device)

@@ -79,7 +79,7 @@ def save_peft(
         target_modules: Names or endings that mean the layers of ``factors``; their full names by default.
         task_type: PEFT's name for the kind of model, such as ``CAUSAL_LM``.
     """
-    # takes as long as torch, and a driver that only checks its input writes no adapter
+    # takes longer to import than torch, and a driver that only checks its input writes no adapter
     from peft import LoraConfig
 
     rank = next(iter(factors.values()))[0].shape[0]
