@@ -11,7 +11,7 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
     packed-S     the pack engine with S slots
     packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; as in a
                  pool, they take tasks as slots become free, none more than its part of those left, and have
-                 `TRAINING_ENVIRONMENT`
+                 the environment of a sweep's workers (``trainables/environment.py``)
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
 that ratios hold on a machine whose speed drifts. Eight other tasks come first and are not counted. The loss difference
@@ -57,7 +57,7 @@ from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, load_champion
 from trainables.atomic_lora.workload import ChampionWorkload
-from trainables.environment import TRAINING_ENVIRONMENT
+from trainables.environment import environment_without_ray
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors
@@ -165,7 +165,7 @@ class Contest:
             ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=given) for _ in range(processes)
         ]
         self._processes += pools
-        with mock.patch.dict(os.environ, TRAINING_ENVIRONMENT):
+        with mock.patch.dict(os.environ, environment_without_ray()):
             # they start with their first task
             for pool in pools:
                 pool.submit(os.getpid).result()

@@ -39,7 +39,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from trainables.environment import TRAINING_ENVIRONMENT
+from trainables.environment import environment_without_ray
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def engine_alone(options: list[str], folder: str, processes: int) -> tuple[float
     """
     started = time.perf_counter()
     with (
-        mock.patch.dict(os.environ, TRAINING_ENVIRONMENT),
+        mock.patch.dict(os.environ, environment_without_ray()),
         ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
     ):
         shares = [pool.submit(_train, options, folder, part, processes) for part in range(processes)]

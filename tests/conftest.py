@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # large pages pay in long runs; short ones start faster without
-os.environ["GLIBC_TUNABLES"] = ""
+os.environ["GLIBC_TUNABLES"] = os.environ["MALLOC_CONF"] = ""
 # so that the end of a pool is noticed at once, not up to 2 s later
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 

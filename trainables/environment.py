@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-_MALLOC = {
-    "hugetlb": 1,  # large pages, where the kernel lets programs ask for them
-    # what is freed is kept: a step's tensors come again, and fresh pages cost more than computing on them
-    "mmap_max": 0,
-    "trim_threshold": 2**40,
-    "top_pad": 64 * 2**20,
-    "arena_max": 1,  # a training loop may run in another thread than the main one
-}
+from importlib.util import find_spec
+from pathlib import Path
+
+# large pages, where the kernel lets programs ask for them, and nothing that is freed goes back to the system: a step's
+# tensors come again, and fresh pages cost more than computing on them. One arena, since one thread trains, though not
+# always the main one; large tensors in it too, or those just below and above the limit do not share what is free
+_JEMALLOC = {"thp": "always", "dirty_decay_ms": -1, "muzzy_decay_ms": -1, "narenas": 1, "oversize_threshold": 0}
+_GLIBC = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**40, "top_pad": 64 * 2**20, "arena_max": 1}
 
 TRAINING_ENVIRONMENT = {
-    "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _MALLOC.items()),
+    # Ray brings jemalloc for its own processes; glibc looks through long lists of what was freed for each tensor
+    "RAY_LD_PRELOAD_ON_WORKERS": "1",
+    "MALLOC_CONF": ",".join(f"{name}:{value}" for name, value in _JEMALLOC.items()),
+    # for workers of a cluster that was started without the first
+    "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _GLIBC.items()),
     # oneDNN makes a kernel for each shape, and batches of rows have more shapes than the 1,024 that it remembers
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384",
 }
+
+
+def environment_without_ray() -> dict[str, str]:
+    """Return `TRAINING_ENVIRONMENT` with what Ray adds in its workers: jemalloc, where Ray is installed with it."""
+    ray = find_spec("ray")
+    library = Path(*ray.submodule_search_locations, "core", "libjemalloc.so") if ray else None  # type: ignore[misc]
+    return TRAINING_ENVIRONMENT | ({"LD_PRELOAD": str(library)} if library and library.exists() else {})

@@ -23,6 +23,7 @@ from sweeps.cluster import ROOT, ClusterInfo, connect
 from sweeps.pool import UnitSearch, run_pool_sweep
 from sweeps.scheduler import GroupedASHA
 from tests.sweeps.stub_pool import make_job
+from trainables.environment import environment_without_ray
 from trainables.jobs import Job, Report
 
 pytestmark = pytest.mark.slow
@@ -128,6 +129,13 @@ def test_a_workers_reports_arrive_in_order_and_it_hears_of_cancelled_jobs(cluste
     ray.get(broker.close.remote())
     assert queue.take(1, wait=True) == []
     ray.kill(broker)
+
+
+def test_workers_allocate_with_jemalloc(cluster: ClusterInfo) -> None:
+    if "LD_PRELOAD" not in environment_without_ray():
+        pytest.skip("this Ray comes without jemalloc")
+    maps = ray.get(ray.remote(num_cpus=0)(lambda: Path("/proc/self/maps").read_text()).remote())
+    assert "jemalloc" in maps
 
 
 def test_a_killed_worker_loses_no_job(cluster: ClusterInfo, tmp_path: Path) -> None:

@@ -186,10 +186,11 @@ class PackedLoRALinear(nn.Module):
 
 
 class _LinearOfRuns(torch.autograd.Function):
-    """x W^T + bias + scale (x A^T) B^T with a product for each run of rows of one adapter.
+    """x W^T + bias + scale (x A^T) B^T with products of their own for each run of rows of one adapter.
 
     On CPUs products of many small matrices are slower than a few larger ones, and each of their many shapes needs a
-    kernel of its own.
+    kernel of its own. Where x is wider than y, W and A are one matrix [W; A]: a pass over x with the few columns of A
+    alone costs half as much as one with those of W.
     """
 
     @staticmethod
@@ -197,33 +198,48 @@ class _LinearOfRuns(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: Tensor,
         runs: Sequence[Run],
     ) -> Tensor:  # fmt: skip
-        """x [N, T, I], weight [O, I], bias [O], a [S, R, I], b [S, O, R], scale [S] -> [N, T, O]."""
-        ctx.dtype, ctx.runs = a.dtype, runs
-        x = x.contiguous()
+        """x [N, T, I], weight [O, I], bias [O], a [S, R, I], b [S, O, R], scale [S], runs in N -> [N, T, O]."""
+        (rows, length, inputs), (slots, rank, _), outputs = x.shape, a.shape, len(weight)
+        ctx.dtype, ctx.runs = a.dtype, [(slot, start * length, end * length) for slot, start, end in runs]
+        x = x.reshape(-1, inputs)
         scaled = (b * scale[:, None, None]).to(x.dtype)
-        weight, a = weight.to(x.dtype), a.to(x.dtype)
-        y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
-        hidden = x.new_empty(*x.shape[:2], a.shape[1])  # [N, T, R]
-        for slot, start, end in runs:
-            part = hidden[start:end].flatten(0, 1)
-            torch.mm(x[start:end].flatten(0, 1), a[slot].t(), out=part)
-            y[start:end].flatten(0, 1).addmm_(part, scaled[slot].t())
+        weight, a, bias = weight.to(x.dtype), a.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        if inputs > outputs:
+            a = torch.cat([weight.expand(slots, -1, -1), a], 1)  # [S, O + R, I]
+            both = x.new_empty(len(x), outputs + rank)
+            for slot, start, end in ctx.runs:
+                torch.mm(x[start:end], a[slot].t(), out=both[start:end])
+            y, hidden = both[:, :outputs], both[:, outputs:]
+            y = y.clone(memory_format=torch.contiguous_format) if bias is None else y + bias
+        else:
+            y, hidden = F.linear(x, weight, bias), x.new_empty(len(x), rank)
+            for slot, start, end in ctx.runs:
+                torch.mm(x[start:end], a[slot].t(), out=hidden[start:end])
+        for slot, start, end in ctx.runs:
+            y[start:end].addmm_(hidden[start:end], scaled[slot].t())
         ctx.save_for_backward(x, weight, a, scaled, scale, hidden)
-        return y
+        return y.view(rows, length, outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, a, scaled, scale, hidden = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        grad_x = torch.matmul(grad, weight) if ctx.needs_input_grad[0] else None
-        grad_a, grad_b = (t.new_zeros(t.shape, dtype=ctx.dtype) for t in (a, scaled))
+        (outputs, inputs), rank, grad = weight.shape, scaled.shape[2], grads[0].flatten(0, 1)
+        grad_a, grad_b = (
+            scaled.new_zeros(len(a), *shape, dtype=ctx.dtype) for shape in ((rank, inputs), (outputs, rank))
+        )
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.empty_like(x) if inputs > outputs else torch.mm(grad, weight)
         for slot, start, end in ctx.runs:
-            of_y = grad[start:end].flatten(0, 1)
+            of_y = grad[start:end]
             of_hidden = torch.mm(of_y, scaled[slot])
-            grad_a[slot] += torch.mm(of_hidden.t(), x[start:end].flatten(0, 1))
-            grad_b[slot] += torch.mm(of_y.t(), hidden[start:end].flatten(0, 1))
-            if grad_x is not None:
-                grad_x[start:end].flatten(0, 1).addmm_(of_hidden, a[slot])
+            grad_a[slot] += torch.mm(of_hidden.t(), x[start:end])
+            grad_b[slot] += torch.mm(hidden[start:end].t(), of_y).t()
+            if grad_x is not None and inputs > outputs:
+                torch.mm(torch.cat([of_y, of_hidden], 1), a[slot], out=grad_x[start:end])
+            elif grad_x is not None:
+                grad_x[start:end].addmm_(of_hidden, a[slot])
+        grad_x = None if grad_x is None else grad_x.view(*grads[0].shape[:2], inputs)
         return grad_x, None, None, grad_a, grad_b * scale[:, None, None], None, None
 
 
