@@ -8,10 +8,12 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
 
     deepcopy     the old way: a deep copy of the base for each task, PEFT on it, one task after another
     tuned        PEFT once on a resident base, the adapter's weights reset for each task, fused AdamW, no copy
-    packed-S     the pack engine with S slots
+    packed-S     the pack engine with S slots; on a CPU in a process of its own, or what it leaves free in memory would
+                 slow the loops down
     packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; as in a
-                 pool, they take tasks as slots become free, none more than its part of those left, and have
-                 the environment of a sweep's workers (``trainables/environment.py``)
+                 pool, they take tasks as slots become free, none more than its part of those left
+
+Packs in processes of their own have the environment of a sweep's workers (``trainables/environment.py``).
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
 that ratios hold on a machine whose speed drifts. Eight other tasks come first and are not counted. The loss difference
@@ -155,11 +157,11 @@ class Contest:
                 raise SystemExit(f"{report.trial_id}: {report.error}")
             tally.losses[report.trial_id] = report.metrics["final_loss"]
 
-    def shared(self, processes: int, slots: int) -> Callable[[Sequence[str], Tally], None]:
-        """Return the contender of so many processes with ``slots`` slots each."""
+    def shared(self, processes: int, slots: int, threads: int) -> Callable[[Sequence[str], Tally], None]:
+        """Return the contender of so many processes with ``slots`` slots and ``threads`` threads each."""
         context = get_context("spawn")
         taken = context.Value("i")
-        given = (self.device, self.base, self.tasks, self.config, self.bf16, slots, taken, processes)
+        given = (self.device, self.base, self.tasks, self.config, self.bf16, slots, threads, taken, processes)
         # one executor for each process, so that each takes part in every group
         pools = [
             ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=given) for _ in range(processes)
@@ -252,11 +254,12 @@ class SharedQueue(ListQueue):
 
 
 def _begin(
-    device: str, base: str, tasks: dict[str, Task], config: dict[str, Any], bf16: bool, slots: int, *shared: Any
-) -> None:
+    device: str, base: str, tasks: dict[str, Task], config: dict[str, Any], bf16: bool, slots: int, threads: int,
+    *shared: Any,
+) -> None:  # fmt: skip
     """Set up a process of a `Contest.shared`."""
     global _contest, _slots, _shared
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     _contest, _slots, _shared = Contest(device, base, tasks, config, bf16), slots, shared
     _contest.packed(slots)
 
@@ -283,8 +286,8 @@ def measure(
     tally.seconds += time.perf_counter() - started
     tally.adapters += len(task_ids)
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    # processes of a contender have counted their own
-    tally.peak_bytes = tally.peak_bytes if "x" in name else max(tally.peak_bytes, peak)
+    # packs in processes of their own have counted theirs
+    tally.peak_bytes = max(tally.peak_bytes, peak) if cuda or not name.startswith("packed") else tally.peak_bytes
 
 
 def spread(tasks: dict[str, Task], count: int) -> list[str]:
@@ -366,9 +369,11 @@ def main() -> None:
     contenders |= {"tuned": contest.tuned}
     for packs in args.slots.split(","):
         processes, _, slots = packs.rpartition("x")
-        contenders[f"packed-{packs}"] = (
-            contest.shared(int(processes), int(slots)) if processes else contest.packed(int(slots))
-        )
+        if args.device == "cuda" and not processes:
+            contenders[f"packed-{packs}"] = contest.packed(int(slots))
+        else:
+            threads = 1 if processes else args.threads
+            contenders[f"packed-{packs}"] = contest.shared(int(processes or 1), int(slots), threads)
     chosen = spread(tasks, args.tasks)
     # every group holds neighbours in size, as the slots of a sweep do
     size = -(-len(chosen) // args.groups)
@@ -382,8 +387,12 @@ def main() -> None:
         for name in names[number % len(names) :] + names[: number % len(names)]:
             measure(name, contenders[name], group, tallies[name])
     contest.close()
-    packs = [name for name in contenders if name.startswith("packed") and "x" not in name]
-    operators = profiled(contenders[packs[-1]], others) if args.profile and packs else None
+    packs = [slots for slots in args.slots.split(",") if "x" not in slots]
+    operators = None
+    if args.profile and packs:
+        pack = contest.packed(int(packs[-1]))
+        pack(others, Tally())
+        operators = profiled(pack, others)
     with FlopCounterMode(display=False) as counter:
         contest.tuned(chosen, Tally())
     flops, peak = counter.get_total_flops(), peak_flops(args.device, contest.bf16)
@@ -411,7 +420,7 @@ def main() -> None:
             f"{row['loss_difference']:>11.1e} {old:>11} {row['ratio_vs_tuned']:>11.2f}"
         )
     if operators is not None:
-        print(f"\nshare of the time of {packs[-1]}:")
+        print(f"\nshare of the time of packed-{packs[-1]} by operator:")
         for name, share in operators.items():
             print(f"{share:>7.1%} {name}")
     if args.json:

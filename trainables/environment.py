@@ -7,8 +7,12 @@ from pathlib import Path
 
 # large pages, where the kernel lets programs ask for them, and nothing that is freed goes back to the system: a step's
 # tensors come again, and fresh pages cost more than computing on them. One arena, since one thread trains, though not
-# always the main one; large tensors in it too, or those just below and above the limit do not share what is free
-_JEMALLOC = {"thp": "always", "dirty_decay_ms": -1, "muzzy_decay_ms": -1, "narenas": 1, "oversize_threshold": 0}
+# always the main one, large tensors in it too. Tasks become smaller during a sweep, and what large tensors left must do
+# for small ones, however much larger it is
+_JEMALLOC = {
+    "thp": "always", "dirty_decay_ms": -1, "muzzy_decay_ms": -1, "narenas": 1, "oversize_threshold": 0,
+    "lg_extent_max_active_fit": 16,
+}  # fmt: skip
 _GLIBC = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**40, "top_pad": 64 * 2**20, "arena_max": 1}
 
 TRAINING_ENVIRONMENT = {
