@@ -41,7 +41,7 @@ def main() -> None:
         "epochs": args.epochs, "patience": args.epochs, "report_every": args.epochs, "examples_per_epoch": 8,
     }  # fmt: skip
     contest = Contest("cpu", str(ROOT / "trainables" / "atomic_lora" / "base"), tasks, config, has_fast_bf16("cpu"))
-    train = contest.shared(2, 4)
+    train = contest.shared(2, 4, threads=1)
     largest = spread(tasks, args.tasks)
     orders = {
         "largest first": largest,
