@@ -199,16 +199,16 @@ class _LinearOfRuns(torch.autograd.Function):
         runs: Sequence[Run],
     ) -> Tensor:  # fmt: skip
         """x [N, T, I], weight [O, I], bias [O], a [S, R, I], b [S, O, R], scale [S], runs in N -> [N, T, O]."""
-        (rows, length, inputs), (slots, rank, _), outputs = x.shape, a.shape, len(weight)
+        (rows, length, inputs), rank, outputs = x.shape, a.shape[1], len(weight)
         ctx.dtype, ctx.runs = a.dtype, [(slot, start * length, end * length) for slot, start, end in runs]
         x = x.reshape(-1, inputs)
         scaled = (b * scale[:, None, None]).to(x.dtype)
         weight, a, bias = weight.to(x.dtype), a.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if inputs > outputs:
-            a = torch.cat([weight.expand(slots, -1, -1), a], 1)  # [S, O + R, I]
             both = x.new_empty(len(x), outputs + rank)
             for slot, start, end in ctx.runs:
-                torch.mm(x[start:end], a[slot].t(), out=both[start:end])
+                # for one adapter at a time: copies of a large base's weights for all would not fit
+                torch.mm(x[start:end], torch.cat([weight, a[slot]]).t(), out=both[start:end])
             y, hidden = both[:, :outputs], both[:, outputs:]
             y = y.clone(memory_format=torch.contiguous_format) if bias is None else y + bias
         else:
@@ -223,23 +223,17 @@ class _LinearOfRuns(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, a, scaled, scale, hidden = ctx.saved_tensors
-        (outputs, inputs), rank, grad = weight.shape, scaled.shape[2], grads[0].flatten(0, 1)
-        grad_a, grad_b = (
-            scaled.new_zeros(len(a), *shape, dtype=ctx.dtype) for shape in ((rank, inputs), (outputs, rank))
-        )
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.empty_like(x) if inputs > outputs else torch.mm(grad, weight)
+        grad = grads[0].flatten(0, 1)
+        grad_x = torch.mm(grad, weight) if ctx.needs_input_grad[0] else None
+        grad_a, grad_b = (t.new_zeros(t.shape, dtype=ctx.dtype) for t in (a, scaled))
         for slot, start, end in ctx.runs:
             of_y = grad[start:end]
             of_hidden = torch.mm(of_y, scaled[slot])
             grad_a[slot] += torch.mm(of_hidden.t(), x[start:end])
             grad_b[slot] += torch.mm(hidden[start:end].t(), of_y).t()
-            if grad_x is not None and inputs > outputs:
-                torch.mm(torch.cat([of_y, of_hidden], 1), a[slot], out=grad_x[start:end])
-            elif grad_x is not None:
+            if grad_x is not None:
                 grad_x[start:end].addmm_(of_hidden, a[slot])
-        grad_x = None if grad_x is None else grad_x.view(*grads[0].shape[:2], inputs)
+        grad_x = None if grad_x is None else grad_x.unflatten(0, grads[0].shape[:2])
         return grad_x, None, None, grad_a, grad_b * scale[:, None, None], None, None
 
 
