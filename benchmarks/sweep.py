@@ -1,6 +1,7 @@
 """What the sweep adds to the engine: wall time through Tune and the pool over the same jobs in the engine alone.
 
     python benchmarks/sweep.py --preset demo --json FILE
+    python benchmarks/sweep.py --preset demo --set epochs=30
     python benchmarks/sweep.py --preset demo --engine-only --idle-actors 11
     python benchmarks/sweep.py --stub-engine --trials 400,4000 --others 6 --json FILE
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--tasks", default="all")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as of the sweep; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
     parser.add_argument("--engine-only", action="store_true", help="leave out the sweep")
@@ -66,6 +68,7 @@ def main() -> None:
     if args.stub_engine:
         return write({"command": " ".join(["python", *sys.argv]), **machine(), **stubbed(args)}, args.json)
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
+    options += [word for setting in args.set for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         with idle_cluster(args.idle_actors) if args.idle_actors else contextlib.nullcontext():
             engine_s, adapters = engine_alone(options, folder, args.processes)
