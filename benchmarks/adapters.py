@@ -19,9 +19,9 @@ Tasks are taken evenly from the smallest to the largest and trained in groups, e
 that ratios hold on a machine whose speed drifts. Eight other tasks come first and are not counted. The loss difference
 is the largest between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order.
 
-The floor is the time that the operations of ``tuned`` (matrix products, and attention where PyTorch counts it, which is
-on GPUs) would take at the device's peak: from data sheets for the GPUs in ``PEAK_FLOPS``, else the best of six products
-of 4096 x 4096 matrices. The utilisation is its share of the time.
+The floor is what training these adapters must cost the device, see ``floor.py``: the operations and bytes of a pack
+without any padding, in which nothing is computed twice for an adapter in a step, at the device's peaks; the longer of
+the two times. The utilisation is the share of a contender's time that these operations would take at the peak (MFU).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,11 +48,11 @@ import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from benchmarks.floor import Spent, counted, peaks
 from trainables.arc import Example, Task, load_tasks
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
@@ -63,13 +63,10 @@ from trainables.environment import environment_without_ray
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors
-from trainables.pack.batching import BatchCost
+from trainables.pack.batching import COSTS, BatchCost
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation
 from trainables.precision import has_fast_bf16
-
-# dense bfloat16 operations a second, from data sheets
-PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
 
 
 @dataclass
@@ -184,14 +181,28 @@ class Contest:
 
         return train
 
+    def floor(self, task_ids: Sequence[str]) -> Spent:
+        """Return what training these tasks must spend."""
+        workload = self._workload(replace(COSTS["cpu"], padded=False))
+        # rows of different lengths, one after another
+        workload.pack.path = "runs"
+        engine = PackEngine(workload.pack, workload, 4, self.config["rank"], cost=workload.cost)
+        with counted(workload.model.parameters()) as spent:
+            engine.run(ListQueue(map(self.job, task_ids)))
+        # an optimizer step reads and writes an adapter's weights, its gradient and two moments
+        steps = sum(plan.epochs * plan.steps_per_epoch for plan in map(self.planner.plan, map(self.job, task_ids)))
+        row = engine.bank.flat[0]
+        spent.bytes += steps * 8 * row.numel() * row.element_size()
+        return spent
+
     def close(self) -> None:
         """End the processes."""
         for pool in self._processes:
             pool.shutdown()
 
-    def _workload(self) -> Untested:
+    def _workload(self, cost: BatchCost | None = None) -> Untested:
         base: Base = load_champion(self.base, self.device)
-        return Untested(base, self.base, self.tasks, Folder("."), self.config["target_modules"], self.bf16)
+        return Untested(base, self.base, self.tasks, Folder("."), self.config["target_modules"], self.bf16, cost)
 
     def _lora(self) -> LoraConfig:
         return LoraConfig(
@@ -296,19 +307,6 @@ def spread(tasks: dict[str, Task], count: int) -> list[str]:
     return [order[int((i + 0.5) * len(order) / count)] for i in range(count)]
 
 
-def peak_flops(device: str, bf16: bool) -> float:
-    """Return the operations a second that the device is capable of, in the type that is computed in."""
-    if device == "cuda" and torch.cuda.get_device_name() in PEAK_FLOPS:
-        return PEAK_FLOPS[torch.cuda.get_device_name()]
-    matrix = torch.ones(4096, 4096, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    seconds = []
-    for _ in range(6):
-        started = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()
-        seconds.append(time.perf_counter() - started)
-    return 2 * 4096**3 / min(seconds)
-
-
 def profiled(contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str]) -> dict[str, float]:
     """Return the share of a contender's time in each operator, those of at least one per cent, largest first."""
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * torch.cuda.is_available())]) as seen:
@@ -319,7 +317,7 @@ def profiled(contender: Callable[[Sequence[str], Tally], None], task_ids: Sequen
     return {name: us / whole for name, us in sorted(times.items(), key=lambda item: -item[1]) if us >= whole / 100}
 
 
-def report(tallies: dict[str, Tally], flops: float, peak: float) -> list[dict[str, Any]]:
+def report(tallies: dict[str, Tally], floor: Spent, peak: float) -> list[dict[str, Any]]:
     """Return one row for each contender."""
     tuned = tallies["tuned"]
     rows = []
@@ -332,7 +330,7 @@ def report(tallies: dict[str, Tally], flops: float, peak: float) -> list[dict[st
             "adapters_per_hour": 3600 * tally.adapters / tally.seconds,
             "padding_waste": 1 - tally.tokens / tally.padded_tokens,
             "peak_bytes": tally.peak_bytes,
-            "utilisation": flops / tally.seconds / peak,
+            "utilisation": floor.operations / tally.seconds / peak,
             "loss_difference": max(abs(tally.losses[key] - loss) for key, loss in tuned.losses.items()),
             "ratio_vs_deepcopy": tallies["deepcopy"].seconds / tally.seconds if "deepcopy" in tallies else None,
             "ratio_vs_tuned": tuned.seconds / tally.seconds,
@@ -393,11 +391,10 @@ def main() -> None:
         pack = contest.packed(int(packs[-1]))
         pack(others, Tally())
         operators = profiled(pack, others)
-    with FlopCounterMode(display=False) as counter:
-        contest.tuned(chosen, Tally())
-    flops, peak = counter.get_total_flops(), peak_flops(args.device, contest.bf16)
-    rows = report(tallies, flops, peak)
-    print(f"floor: {flops:.3g} operations at {peak:.3g} a second: {flops / peak:.1f} s")
+    floor, (peak, bandwidth) = contest.floor(chosen), peaks(args.device, contest.bf16)
+    rows = report(tallies, floor, peak)
+    print(f"floor: {floor.operations:.3g} operations at {peak:.3g} a second: {floor.operations / peak:.1f} s")
+    print(f"       {floor.bytes:.3g} bytes at {bandwidth:.3g} a second: {floor.bytes / bandwidth:.1f} s")
     titles = (
         "contender",
         "examples/s",
@@ -434,9 +431,11 @@ def main() -> None:
             "cores": os.cpu_count(),
             "torch": torch.__version__,
             "bf16": contest.bf16,
-            "tuned_operations": flops,
+            "floor_operations": floor.operations,
+            "floor_bytes": floor.bytes,
             "peak_operations_per_s": peak,
-            "floor_s": flops / peak,
+            "peak_bytes_per_s": bandwidth,
+            "floor_s": max(floor.operations / peak, floor.bytes / bandwidth),
             "contenders": rows,
             "operators": operators,
         }

@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -32,7 +32,8 @@ from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.pack.batching import BatchCost, group
 from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
 from trainables.pack.optimizer import SlotStep, StackedAdamW
-from trainables.pack.plan import AdapterPlan, Evaluation, Size, Workload
+from trainables.pack.plan import Evaluation, Workload
+from trainables.pack.slots import KEPT, EngineStats, Finished, Row, Slot
 from trainables.schedules import DECAYS
 
 log = logging.getLogger(__name__)
@@ -40,90 +41,12 @@ log = logging.getLogger(__name__)
 # A slot's gradients lie in one row of a flat buffer, so a layer's stack is not dense: that is intended.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
-# what a rung checkpoint keeps of a `Slot` beside its tensors
-KEPT = ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history")
-
 E = TypeVar("E")
 T = TypeVar("T")
 
 
 class DivergedError(RuntimeError):
     """An adapter's loss is no longer a finite number."""
-
-
-@dataclass
-class Slot(Generic[E]):
-    """An adapter in training."""
-
-    index: int
-    job: Job
-    plan: AdapterPlan[E]
-    names: list[str]
-    epoch: int = 0
-    step: int = 0
-    best_loss: float = math.inf
-    patience_loss: float = math.inf
-    stale_epochs: int = 0
-    busy_seconds: float = 0.0
-    earlier_seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    reported: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    lr: float = 0.0
-    # of the epoch under way
-    waiting: list[Sequence[E]] = field(default_factory=list)
-    epoch_started: float = 0.0
-    epoch_examples: int = 0
-    epoch_tokens: int = 0
-    epoch_padded: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return self.earlier_seconds + time.perf_counter() - self.started
-
-
-@dataclass(frozen=True)
-class Row(Generic[E]):
-    """An example that a slot trains or validates on.
-
-    Attributes:
-        slot: Its slot.
-        example: The example.
-        size: How large it is.
-        weight: What its summed loss counts in the slot's mean over all tokens of the step.
-    """
-
-    slot: Slot[E]
-    example: E
-    size: Size
-    weight: float
-
-
-@dataclass(frozen=True)
-class Finished(Generic[E]):
-    """A trained adapter waiting for its evaluation: its slot's record and its best weights [P]."""
-
-    slot: Slot[E]
-    weights: Tensor
-    early_stopped: bool
-
-
-@dataclass
-class EngineStats:
-    """Counts since the engine was made: optimizer steps of the pack, batches that they took, examples, tokens with and
-    without padding, and slots in use summed over steps."""
-
-    steps: int = 0
-    batches: int = 0
-    examples: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    slots_used: int = 0
-
-    @property
-    def padding_waste(self) -> float:
-        """Share of the computed tokens that were padding."""
-        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
 
 class PackEngine(Generic[E]):
