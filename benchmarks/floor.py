@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 # dense bfloat16 operations, and bytes, a second
 PEAKS = {
@@ -21,11 +21,11 @@ PEAKS = {
     "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
     "NVIDIA A100-SXM4-80GB": (312e12, 2.04e12),
 }
-# what PyTorch's counter does not know
-MORE = {
-    torch.ops.aten.addmm_: addmm_flop,
-    torch.ops.aten.baddbmm_: baddbmm_flop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+# what PyTorch's counter does not know, and what it counts alike
+ALIKE = {
+    torch.ops.aten.addmm_: torch.ops.aten.addmm,
+    torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
 }
 
 
@@ -57,10 +57,9 @@ def counted(frozen: Iterable[Tensor]) -> Iterator[Spent]:
         kept.clear()
         return tensor
 
-    with (
-        FlopCounterMode(display=False, custom_mapping=MORE) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, take),
-    ):
+    counter = FlopCounterMode(display=False)
+    counter.flop_registry |= {name: counter.flop_registry[other] for name, other in ALIKE.items()}
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, take):
         yield spent
     spent.operations = counter.get_total_flops()
 
