@@ -28,17 +28,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -53,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.floor import Spent, counted, peaks
+from benchmarks.machine import record
 from trainables.arc import Example, Task, load_tasks
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
@@ -420,26 +417,17 @@ def main() -> None:
         print(f"\nshare of the time of packed-{packs[-1]} by operator:")
         for name, share in operators.items():
             print(f"{share:>7.1%} {name}")
-    if args.json:
-        found = {
-            "command": " ".join(["python", *sys.argv]),
-            "commit": subprocess.run(
-                ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-            ).stdout.strip(),
-            "date": str(date.today()),
-            "hardware": torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, no GPU",
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "bf16": contest.bf16,
-            "floor_operations": floor.operations,
-            "floor_bytes": floor.bytes,
-            "peak_operations_per_s": peak,
-            "peak_bytes_per_s": bandwidth,
-            "floor_s": max(floor.operations / peak, floor.bytes / bandwidth),
-            "contenders": rows,
-            "operators": operators,
-        }
-        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    found = {
+        "bf16": contest.bf16,
+        "floor_operations": floor.operations,
+        "floor_bytes": floor.bytes,
+        "peak_operations_per_s": peak,
+        "peak_bytes_per_s": bandwidth,
+        "floor_s": max(floor.operations / peak, floor.bytes / bandwidth),
+        "contenders": rows,
+        "operators": operators,
+    }
+    record(args.json, found, args.device)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ drifts. Prints seconds and padding, summed over the turns.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -19,10 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-import torch
 
 from benchmarks.adapters import Contest, Tally, spread
-from benchmarks.sweep import machine
+from benchmarks.machine import record
 from trainables.arc import load_tasks
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.precision import has_fast_bf16
@@ -69,11 +67,7 @@ def main() -> None:
     }
     for name, row in rows.items():
         print(f"{name:16} {row['seconds']:8.1f} s  padding {row['padding']:.1%}  x {row['over_largest_first']:.3f}")
-    if args.json:
-        found = {
-            "command": " ".join(["python", *sys.argv]), **machine(), "torch": torch.__version__, "orders": rows,
-        }  # fmt: skip
-        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    record(args.json, {"orders": rows})
 
 
 if __name__ == "__main__":

