@@ -7,7 +7,8 @@ The contenders train the same adapters on the same examples in the same order wi
 the device has it, AdamW, clipping, a validation each epoch, the best weights kept); nobody decodes:
 
     deepcopy     the old way: a deep copy of the base for each task, PEFT on it, one task after another
-    tuned        PEFT once on a resident base, the adapter's weights reset for each task, fused AdamW, no copy
+    tuned        PEFT once on a resident base, its linear layers in bfloat16 as in packs, the adapter's weights reset for
+                 each task, fused AdamW, no copy
     packed-S     the pack engine with S slots; on a CPU in a process of its own, or what it leaves free in memory would
                  slow the loops down
     packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; as in a
@@ -16,12 +17,14 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
 Packs in processes of their own have the environment of a sweep's workers (``trainables/environment.py``).
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
-that ratios hold on a machine whose speed drifts. Eight other tasks come first and are not counted. The loss difference
-is the largest between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order.
+that ratios hold on a machine whose speed drifts. Before that each contender warms up: loops on eight tasks, packs on as
+many as they have slots, at least eight, others than those measured where there are any. The loss difference is the
+largest between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order. The profile is
+of a pack in this process, on the tasks that warm it up.
 
-The floor is what training these adapters must cost the device, see ``floor.py``: the operations and bytes of a pack
-without any padding, in which nothing is computed twice for an adapter in a step, at the device's peaks; the longer of
-the two times. The utilisation is the share of a contender's time that these operations would take at the peak (MFU).
+The floor is what a pack without any padding, in which nothing is computed twice for an adapter in a step, would take at
+the device's peaks, validation included (``floor.py``): the longer of the times of its operations and of its bytes. The
+utilisation is the share of a contender's time that these operations would take at the peak (MFU).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,7 @@ from unittest import mock
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +64,7 @@ from trainables.environment import environment_without_ray
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
 from trainables.pack.bank import initial_factors
-from trainables.pack.batching import COSTS, BatchCost
+from trainables.pack.batching import BatchCost
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation
 from trainables.precision import has_fast_bf16
@@ -105,6 +109,11 @@ class Contest:
         self.planner = self._workload()
         self.layers = self.planner.pack.layers
         self._tuned = get_peft_model(load_champion(base, device).model, self._lora())
+        if bf16:
+            # once, as packs do: autocast would cast frozen weights at every product
+            for name, module in self._tuned.named_modules():
+                if isinstance(module, nn.Linear) and ".lora_" not in name:
+                    module.bfloat16()
         self._engines: dict[int, PackEngine[Example]] = {}
         self._processes: list[ProcessPoolExecutor] = []
 
@@ -146,9 +155,8 @@ class Contest:
                 (tally.examples, tally.tokens, tally.padded_tokens), after, before, strict=True
             )
         )
+        _require_success(queue)
         for report in queue.reports:
-            if report.status == "failed":
-                raise SystemExit(f"{report.trial_id}: {report.error}")
             tally.losses[report.trial_id] = report.metrics["final_loss"]
 
     def shared(self, processes: int, slots: int, threads: int) -> Callable[[Sequence[str], Tally], None]:
@@ -179,13 +187,15 @@ class Contest:
         return train
 
     def floor(self, task_ids: Sequence[str]) -> Spent:
-        """Return what training these tasks must spend."""
-        workload = self._workload(replace(COSTS["cpu"], padded=False))
-        # rows of different lengths, one after another
+        """Return what training these tasks spends where nothing is padded or computed twice."""
+        # one adapter's rows of different lengths, one after another in a single batch
+        workload = self._workload(BatchCost(padded=False))
         workload.pack.path = "runs"
-        engine = PackEngine(workload.pack, workload, 4, self.config["rank"], cost=workload.cost)
+        engine = PackEngine(workload.pack, workload, 1, self.config["rank"], cost=workload.cost)
+        queue = ListQueue(map(self.job, task_ids))
         with counted(workload.model.parameters()) as spent:
-            engine.run(ListQueue(map(self.job, task_ids)))
+            engine.run(queue)
+        _require_success(queue)
         # an optimizer step reads and writes an adapter's weights, its gradient and two moments
         steps = sum(plan.epochs * plan.steps_per_epoch for plan in map(self.planner.plan, map(self.job, task_ids)))
         row = engine.bank.flat[0]
@@ -261,6 +271,12 @@ class SharedQueue(ListQueue):
             return list(self.all[first : self.taken.value])
 
 
+def _require_success(queue: ListQueue) -> None:
+    for report in queue.reports:
+        if report.status == "failed":
+            raise SystemExit(f"{report.trial_id}: {report.error}")
+
+
 def _begin(
     device: str, base: str, tasks: dict[str, Task], config: dict[str, Any], bf16: bool, slots: int, threads: int,
     *shared: Any,
@@ -280,10 +296,9 @@ def _train_share(task_ids: Sequence[str]) -> Tally:
 
 
 def measure(
-    name: str, contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str], tally: Tally
+    name: str, contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str], tally: Tally, cuda: bool
 ) -> None:
     """Let a contender train a group and add what it took."""
-    cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -304,12 +319,15 @@ def spread(tasks: dict[str, Task], count: int) -> list[str]:
     return [order[int((i + 0.5) * len(order) / count)] for i in range(count)]
 
 
-def profiled(contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str]) -> dict[str, float]:
+def profiled(
+    contender: Callable[[Sequence[str], Tally], None], task_ids: Sequence[str], cuda: bool
+) -> dict[str, float]:
     """Return the share of a contender's time in each operator, those of at least one per cent, largest first."""
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * torch.cuda.is_available())]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * cuda)]) as seen:
         contender(task_ids, Tally())
-    cuda = torch.cuda.is_available()
-    times = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in seen.key_averages()}
+    # kernels have rows of their own, and their time in those of their operators too
+    operators = [e for e in seen.key_averages() if e.device_type == DeviceType.CPU]
+    times = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in operators}
     whole = sum(times.values())
     return {name: us / whole for name, us in sorted(times.items(), key=lambda item: -item[1]) if us >= whole / 100}
 
@@ -373,21 +391,25 @@ def main() -> None:
     # every group holds neighbours in size, as the slots of a sweep do
     size = -(-len(chosen) // args.groups)
     groups = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-    others = spread({task_id: tasks[task_id] for task_id in tasks if task_id not in chosen} or tasks, 8)
-    for contender in contenders.values():
-        contender(others, Tally())
+    most = max(int(packs.rpartition("x")[2]) * int(packs.rpartition("x")[0] or 1) for packs in args.slots.split(","))
+    if most > size:
+        print(f"Groups of {size} tasks do not fill {most} slots: give more --tasks or fewer --groups.", file=sys.stderr)
+    unused = {task_id: tasks[task_id] for task_id in tasks if task_id not in chosen}
+    others = spread(unused if len(unused) >= max(8, most) else tasks, max(8, most))
+    for name, contender in contenders.items():
+        contender(others if name.startswith("packed") else others[:: len(others) // 8], Tally())
     tallies = {name: Tally() for name in contenders}
     for number, group in enumerate(groups):
         names = list(contenders)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            measure(name, contenders[name], group, tallies[name])
+            measure(name, contenders[name], group, tallies[name], args.device == "cuda")
     contest.close()
     packs = [slots for slots in args.slots.split(",") if "x" not in slots]
     operators = None
     if args.profile and packs:
         pack = contest.packed(int(packs[-1]))
         pack(others, Tally())
-        operators = profiled(pack, others)
+        operators = profiled(pack, others, args.device == "cuda")
     floor, (peak, bandwidth) = contest.floor(chosen), peaks(args.device, contest.bf16)
     rows = report(tallies, floor, peak)
     print(f"floor: {floor.operations:.3g} operations at {peak:.3g} a second: {floor.operations / peak:.1f} s")
@@ -427,7 +449,7 @@ def main() -> None:
         "contenders": rows,
         "operators": operators,
     }
-    record(args.json, found, args.device)
+    record(args.json, found)
 
 
 if __name__ == "__main__":

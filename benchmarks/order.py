@@ -18,7 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-
 from benchmarks.adapters import Contest, Tally, spread
 from benchmarks.machine import record
 from trainables.arc import load_tasks

@@ -149,7 +149,7 @@ def main() -> None:
         )
         speed = f"{1e3 * median:9.1f} {args.batch_size / median:9.0f} {reference / median:12.2f}"
         print(f"{name:>11} {speed} {contender.first_loss:9.4f}")
-    record(args.json, {"threads": args.threads, "contenders": rows}, args.device)
+    record(args.json, {"threads": args.threads, "contenders": rows})
 
 
 def measure(contender: Reference | Ours, steps: int, device: str) -> float:

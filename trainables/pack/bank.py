@@ -209,8 +209,9 @@ class _LinearOfRuns(torch.autograd.Function):
             for slot, start, end in ctx.runs:
                 # for one adapter at a time: copies of a large base's weights for all would not fit
                 torch.mm(x[start:end], torch.cat([weight, a[slot]]).t(), out=both[start:end])
-            y, hidden = both[:, :outputs], both[:, outputs:]
-            y = y.clone(memory_format=torch.contiguous_format) if bias is None else y + bias
+            # copies, or what the backward pass keeps would be all of it
+            y, hidden = both[:, :outputs], both[:, outputs:].contiguous()
+            y = y.contiguous() if bias is None else y + bias
         else:
             y, hidden = F.linear(x, weight, bias), x.new_empty(len(x), rank)
             for slot, start, end in ctx.runs:

@@ -51,8 +51,9 @@ def probe_slots(
             break
         best, best_rate, slots = slots, rate, slots * 2
     if torch.cuda.is_available():
-        # what the largest attempt took is of no use to the pack that follows
+        # what the largest attempt took is of no use to the pack that follows, and not its peak
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     return best
 
 

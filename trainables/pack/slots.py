@@ -1,4 +1,4 @@
-"""Adapters in training, their rows in a batch, and adapters that wait to be evaluated."""
+"""Adapters in training, their rows in a batch, adapters that wait to be evaluated, and counts of it all."""
 
 from __future__ import annotations
 
