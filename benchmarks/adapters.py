@@ -7,8 +7,8 @@ The contenders train the same adapters on the same examples in the same order wi
 the device has it, AdamW, clipping, a validation each epoch, the best weights kept); nobody decodes:
 
     deepcopy     the old way: a deep copy of the base for each task, PEFT on it, one task after another
-    tuned        PEFT once on a resident base, its linear layers in bfloat16 as in packs, the adapter's weights reset for
-                 each task, fused AdamW, no copy
+    tuned        PEFT once on a resident base, its linear layers in bfloat16 as in packs, the adapter's weights reset
+                 for each task, fused AdamW, no copy
     packed-S     the pack engine with S slots; on a CPU in a process of its own, or what it leaves free in memory would
                  slow the loops down
     packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; as in a

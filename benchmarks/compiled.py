@@ -5,7 +5,8 @@
 
 Normalisation, two linear layers with GELU between, and the residual sum, forward and backward, without adapters and
 under autocast to bfloat16, compiled once with dynamic shapes, since batches of grids have many. Prints the best of
-several times in ms with and without, and the seconds until the first compiled step has ended.
+several times in ms with and without, and the seconds until the first compiled step has ended; in the environment of a
+sweep's workers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.machine import record
+from benchmarks.machine import as_worker, record
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.model import EncoderLayer
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    as_worker()
     torch.set_num_threads(args.threads)
     config = ChampionConfig()
     sizes = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from datetime import date
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.provenance import code, hardware, libraries
+from trainables.environment import environment_without_ray
 
 
 def circumstances() -> dict[str, Any]:
@@ -22,6 +24,13 @@ def circumstances() -> dict[str, Any]:
         "hardware": hardware(),
         "versions": libraries(),
     }
+
+
+def as_worker() -> None:
+    """Start this process anew in the environment of a sweep's workers, unless it has it."""
+    environment = {**os.environ, **environment_without_ray()}
+    if environment != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
 def record(file: str | None, found: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
     python benchmarks/optimizer.py --device cpu --threads 1
     python benchmarks/optimizer.py --device cuda --slots 16,64,256
 
-Adapters of rank 16 on the feed-forward layers of the Champion, as a sweep trains them. Milliseconds, best of several.
+Adapters of rank 16 on the feed-forward layers of the Champion, as a sweep trains them. Milliseconds, best of several,
+in the environment of a sweep's workers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.compiled import best
-from benchmarks.machine import record
+from benchmarks.machine import as_worker, record
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.model import Champion
 from trainables.pack.bank import AdapterBank, AdapterPack
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    as_worker()
     torch.set_num_threads(args.threads)
     config = AdapterConfig()
     layers = AdapterPack(Champion(ChampionConfig()), config.target_modules).layers

@@ -1,9 +1,9 @@
 """Train many LoRA adapters on one frozen base in batched steps; `docs/pack.md` shows how to use it by itself.
 
 `bank` holds the stacked adapters and puts them on a model's linear layers, `engine` trains them from a queue of jobs,
-`slots` is what it remembers of each, `plan` is what a model family tells it, `batching` decides which rows share a batch,
-`optimizer` updates them, `checkpoint` writes a slot's state and PEFT's own adapter format. Nothing here knows a model
-family, Ray or a file format of data.
+`slots` is what it remembers of each, `plan` is what a model family tells it, `batching` decides which rows share a
+batch, `optimizer` updates them, `probe` finds how many fit, `checkpoint` writes a slot's state and PEFT's own adapter
+format. Nothing here knows a model family, Ray or a file format of data.
 """
 
 from trainables.jobs import Job, ListQueue, Report
