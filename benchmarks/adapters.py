@@ -17,8 +17,8 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
 Packs in processes of their own have the environment of a sweep's workers (``trainables/environment.py``).
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
-that ratios hold on a machine whose speed drifts. Before that each contender warms up: loops on eight tasks, packs on as
-many as they have slots, at least eight, others than those measured where there are any. The loss difference is the
+that ratios hold on a machine whose speed drifts. Before that each contender warms up: loops on about eight tasks, packs
+on as many as the largest has slots, others than those measured where enough are left. The loss difference is the
 largest between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order. The profile is
 of a pack in this process, on the tasks that warm it up.
 
