@@ -290,6 +290,7 @@ def stub_others(workers: int, trials: int) -> None:
         run_ordinary(
             stub_train, [(f"trial-{number}", {}) for number in range(trials)], name="stub", storage_path=folder,
             workers_per_trial=workers, use_gpu=False, on_report=lambda trial_id, metrics: None,
+            on_trial_end=lambda end: None, metric="eval_loss",
         )  # fmt: skip
         print(json.dumps({"seconds_per_trial": (time.perf_counter() - started) / trials}))
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sweeps.backend import cluster
-from sweeps.backend.asha import GroupedASHA, one_group
 from sweeps.backend.runs import TrainLoop
 from sweeps.backend.trials import TrialEnd, run_ordinary
 from sweeps.core.recorder import Recorder
-from sweeps.core.search_ledger import Drawn, require_searchable
-from sweeps.core.session import asha, close, ledger, recording, replay
+from sweeps.core.search_ledger import SearchLedger, require_searchable
+from sweeps.core.session import Past, asha, close, ledger, recording
 from sweeps.core.sweep import Sweep
 from sweeps.store.store import ResultsStore
 from trainables.common.folder import Folder
@@ -35,38 +34,39 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
         return close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
     if sweep.is_judged(jobs):
-        scheduler = asha(sweep, one_group)
-        _replay_trials(sweep, scheduler, store, [job.trial_id for job in jobs])
+        scheduler, past = asha(sweep), Past(store, sweep.space.metric)
+        for job in jobs:
+            scheduler.replay(past.unit(job.trial_id, [job.trial_id]))
     models = store.folder.sub("models")
     trials = [_trial(job, models, settings) for job in missing]
     with recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
         recorder.expect(missing)
-        finished = _train_trials(
-            sweep, store, loop, recorder, info, trials=trials, scheduler=scheduler, should_stop=stop
-        )
+        finished = _train_trials(sweep, store, loop, recorder, info, trials=trials, asha=scheduler, should_stop=stop)
     return close(sweep, store, not finished, {job.trial_id for job in jobs})
 
 
 def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
     require_searchable(sweep.domains)
     store, family = sweep.open_store(), sweep.space.family
-    drawn, models = Drawn(sweep, store, [family]), store.folder.sub("models")
-    left = sweep.args.num_samples - len(drawn.complete)
+    drawn, models = SearchLedger(sweep, store, [family]), store.folder.sub("models")
+    left = sweep.args.num_samples - len(drawn.finished)
     if left <= 0:
         return close(sweep, store, False, None)
 
     def make_trial(suggestion: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return _trial(sweep.suggested_job(family, suggestion), models, settings)
 
-    scheduler = asha(sweep, one_group, key=lambda suggestion: make_trial(suggestion)[0])
-    _replay_trials(sweep, scheduler, store, [trial_id for key in drawn.configs for trial_id in drawn.trial_ids(key)])
-    with recording(sweep, store, sweep.args.num_samples, len(drawn.complete), noun="trials") as (recorder, info, stop):
+    scheduler, past = asha(sweep), Past(store, sweep.space.metric)
+    for key in drawn.configs:
+        scheduler.replay(past.unit(key, drawn.trial_ids(key)))
+    with recording(sweep, store, sweep.args.num_samples, len(drawn.finished), noun="trials") as (recorder, info, stop):
+        recorder.listeners.append(drawn.hear)
         finished = _train_trials(
             sweep, store, loop, recorder, info,
             make_trial=make_trial,
-            searcher=drawn.searcher(lambda suggestion: recorder.expect(drawn.jobs(suggestion))),
+            searcher=drawn.searcher(lambda key: recorder.expect(drawn.jobs(key))),
             num_samples=left,
-            scheduler=scheduler,
+            asha=scheduler,
             should_stop=stop,
         )  # fmt: skip
     return close(sweep, store, not finished, None)
@@ -75,11 +75,6 @@ def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -
 def _trial(job: Job, models: Folder, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     folder = models.sub(job.trial_id).location
     return job.trial_id, {**settings, "config": dict(job.config), "seed": job.seed, "folder": folder}
-
-
-def _replay_trials(sweep: Sweep, scheduler: GroupedASHA, store: ResultsStore, trial_ids: Iterable[str]) -> None:
-    period, metric = sweep.space.grace_period(sweep.config), sweep.space.metric
-    replay(scheduler, store, dict.fromkeys(trial_ids, "all"), period, metric)
 
 
 def _train_trials(
@@ -103,6 +98,7 @@ def _train_trials(
         metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
         spent = sum(seconds[end.trial_id, recorder.jobs[end.trial_id].attempt].values())
         metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss"), "seconds": spent}
+        metrics |= end.decision.columns() if end.decision else {}
         status: Any = end.status
         recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
 
@@ -114,6 +110,7 @@ def _train_trials(
         use_gpu=info.num_gpus > 0,
         on_report=on_report,
         on_trial_end=on_trial_end,
+        metric=sweep.space.metric,
         max_concurrent=recorder.slots,
         grows=info.grows,
         **options,
