@@ -119,7 +119,7 @@ def test_settings_that_fit_only_together_are_checked_as_they_are_drawn():
 
 
 def test_what_goes_with_no_value_of_a_fixed_setting_is_refused_however_much_is_swept_beside_it():
-    with pytest.raises(InputError, match=r"The sweep over heads reaches 3: width is 32 but must be a multiple of heads"):
+    with pytest.raises(InputError, match=r"The sweep over heads reaches 3: width is 32 but must be a multiple"):
         SPACE.resolve("full", sweeps=["heads=3,5", "lr=0.1,0.2"])
 
 
