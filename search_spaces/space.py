@@ -59,7 +59,6 @@ class SearchSpace:
         metric: What ASHA and searchers compare, from the reports.
         mode: ``min`` or ``max``: which way ``metric`` is better.
         default_preset: Name of the preset used when none is chosen.
-        time_attr: Absolute measure of training time in the reports.
         rung_setting: Setting that holds the time between two reports, which is also ASHA's grace period.
         budget_setting: Setting that holds the most time one trial may train.
         reduction_factor: ASHA keeps about one in this many at each rung.
@@ -72,7 +71,6 @@ class SearchSpace:
     metric: str = "eval_loss"
     mode: Mode = "min"
     default_preset: str = "full"
-    time_attr: str = "epoch"
     rung_setting: str = "report_every"
     budget_setting: str = "epochs"
     reduction_factor: int = 3

@@ -141,12 +141,6 @@ class GroupedASHA(InTurn):
         """Return the last decision about a trial, None before its first rung."""
         return self._decisions.get(unit)
 
-    def rungs_of(self, group: str) -> dict[int, dict[str, float]]:
-        """Return the metric of every trial at every rung of a group: ``{rung: {unit: metric}}``, ascending."""
-        return {
-            rung: {unit: self._sign * score for unit, score in self._scores[group, rung].items()} for rung in self.rungs
-        }
-
     # events from Tune
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:

@@ -109,6 +109,7 @@ def run_tune(
         metric: Reported value that ends the trial where it is not finite.
         reuse_actors: Whether a process may run one trial after another.
     """
+    callback = _Callback(watcher)
     ray.tune.Tuner(
         trainable,
         param_space=dict(param_space),
@@ -128,9 +129,10 @@ def run_tune(
             stop=_Stopper(watcher, metric),
             failure_config=ray.tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Callback(watcher)],
+            callbacks=[callback],
         ),
     ).fit()
+    callback.tell_ends()
 
 
 def diverged(metrics: Mapping[str, Any], metric: str) -> str | None:
@@ -142,16 +144,22 @@ def diverged(metrics: Mapping[str, Any], metric: str) -> str | None:
 
 
 class _Callback(ray.tune.Callback):
-    """Hands Tune's events to a watcher; without one it is what is left of a pickled one."""
+    """Hands Tune's events to a watcher; without one it is what is left of a pickled one.
+
+    An error that a callback raises at the end of a trial is logged by Tune and forgotten. So the watcher hears of ends
+    at the next step, where an error ends the sweep.
+    """
 
     def __init__(self, watcher: Watcher | None = None) -> None:
         self._watcher: Any = watcher
+        self._ends: list[tuple[Trial, str | None]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles callbacks for Tuner.restore, which is not used; the caller's store may hold locks
         return _Callback, ()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self.tell_ends()
         self._watcher.look()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -163,12 +171,18 @@ class _Callback(ray.tune.Callback):
         self._watcher.reported(trial, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._watcher.ended(trial, None)
+        self._ends.append((trial, None))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         # Trial.get_error() looks in the storage, where the file comes later
         text = Path(trial.error_file).read_text() if trial.error_file else "Tune gave no reason."
-        self._watcher.ended(trial, re.sub(r"\x1b\[\d+m", "", text).strip())
+        self._ends.append((trial, re.sub(r"\x1b\[\d+m", "", text).strip()))
+
+    def tell_ends(self) -> None:
+        """Tell the watcher of the trials that have ended since the last call."""
+        ends, self._ends = self._ends, []
+        for trial, error in ends:
+            self._watcher.ended(trial, error)
 
 
 class _Stopper(ray.tune.Stopper):

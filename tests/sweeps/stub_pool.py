@@ -26,8 +26,8 @@ def loss(job: Job, epoch: int) -> float:
 def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
     """Train up to ``slots`` jobs, an epoch of all in ``epoch_s`` seconds, with reports every 5 epochs.
 
-    The metrics of a report hold the ``node`` that it comes from. What is called ``eval_loss``, the lower the better, is
-    called ``settings["metric"]`` where that is given, the higher the better.
+    With ``settings["names_node"]`` the metrics of a report hold the ``node`` that it comes from. What is called
+    ``eval_loss``, the lower the better, is called ``settings["metric"]`` where that is given, the higher the better.
 
     Files in ``settings["folder"]``: ``die`` kills the worker once in the middle of its work, ``fails-<task>`` has the
     jobs of a task fail in epoch 8.
@@ -51,7 +51,7 @@ def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
             epoch = before + 1
             history = [*history, {"epoch": epoch, metric: sign * loss(job, epoch)}]
             slots[name] = (job, epoch, history)
-            metrics = {**history[-1], "node": node}
+            metrics = {**history[-1], **({"node": node} if settings.get("names_node") else {})}
             if name in cancelled:
                 reports.append(Report(name, "stopped", epoch, metrics, history))
             elif epoch == job.config.get("fails_at") or (epoch == 8 and (folder / f"fails-{job.task_id}").exists()):

@@ -82,7 +82,7 @@ def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster
     units = [Unit(f"job-{i}", [make_job(f"job-{i}", epochs=EPOCHS)]) for i in range(10)]
     with connect(nodes.address) as info:
         assert (info.nodes, info.num_gpus, info.grows, info.local) == (3, 2, False, False)
-        settings = {"slots": 3, "epoch_s": 0.05}
+        settings = {"slots": 3, "epoch_s": 0.05, "names_node": True}
         outcome = run_pool_sweep(
             units,
             AdapterPool("tests.sweeps.stub_pool:loop", settings, num_workers=2, elastic=True, use_gpu=True),

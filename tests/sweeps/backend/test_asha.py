@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from dataclasses import dataclass, field
@@ -39,6 +40,13 @@ def stopped_of(asha: GroupedASHA, losses: dict[tuple[str, str], float], epochs: 
                 decision = asha.judge(group, unit, epoch, loss / epoch)
                 stopped |= {unit} if decision and decision.stopped else set()
     return stopped
+
+
+def cutoffs(asha: GroupedASHA, group: str) -> list[float | None]:
+    """Return what one more trial would have to reach at each rung."""
+    probe = copy.deepcopy(asha)
+    decisions = [probe.judge(group, "probe", rung, 0.0, may_stop=False) for rung in asha.rungs]
+    return [decision.cutoff for decision in decisions if decision]
 
 
 def two_tasks() -> dict[tuple[str, str], float]:
@@ -89,8 +97,7 @@ def test_decision_holds_rung_value_and_cutoff(mode: Mode, sign: float) -> None:
     assert second == Decision(rung=5, value=2 * sign, cutoff=sign, stopped=True)
     assert third is not None and third.cutoff == pytest.approx(sign * (1 + 1 / 3)) and third.stopped
     assert fourth is not None and not fourth.stopped
-    values = {"0": sign, "1": 2 * sign, "2": 3 * sign, "3": 0.5 * sign}
-    assert asha.rungs_of("a") == {5: values, 15: {}, 45: {}}
+    assert cutoffs(asha, "a") == [pytest.approx(sign), None, None]  # the best third of 0.5, 1, 2 and 3 is below 1
 
 
 def test_a_trial_is_judged_once_at_each_rung_and_never_after_it_was_stopped() -> None:
@@ -100,13 +107,13 @@ def test_a_trial_is_judged_once_at_each_rung_and_never_after_it_was_stopped() ->
     decision = asha.judge("a", "bad", 5, 2.0)
     assert decision and decision.stopped
     assert asha.judge("a", "bad", 15, 0.1) is None and asha.decision("bad") == decision
-    assert asha.rungs_of("a")[15] == {}
+    assert cutoffs(asha, "a") == [pytest.approx(1 + 1 / 3), None, None]
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_what_is_no_value_is_never_a_good_one(value: float | None) -> None:
     asha = make()
-    assert asha.judge("a", "diverged", 5, value) is None and asha.rungs_of("a")[5] == {}
+    assert asha.judge("a", "diverged", 5, value) is None and cutoffs(asha, "a") == [None, None, None]
     # a later epoch of the same rung that has a value is judged there
     asha.judge("a", "good", 5, 1.0)
     decision = asha.judge("a", "diverged", 6, 2.0)
@@ -121,7 +128,7 @@ def test_what_cannot_be_stopped_enters_its_value_only() -> None:
     # at the last epoch only the evaluation is left
     asha.judge("a", "good", 15, 1.0)
     last = asha.judge("a", "ended", 15, 2.0)
-    assert last and not last.stopped and asha.rungs_of("a")[15] == {"good": 1.0, "ended": 2.0}
+    assert last and not last.stopped and cutoffs(asha, "a") == [pytest.approx(1 + 1 / 3)] * 2
 
 
 def test_fewer_epochs_than_the_first_rung() -> None:
@@ -156,19 +163,19 @@ def test_replayed_rungs_are_those_of_an_unbroken_run() -> None:
     second = make()
     for (group, unit), loss in losses.items():  # from the store: everything that was reported before the break
         second.replay(Unit(unit, [], group, {unit: [(4, loss / 4), (5, loss / 5), (6, loss / 6)]}))
-    assert second.rungs_of("easy") == first.rungs_of("easy") and second.rungs_of("hard") == first.rungs_of("hard")
+    assert all(cutoffs(second, task) == cutoffs(first, task) for task in ("easy", "hard"))
 
     rest = {trial: loss for trial, loss in losses.items() if trial[1] not in stopped_first}
     stopped_second = stopped_of(second, rest, [10, 15, 20])
     assert stopped_second | stopped_first == stopped
-    assert second.rungs_of("hard") == whole.rungs_of("hard")
+    assert cutoffs(second, "hard") == cutoffs(whole, "hard")
     assert stopped_second and all((d := second.decision(unit)) and d.rung == 15 for unit in stopped_second)
 
 
 def test_a_unit_that_was_stopped_is_replayed_up_to_its_rung() -> None:
     asha = make()
     asha.replay(Unit("panel", [], "all", {"a": [(5, 1.0), (15, 0.5)], "b": [(5, 2.0), (15, 0.5)]}, stopped_at=5))
-    assert asha.rungs_of("all") == {5: {"panel": 1.5}, 15: {}, 45: {}}
+    assert cutoffs(asha, "all") == [1.5, None, None]
     assert asha.decision("panel") == Decision(5, 1.5, None, True)
 
 
