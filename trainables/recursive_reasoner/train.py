@@ -48,12 +48,12 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             folder.write("reasoner.pt", trainer.exported())
             folder.write("solved.json", json.dumps(trainer.solved_puzzles()).encode())
 
-    def save() -> None:
+    def save(metric: float | None = None) -> None:
         # collective: every worker has rows of its own
         state = trainer.state_dict()
         if run.rank == 0:
-            note = Note(trainer.step, trainer.metric, identity(config, dataset, settings["seed"]))
-            checkpoints.save(note, state)
+            # only a model that was measured at this very step may count as the best
+            checkpoints.save(Note(trainer.step, metric, identity(config, dataset, settings["seed"])), state)
 
     source = checkpoints
     if settings["checkpoint"] and not checkpoints.notes():
@@ -86,7 +86,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             row |= trainer.facts
             publish()
         trainer.metrics = row
-        save()
+        save(row.get("exact_accuracy"))
         run.report(row)
 
 

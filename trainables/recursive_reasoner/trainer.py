@@ -62,7 +62,6 @@ class Trainer:
         steps_per_epoch: Steps of an epoch.
         facts: What was measured once and belongs to the last row.
         metrics: The last row.
-        metric: Exact accuracy at the last evaluation.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Trainer:
         self.step, self.position = 0, 0
         self.facts: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
-        self.metric: float | None = None
         torch.manual_seed(seed)
         bf16 = config.precision == "auto" and has_fast_bf16(device)
         self.model = Reasoner(
@@ -290,7 +288,6 @@ class Trainer:
         model, halting = self.evaluated()
         solved = evaluation.solve(model, halting, self.dataset, self.device, self._thoughts())
         row = evaluation.metrics(solved)
-        self.metric = row["exact_accuracy"]
         row |= evaluation.metrics_by_modality(solved, self.dataset.held_out, self.dataset.kind.modalities)
         flops = evaluation.flops_per_step(model, self.device, self._thoughts())
         return row | {"flops_per_puzzle": flops * row["mean_steps"]}
@@ -353,7 +350,6 @@ class Trainer:
             "position": self.position,
             "facts": self.facts,
             "metrics": self.metrics,
-            "metric": self.metric,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -372,7 +368,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
         self.generator.set_state(state["generator"].cpu())
-        for name in ("step", "position", "facts", "metrics", "metric"):
+        for name in ("step", "position", "facts", "metrics"):
             setattr(self, name, state[name])
 
     def _empty_carry(self) -> dict[str, Tensor]:
