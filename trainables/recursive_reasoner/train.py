@@ -67,8 +67,8 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             publish()
             run.report(trainer.metrics)
             return
-    elif config.direct_baseline and run.rank == 0:
-        trainer.facts = direct_baseline(config, dataset, settings["seed"], run.device, folder.sub("direct"))
+    elif config.direct_baseline:
+        trainer.facts = direct_baseline(config, dataset, settings["seed"], run, folder.sub("direct"))
     # the baseline is no part of the first epoch
     trainer.started = time.perf_counter()
     while trainer.step < trainer.total:
@@ -96,23 +96,34 @@ def identity(config: ReasonerConfig, dataset: Dataset, seed: int) -> dict[str, A
     return {"dataset": dataset.name, "data_fingerprint": dataset.fingerprint, "seed": seed, **settings}
 
 
-def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, device: str, folder: Folder) -> dict[str, Any]:
+def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, run: Run, folder: Folder) -> dict[str, Any]:
     """Train a model of the same parameters that answers in one pass for as many steps; return its held-out metrics.
 
-    Its last checkpoint is kept in ``folder``, and it goes on from there. Raises InputError where that is another's.
+    All workers train it together, because a worker that waited for another one's whole training would run into the
+    time limit of its next collective. The last checkpoint is kept in ``folder``, and training goes on from there.
+
+    Returns:
+        The metrics on rank 0, nothing on the other ranks.
+
+    Raises:
+        InputError: If the checkpoint in ``folder`` belongs to another configuration or data.
     """
     direct = dataclasses.replace(
         config, h_cycles=1, l_cycles=1, max_steps=1, halting="fixed", planner="none", gradient="cycle"
     )
-    trainer = Trainer(direct, dataset, seed, device)
+    trainer = Trainer(direct, dataset, seed, run.device, run.rank, run.world_size)
     checkpoints, own = Checkpoints(folder.sub("checkpoints"), 1), identity(direct, dataset, seed)
     for note in checkpoints.notes()[-1:]:
         require_same(note, own, folder.location)
-        trainer.load_state_dict(checkpoints.load(note, device))
+        trainer.load_state_dict(checkpoints.load(note, run.device))
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % config.checkpoint_every == 0 or trainer.step == trainer.total:
-            checkpoints.save(Note(trainer.step, None, own), trainer.state_dict())
+            state = trainer.state_dict()
+            if run.rank == 0:
+                checkpoints.save(Note(trainer.step, None, own), state)
+    if run.rank:
+        return {}
     solved = trainer.evaluate()
     token, exact = dataset.majority()
     return {

@@ -466,3 +466,36 @@ def test_two_workers_train_like_one(tmp_path: Path, halting: str, dataset: str, 
     weights = [torch.load(tmp_path / name / "reasoner.pt", weights_only=True)["model"] for name in ("alone", "pair")]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-2, atol=1e-3)
+
+
+def _work_beside_a_baseline(rank: int, folder: str, settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    step, baseline_steps = Trainer.train_step, list[int]()
+
+    def watched(trainer: Trainer) -> None:
+        if trainer.config.max_steps == 1:
+            baseline_steps.append(trainer.step)
+        step(trainer)
+
+    Trainer.train_step = watched  # type: ignore[method-assign]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    run = _Worker(rank, 2)
+    train_loop(settings, run)
+    seen = {"baseline_steps": baseline_steps, "last": run.reports[-1]}
+    Path(folder, f"seen-{rank}.json").write_text(json.dumps(seen, default=str))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_workers_train_the_direct_baseline(tmp_path: Path) -> None:
+    # A worker that waits while another one trains a whole model runs into the time limit of its next collective.
+    settings = _settings(tmp_path / "pair", direct_baseline=True)
+    (tmp_path / "pair").mkdir()
+    torch.multiprocessing.spawn(_work_beside_a_baseline, args=(str(tmp_path / "pair"), settings), nprocs=2)
+    first, second = (json.loads((tmp_path / "pair" / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["baseline_steps"] == second["baseline_steps"] == list(range(24))
+    alone = PlainRun()
+    train_loop(_settings(tmp_path / "alone", direct_baseline=True), alone)
+    for name in ("direct_token_accuracy", "majority_token_accuracy"):
+        assert first["last"][name] == pytest.approx(alone.reports[-1][name], abs=0.1) and name not in second["last"]
