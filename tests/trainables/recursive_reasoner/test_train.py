@@ -225,6 +225,22 @@ def test_a_schedule_takes_effect_on_training(name: str) -> None:
     assert losses[0] != losses[1] and not torch.equal(_weights(still), _weights(moving))
 
 
+@pytest.mark.parametrize("hints", [0.0, 1.0])
+def test_hints_show_from_none_to_all_of_the_asked_cells(tmp_path: Path, hints: float) -> None:
+    settings = _settings(tmp_path, planner="continuous_thought", hints=hints, checkpoint_every=1, keep_checkpoints=30)
+    train_loop(settings, PlainRun())
+    # The rows of the first step belong to the first stage of the curriculum.
+    state = torch.load(tmp_path / "checkpoints" / "step-000000001.pt", weights_only=True)
+    carry = state["parts"][0]["carry"]
+    assert torch.equal(carry["inputs"], carry["targets"]) == (hints == 1)
+
+
+def test_a_replay_smaller_than_the_batch_is_filled_with_the_last_rows(tmp_path: Path) -> None:
+    run = PlainRun()
+    train_loop(_settings(tmp_path, halting="dqn", replay=4, replay_batch=4, epochs=1), run)
+    assert run.reports[-1]["halting_loss"] > 0
+
+
 def test_the_row_holds_the_values_of_the_last_step(tmp_path: Path) -> None:
     run = PlainRun()
     train_loop(_settings(tmp_path, halting="dqn", planner="continuous_thought", lr_schedule="cosine"), run)
