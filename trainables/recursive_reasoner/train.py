@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,9 @@ from trainables.recursive_reasoner.trainer import Trainer
 
 def train_loop(settings: Mapping[str, Any], run: Run) -> None:
     """Train a reasoner and report once an epoch; every ``eval_every`` epochs and at the end with held-out metrics.
+
+    ``seconds`` of a report is the wall time since the one before it: checkpoints, evaluation and, in the first one, the
+    direct baseline are included, so their sum is the time of the trial. Throughput counts the training alone.
 
     Args:
         settings: ``config`` (`ReasonerConfig` fields), ``dataset``, ``data_seed``, ``dataset_dir`` (see
@@ -50,10 +52,11 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
 
     def save(metric: float | None = None) -> None:
         # collective: every worker has rows of its own
-        state = trainer.state_dict()
-        if run.rank == 0:
-            # only a model that was measured at this very step may count as the best
-            checkpoints.save(Note(trainer.step, metric, identity(config, dataset, settings["seed"])), state)
+        with trainer.aside():
+            state = trainer.state_dict()
+            if run.rank == 0:
+                # only a model that was measured at this very step may count as the best
+                checkpoints.save(Note(trainer.step, metric, identity(config, dataset, settings["seed"])), state)
 
     source = checkpoints
     if settings["checkpoint"] and not checkpoints.notes():
@@ -68,9 +71,8 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             run.report(trainer.metrics)
             return
     elif config.direct_baseline:
-        trainer.facts = direct_baseline(config, dataset, settings["seed"], run, folder.sub("direct"))
-    # the baseline is no part of the first epoch
-    trainer.started = time.perf_counter()
+        with trainer.aside():
+            trainer.facts = direct_baseline(config, dataset, settings["seed"], run, folder.sub("direct"))
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % trainer.steps_per_epoch:
@@ -85,6 +87,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
         if last:
             row |= trainer.facts
             publish()
+        row["seconds"] = trainer.lap()
         trainer.metrics = row
         save(row.get("exact_accuracy"))
         run.report(row)

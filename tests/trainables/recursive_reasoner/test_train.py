@@ -413,6 +413,56 @@ def test_averaged_weights_follow_the_trained_ones() -> None:
     assert torch.equal(plain.head.weight, _trainer(ema=0.0).model.head.weight)
 
 
+# ---------------------------------------------------------------------------------------------------------------- times
+
+
+class _Clock:
+    """A clock that the training itself moves: 1 s for a step, 100 s for an evaluation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.steps_left = 10**9
+        step, evaluate = Trainer.train_step, Trainer.evaluate
+
+        def timed_step(trainer: Trainer) -> None:
+            if not self.steps_left:
+                raise _Killed
+            self.steps_left -= 1
+            self.now += 1.0
+            step(trainer)
+
+        def timed_evaluate(trainer: Trainer) -> dict[str, Any]:
+            self.now += 100.0
+            return evaluate(trainer)
+
+        monkeypatch.setattr(Trainer, "train_step", timed_step)
+        monkeypatch.setattr(Trainer, "evaluate", timed_evaluate)
+        monkeypatch.setattr(module, "time", self)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_seconds_of_the_epochs_add_up_to_the_time_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, run = _Clock(monkeypatch), PlainRun()
+    train_loop(_settings(tmp_path, direct_baseline=True), run)
+    # the baseline's 24 steps and its evaluation, then three epochs of 8 steps and an evaluation
+    assert [row["seconds"] for row in run.reports] == [24 + 100 + 108, 108, 108]
+    assert sum(row["seconds"] for row in run.reports) == clock.now
+    assert [row["rows_per_second"] for row in run.reports] == [8.0] * 3, "training alone"
+
+
+def test_seconds_leave_out_the_pause_between_two_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, first, second = _Clock(monkeypatch), PlainRun(), PlainRun()
+    clock.steps_left = 12
+    with pytest.raises(_Killed):
+        train_loop(_settings(tmp_path), first)
+    clock.now, clock.steps_left = clock.now + 10_000.0, 10**9
+    train_loop(_settings(tmp_path), second)
+    assert [row["seconds"] for row in first.reports + second.reports] == [108.0] * 3
+    assert [row["rows_per_second"] for row in first.reports + second.reports] == [8.0] * 3
+
+
 # -------------------------------------------------------------------------------------------------------------- workers
 
 
