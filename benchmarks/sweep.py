@@ -272,7 +272,9 @@ def stub_sweep(trials: int) -> None:
         sweep = Sweep("stub", SPACE, args, config, domains, {"tasks": task_ids}, "none")
         started = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):
-            code = run_pool(sweep, Pool(stub_loop, {"slots": 32}, lambda on_gpu: 32, 1 << 30), task_ids)
+            code = run_pool(
+                sweep, Pool(stub_loop, {"slots": 32}, lambda configs: {}, lambda on_gpu: 32, 1 << 30), task_ids
+            )
         seconds = time.perf_counter() - started
     if code:
         raise SystemExit(code)
@@ -290,6 +292,7 @@ def stub_others(workers: int, trials: int) -> None:
         run_ordinary(
             stub_train, [(f"trial-{number}", {}) for number in range(trials)], name="stub", storage_path=folder,
             workers_per_trial=workers, use_gpu=False, on_report=lambda trial_id, metrics: None,
+            on_trial_end=lambda end: None, metric="eval_loss",
         )  # fmt: skip
         print(json.dumps({"seconds_per_trial": (time.perf_counter() - started) / trials}))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     # the folder of this script holds modules of the project, not top-level ones
@@ -92,10 +93,19 @@ def prepare(
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
         {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},
+        limits,
         lambda on_gpu: slots(args.slots, on_gpu),
         WORKER_BYTES + 4 * parameters,
     )
     return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
+
+
+def limits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the largest rank and batch and all layers of any configuration: what the pack must have room for."""
+    return {
+        **{name: max(values[name] for values in configs) for name in ("rank", "batch_size")},
+        "target_modules": tuple(dict.fromkeys(name for values in configs for name in values["target_modules"])),
+    }
 
 
 def slots(option: int | str, on_gpu: bool) -> int:

@@ -1,12 +1,14 @@
-"""The runner of ordinary families: Tune trials, each of which trains one model.
+"""Tune trials: what all sweeps share, and the runner of ordinary families, whose trials each train one model.
 
+`run_tune` runs trials and tells a `Watcher` what becomes of them; ``sweeps/backend/pool/driver.py`` uses it too.
 `run_ordinary` runs trials of a family whose loop is ``train_loop(config, run)``: each trial a Tune function that builds
 a `TorchTrainer` (minutes per trial, any number of GPUs), or, with no workers, the loop straight in the Tune trial
-(seconds per trial). The pool has a runner of its own, see ``sweeps/backend/pool/driver.py``.
+(seconds per trial).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,25 +17,191 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import ray
 import ray.train
 import ray.tune
 
-from sweeps.backend.asha import GroupedASHA
+from sweeps.backend.asha import UNIT, Decision, GroupedASHA, InTurn
 from sweeps.backend.runs import REPORT, TrainLoop, TrainRun, TuneRun, use_threads
 from trainables.common.folder import Folder
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
-    from ray.tune.schedulers import FIFOScheduler
+    from ray.tune.search import Searcher
 
+T = TypeVar("T")
 # of a trial that only waits for others: nothing, so that it can never keep them from starting. Tune wants it to be
 # something, though, so it is a byte of memory
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 # times, a minute each, that a trial's Train run may wait in vain for its resources: an autoscaler needs several
 STARTS, PATIENT_STARTS = 2, 30
+
+
+class StopFlag(Protocol):
+    """What a sweep asks whether it should stop; `threading.Event` is one."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Search(Generic[T]):
+    """Trials that a Tune searcher chooses, in place of a list.
+
+    Attributes:
+        searcher: Suggests configurations, each with the name of its trial as ``unit``.
+        make: Makes of a suggestion what is to be trained.
+        num_samples: Trials to choose.
+    """
+
+    searcher: Searcher
+    make: Callable[[Mapping[str, Any]], T]
+    num_samples: int
+
+
+class Watcher(Protocol):
+    """Who is told what Tune does, on the thread that called `run_tune`."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether all trials are to end."""
+
+    def look(self) -> None:
+        """Called at each of Tune's steps, many times a second."""
+
+    def began(self, trial: Trial) -> None:
+        """A trial has a process, for the first time or again after it died."""
+
+    def reported(self, trial: Trial, result: dict[str, Any]) -> None:
+        """A trial has reported. Tune keeps what is left in the result."""
+
+    def ended(self, trial: Trial, error: str | None) -> None:
+        """A trial is over; ``error`` is what Tune wrote down about its failure, the traceback last."""
+
+
+def run_tune(
+    trainable: Any,
+    watcher: Watcher,
+    *,
+    param_space: Mapping[str, Any],
+    storage_path: str,
+    max_concurrent: int,
+    max_failures: int,
+    searcher: Searcher | None = None,
+    num_samples: int = 1,
+    asha: GroupedASHA | None = None,
+    metric: str | None = None,
+    reuse_actors: bool = False,
+) -> None:
+    """Run Tune trials until all have ended or ``watcher.stopping`` is true.
+
+    Args:
+        trainable: What each trial runs, with its resources.
+        watcher: Who is told.
+        param_space: Goes into each trial's configuration, which also has the trial's name as ``unit``.
+        storage_path: Where Tune keeps its notes.
+        max_concurrent: Trials at once.
+        max_failures: Times that a trial is tried again.
+        searcher: Chooses the rest of the configurations.
+        num_samples: Trials that it chooses.
+        asha: Judges the reports; without it every trial runs to its end.
+        metric: Reported value that ends the trial where it is not finite.
+        reuse_actors: Whether a process may run one trial after another.
+    """
+    callback = _Callback(watcher)
+    ray.tune.Tuner(
+        trainable,
+        param_space=dict(param_space),
+        tune_config=ray.tune.TuneConfig(
+            scheduler=asha or InTurn(),
+            search_alg=searcher,
+            num_samples=num_samples,
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=reuse_actors,
+            trial_name_creator=lambda trial: str(trial.config[UNIT]),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=ray.tune.RunConfig(
+            name="trials",
+            storage_path=storage_path,
+            verbose=0,
+            stop=_Stopper(watcher, metric),
+            failure_config=ray.tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[callback],
+        ),
+    ).fit()
+    callback.tell_ends()
+
+
+def diverged(metrics: Mapping[str, Any], metric: str) -> str | None:
+    """Return that a trial has diverged, where its metric is there and not finite; None otherwise."""
+    value = metrics.get(metric)
+    if not isinstance(value, float) or math.isfinite(value):
+        return None
+    return f"{metric} is {value} in epoch {metrics.get('epoch', metrics.get('epochs'))}: the training diverged."
+
+
+class _Callback(ray.tune.Callback):
+    """Hands Tune's events to a watcher; without one it is what is left of a pickled one.
+
+    An error that a callback raises at the end of a trial is logged by Tune and forgotten. So the watcher hears of ends
+    at the next step, where an error ends the sweep.
+    """
+
+    def __init__(self, watcher: Watcher | None = None) -> None:
+        self._watcher: Any = watcher
+        self._ends: list[tuple[Trial, str | None]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles callbacks for Tuner.restore, which is not used; the caller's store may hold locks
+        return _Callback, ()
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self.tell_ends()
+        self._watcher.look()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._watcher.began(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._watcher.reported(trial, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._ends.append((trial, None))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        # Trial.get_error() looks in the storage, where the file comes later
+        text = Path(trial.error_file).read_text() if trial.error_file else "Tune gave no reason."
+        self._ends.append((trial, re.sub(r"\x1b\[\d+m", "", text).strip()))
+
+    def tell_ends(self) -> None:
+        """Tell the watcher of the trials that have ended since the last call."""
+        ends, self._ends = self._ends, []
+        for trial, error in ends:
+            self._watcher.ended(trial, error)
+
+
+class _Stopper(ray.tune.Stopper):
+    """Ends a trial that diverges, and all of them once the watcher is stopping; empty where it was pickled."""
+
+    def __init__(self, watcher: Watcher | None = None, metric: str | None = None) -> None:
+        self._watcher, self._metric = watcher, metric
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Stopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self._metric is not None and diverged(result, self._metric) is not None
+
+    def stop_all(self) -> bool:
+        return self._watcher is not None and self._watcher.stopping
+
+
+# --------------------------------------------------------------------------------------------------- ordinary families
 
 
 @dataclass(frozen=True)
@@ -42,8 +210,9 @@ class TrialEnd:
 
     Attributes:
         trial_id: The caller's id of it.
-        status: ``success``, ``stopped`` (by the scheduler) or ``failed``.
+        status: ``success``, ``stopped`` (by ASHA) or ``failed``.
         metrics: What it reported last.
+        decision: What ASHA decided about it last.
         error: One line that says why it failed.
         traceback: The traceback of the failure.
     """
@@ -51,6 +220,7 @@ class TrialEnd:
     trial_id: str
     status: str
     metrics: Mapping[str, Any]
+    decision: Decision | None = None
     error: str | None = None
     traceback: str | None = None
 
@@ -64,16 +234,15 @@ def run_ordinary(
     workers_per_trial: int,
     use_gpu: bool,
     on_report: Callable[[str, dict[str, Any]], None],
-    on_trial_end: Callable[[TrialEnd], None] | None = None,
-    should_stop: Any = None,
+    on_trial_end: Callable[[TrialEnd], None],
+    metric: str,
+    should_stop: StopFlag | None = None,
     make_trial: Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]] | None = None,
-    param_space: Mapping[str, Any] | None = None,
-    searcher: Any = None,
+    searcher: Searcher | None = None,
     num_samples: int = 1,
-    scheduler: FIFOScheduler | None = None,
+    asha: GroupedASHA | None = None,
     max_concurrent: int = 1,
     max_failures: int = 2,
-    cpus_per_worker: float = 1,
     grows: bool = False,
 ) -> bool:
     """Run trials of an ordinary family until all are done or a stop is asked for; return False if it was.
@@ -90,23 +259,23 @@ def run_ordinary(
         use_gpu: Whether each worker (or trial) gets a GPU.
         on_report: Called on this thread with the trial id and the metrics of each report of rank 0.
         on_trial_end: Called on this thread once for each trial that ended, not for those that a stop interrupted.
-        should_stop: Object with ``is_set()``, for example `threading.Event`.
-        make_trial: In a search, makes trial id and configuration from what ``param_space`` and ``searcher`` chose.
-        param_space, searcher, num_samples: As for `run_pool_sweep`.
-        scheduler: Tune scheduler over reported metrics; ``trial.config`` has ``trial_id`` for each of ``trials``.
+        metric: Reported value that ASHA compares. A trial that reports one that is not finite has failed.
+        should_stop: Once set, all trials end.
+        make_trial: In a search, makes trial id and configuration from what ``searcher`` chose.
+        searcher, num_samples: The search, and how many trials it has.
+        asha: Judges the reports; it knows a trial by its id, in a search by the ``unit`` that ``searcher`` gave it.
         max_concurrent: Trials at once; the GPUs of the cluster over those of a trial is right.
         max_failures: Restarts of a trial from its last checkpoint after a failure.
-        cpus_per_worker: CPUs to reserve for each worker.
         grows: Whether an autoscaler may have to start machines first, which takes it minutes.
     """
-    space = dict(param_space or {})
+    space: dict[str, Any] = {}
     if make_trial is None:
         if not trials:
             return True
         make_trial = partial(_given_trial, {trial_id: dict(config) for trial_id, config in trials})
-        space["trial_id"] = ray.tune.grid_search([trial_id for trial_id, _ in trials])
+        space[UNIT] = ray.tune.grid_search([trial_id for trial_id, _ in trials])
         num_samples = 1
-    resources: dict[str, float] = {"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
+    resources: dict[str, float] = {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
 
     def train_trial(tune_config: dict[str, Any]) -> None:
         trial_id, config = make_trial(tune_config)
@@ -127,38 +296,31 @@ def run_ordinary(
     # an epoch without an evaluation has no metric, which Tune would take for a defect
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     scratch = tempfile.mkdtemp(prefix="sweep-")
-    callback = _Callback(make_trial, scheduler, on_report, on_trial_end, should_stop)
+    watcher = _Ordinary(make_trial, asha, metric, on_report, on_trial_end, should_stop)
     try:
-        ray.tune.Tuner(
+        run_tune(
             # a Train run reserves its own resources
             ray.tune.with_resources(train_trial, TRIAL_RESOURCES if workers_per_trial else resources),
+            watcher,
             param_space=space,
-            tune_config=ray.tune.TuneConfig(
-                scheduler=scheduler,
-                search_alg=searcher,
-                num_samples=num_samples,
-                max_concurrent_trials=max_concurrent,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=ray.tune.RunConfig(
-                name="trials",
-                storage_path=scratch,
-                verbose=0,
-                stop=AskedToStop(callback),
-                # a Train run restarts its workers itself
-                failure_config=ray.tune.FailureConfig(max_failures=0 if workers_per_trial else max_failures),
-                callbacks=[callback],
-            ),
-        ).fit()
+            storage_path=scratch,
+            max_concurrent=max_concurrent,
+            # a Train run restarts its workers itself
+            max_failures=0 if workers_per_trial else max_failures,
+            searcher=searcher,
+            num_samples=num_samples,
+            asha=asha,
+            metric=metric,
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return not callback.stopping
+    return not watcher.stopping
 
 
 def _given_trial(
     configs: Mapping[str, Mapping[str, Any]], tune_config: Mapping[str, Any]
 ) -> tuple[str, Mapping[str, Any]]:
-    return tune_config["trial_id"], configs[tune_config["trial_id"]]
+    return tune_config[UNIT], configs[tune_config[UNIT]]
 
 
 def _train(
@@ -200,72 +362,41 @@ def _train_worker(train_loop: TrainLoop, config: dict[str, Any]) -> None:
     train_loop(config, run)
 
 
-def trial_error(trial: Trial) -> str:
-    """Return what Tune wrote down about the failure of a trial, its traceback last."""
-    # Trial.get_error() looks in the storage, where the file comes later
-    text = Path(trial.error_file).read_text() if trial.error_file else "Tune gave no reason."
-    return re.sub(r"\x1b\[\d+m", "", text).strip()
-
-
-class _Callback(ray.tune.Callback):
-    """Hands Tune's events to the caller; without arguments it is what is left of a pickled one."""
+class _Ordinary:
+    """The `Watcher` of an ordinary family's trials."""
 
     def __init__(
         self,
-        make_trial: Any = None,
-        scheduler: FIFOScheduler | None = None,
-        on_report: Any = None,
-        on_trial_end: Callable[[TrialEnd], None] | None = None,
-        should_stop: Any = None,
+        make_trial: Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]],
+        asha: GroupedASHA | None,
+        metric: str,
+        on_report: Callable[[str, dict[str, Any]], None],
+        on_trial_end: Callable[[TrialEnd], None],
+        should_stop: StopFlag | None,
     ) -> None:
-        self._make_trial = make_trial
-        self._asha = scheduler if isinstance(scheduler, GroupedASHA) else None
-        self._on_report = on_report
-        self._on_trial_end = on_trial_end
-        self._should_stop = should_stop
+        self._make_trial, self._asha, self._metric = make_trial, asha, metric
+        self._on_report, self._on_trial_end, self._should_stop = on_report, on_trial_end, should_stop
         self._last: dict[str, dict[str, Any]] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles callbacks for Tuner.restore, which is not used; the caller's store may hold locks
-        return _Callback, ()
 
     @property
     def stopping(self) -> bool:
         return self._should_stop is not None and self._should_stop.is_set()
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        # the callback may change the result: without this Tune keeps every metric twice
+    def look(self) -> None:
+        pass
+
+    def began(self, trial: Trial) -> None:
+        pass
+
+    def reported(self, trial: Trial, result: dict[str, Any]) -> None:
+        # without this Tune keeps every metric twice
         metrics = result.pop(REPORT)
         self._last[trial.trial_id] = metrics
         self._on_report(self._make_trial(trial.config)[0], dict(metrics))
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        decision = self._asha.decision(self._asha.key_of(trial)) if self._asha else None
-        self._end(trial, "stopped" if decision and decision.stopped else "success")
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        text = trial_error(trial)
-        self._end(trial, "failed", text.splitlines()[-1], text)
-
-    def _end(self, trial: Trial, status: str, error: str | None = None, traceback: str | None = None) -> None:
-        if self._on_trial_end:
-            trial_id = self._make_trial(trial.config)[0]
-            self._on_trial_end(TrialEnd(trial_id, status, self._last.get(trial.trial_id, {}), error, traceback))
-
-
-class AskedToStop(ray.tune.Stopper):
-    """Ends all trials once ``source.stopping`` is true; without a source it is what is left of a pickled one."""
-
-    def __init__(self, source: Any = None) -> None:
-        self._source = source
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return AskedToStop, ()
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._source is not None and self._source.stopping
+    def ended(self, trial: Trial, error: str | None) -> None:
+        metrics = self._last.pop(trial.trial_id, {})
+        decision = self._asha.decision(trial.config[UNIT]) if self._asha else None
+        traceback, error = error, error.splitlines()[-1] if error is not None else diverged(metrics, self._metric)
+        status = "failed" if error is not None else "stopped" if decision and decision.stopped else "success"
+        self._on_trial_end(TrialEnd(self._make_trial(trial.config)[0], status, metrics, decision, error, traceback))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from search_spaces.settings import Ablation, config_hash
 from search_spaces.space import SearchSpace
 from sweeps.core import checks
 from sweeps.core.checks import Check
+from sweeps.monitoring.pace import Cost
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from trainables.common.jobs import Job
@@ -42,6 +43,7 @@ class Sweep:
         extendable: Options and settings of the family's own that a later session may change.
         checks: What the family needs before anything is trained, as it was found.
         places: Paths that must be there on every machine of a cluster, by what they are.
+        costs: Cost of each task with one epoch; tasks that are not there cost the same.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Sweep:
     extendable: Sequence[str] = ()
     checks: Sequence[Check] = ()
     places: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
@@ -64,6 +67,11 @@ class Sweep:
         """Return the unit of work of a task and what a search suggests (see `sweeps.backend.optuna_search`)."""
         values = {**vars(self.config), **{name: suggestion[name] for name in self.domains}}
         return self.job(task_id, values, suggestion["seed"], suggestion["sample"])
+
+    def cost(self, job: Job) -> Cost:
+        """Return what a unit of work costs beside the others: that of its task, for as many epochs as it may train."""
+        cost = self.costs.get(job.task_id, Cost())
+        return replace(cost, epochs=int(job.config[self.space.budget_setting]))
 
     def is_judged(self, jobs: Iterable[Job]) -> bool:
         """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""

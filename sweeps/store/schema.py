@@ -52,13 +52,13 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("config_hash", _TEXT, "hash of the configuration"),
     ("status", _TEXT, "success, failed, or stopped by the scheduler"),
     ("stop_reason", _TEXT, "why training ended, such as epochs, patience, asha or an error"),
-    ("rung", _INT, "epoch of the scheduler's rung at which the trial was stopped"),
-    ("asha_cutoff", _REAL, "metric a trial had to reach at that rung to go on"),
+    ("rung", _INT, "epoch of the last rung at which ASHA judged the trial; stop_reason says if it was stopped there"),
+    ("asha_cutoff", _REAL, "metric that the trial had to reach at that rung to go on; null for the first trial there"),
     ("epochs", _INT, "epochs trained, restarts included"),
     ("early_stopped", _BOOL, "whether the trial's own patience ended it"),
     ("final_loss", _REAL, "evaluation loss at the end"),
     ("best_loss", _REAL, "lowest evaluation loss of any epoch"),
-    ("seconds", _REAL, "wall time from the start of the trial to its end"),
+    ("seconds", _REAL, "wall time from the start of the trial to its end, pauses between sessions left out"),
     ("busy_seconds", _REAL, "the trial's share of the wall time of the steps it took part in"),
     ("gpu_seconds", _REAL, "the trial's share of accelerator time; 0 on a CPU"),
     ("peak_memory_bytes", _INT, "highest memory of the process or accelerator while the trial ran"),
@@ -66,7 +66,7 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("error", _TEXT, "one line that says why the trial failed"),
     ("traceback", _TEXT, "traceback of the failure"),
     ("data_fingerprint", _TEXT, "fingerprint of the data trained on"),
-    ("started_at", _TIME, "start of the attempt, UTC"),
+    ("started_at", _TIME, "start of the attempt, in its first session, UTC"),
     ("finished_at", _TIME, "end of the attempt, UTC"),
     ("worker", _INT, "rank of the worker that trained it"),
     ("slot", _INT, "slot of the pack that trained it"),
@@ -86,7 +86,8 @@ HISTORY: tuple[tuple[str, pa.DataType, str], ...] = (
     ("examples", _INT, "examples trained on in the epoch"),
     ("tokens", _INT, "tokens trained on in the epoch, padding not counted"),
     ("padded_tokens", _REAL, "tokens computed in training, padding included: the trial's share of its batches"),
-    ("seconds", _REAL, "wall time of the epoch"),
+    ("seconds", _REAL, "wall time since the end of the epoch before, evaluation and checkpoint included"),
+    ("recorded_at", _TIME, "when the report of the epoch arrived, UTC"),
 )
 
 PREDICTIONS: tuple[tuple[str, pa.DataType, str], ...] = (
@@ -170,6 +171,24 @@ def check_row(row: Mapping[str, Any], kind: Kind, own: Sequence[Column] = ()) ->
         column = _column(name, kind, known)
         if column in known:
             _cell(row, column, value, known[column][0], kind)
+
+
+def fitting(rows: Iterable[Mapping[str, Any]], kind: Kind, own: Sequence[Column] = ()) -> list[dict[str, Any]]:
+    """Return rows without the values that do not fit their declared columns; a row without its key is left out."""
+    known, kept = declared(kind, own), []
+    for row in rows:
+        fit = {}
+        for name, value in row.items():
+            column = _column(name, kind, known)
+            try:
+                if column in known:
+                    _cell(row, column, value, known[column][0], kind)
+                fit[name] = value
+            except TypeError:
+                continue
+        if all(fit.get(part) is not None for part in KEYS[kind]):
+            kept.append(fit)
+    return kept
 
 
 def to_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
-from sweeps.backend.asha import GroupedASHA
+from sweeps.backend.asha import Decision, GroupedASHA
 from sweeps.backend.cluster import ClusterInfo, connect
 from sweeps.backend.trials import TrialEnd, run_ordinary
 
@@ -49,6 +50,7 @@ def run_trials(
         use_gpu=False,
         on_report=lambda trial_id, metrics: reports[trial_id].append(metrics),
         on_trial_end=ends.append,
+        metric="eval_loss",
         **options,
     )
     assert len(ends) == len(trials)
@@ -73,9 +75,13 @@ def test_in_the_tune_trial(cluster: ClusterInfo, tmp_path: Path) -> None:
 def test_failure_and_asha(cluster: ClusterInfo, tmp_path: Path) -> None:
     trials = [("good", {"epochs": 9, "quality": 1.0}), ("bad", {"epochs": 9, "quality": 5.0})]
     trials.append(("broken", {"epochs": 9, "quality": 1.0, "breaks_at": 1}))
-    scheduler = GroupedASHA(key=lambda c: c["trial_id"], max_t=9, grace_period=3)
-    _, ends = run_trials(trials, tmp_path, 0, scheduler=scheduler, max_failures=0)
-    assert {name: end.status for name, end in ends.items()} == {"good": "success", "bad": "stopped", "broken": "failed"}
+    trials.append(("diverged", {"epochs": 9, "quality": math.nan}))
+    scheduler = GroupedASHA(metric="eval_loss", mode="min", max_t=9, grace_period=3)
+    _, ends = run_trials(trials, tmp_path, 0, asha=scheduler, max_failures=0)
+    statuses = {"good": "success", "bad": "stopped", "broken": "failed", "diverged": "failed"}
+    assert {name: end.status for name, end in ends.items()} == statuses
+    assert ends["bad"].decision == Decision(3, 5 / 3, 1 / 3, True)
+    assert ends["diverged"].error == "eval_loss is nan in epoch 1: the training diverged."
     assert "broke in epoch 1" in str(ends["broken"].error)
     assert "in train_loop" in str(ends["broken"].traceback)
 
