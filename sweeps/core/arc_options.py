@@ -34,7 +34,7 @@ def base_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--base",
         metavar="PATH|hf:NAME_OR_PATH",
-        help="the frozen base: a Champion's checkpoint, or a Hugging Face causal LM (default: the Champion that ships)",
+        help="the frozen base: the folder of a checkpoint, or a Hugging Face causal LM (default: the base that ships)",
     )
 
 

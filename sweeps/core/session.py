@@ -122,13 +122,18 @@ def close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[s
     if interrupted:
         print(f"Interrupted: run the same command with --run-id {sweep.args.run_id} to finish.", file=sys.stderr)
         return INTERRUPTED
-    rows = store.latest_trials().select(["trial_id", "status"]).to_pylist()
-    failed = [
-        row["trial_id"]
-        for row in rows
-        if row["status"] == "failed" and (trial_ids is None or row["trial_id"] in trial_ids)
-    ]
-    return FAILED if failed else 0
+    latest = store.latest_trials()
+    statuses = dict(zip(latest["trial_id"].to_pylist(), latest["status"].to_pylist(), strict=True))
+    # a trial that never started has no row
+    missing = [trial_id for trial_id in trial_ids or () if trial_id not in statuses]
+    if missing:
+        print(
+            f"{len(missing)} {sweep.space.family.noun} have no result, {min(missing)} among them; run the same command "
+            f"with --run-id {sweep.args.run_id} to train them.",
+            file=sys.stderr,
+        )
+    considered = statuses if trial_ids is None else trial_ids & statuses.keys()
+    return FAILED if missing or any(statuses[trial_id] == "failed" for trial_id in considered) else 0
 
 
 def _report(store: ResultsStore) -> str:
