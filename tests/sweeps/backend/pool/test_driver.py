@@ -55,7 +55,7 @@ def sweep(
     settings = {"slots": 4, "epoch_s": 0.02, "folder": str(tmp_path), **(settings or {})}
     units = work if isinstance(work, Search) else [Unit(job.trial_id, [job], job.task_id) for job in work]
     pool, reports = AdapterPool(LOOP, settings, num_workers=1, use_gpu=False), Reports()
-    options = {"metric": "eval_loss", "lookahead": 4, **options}
+    options = {"metric": "eval_loss", "backlog": 8, **options}
     outcome = run_pool_sweep(units, pool, reports, **options)
     assert not outcome.interrupted and outcome.counts["unfinished"] == 0
     return reports
@@ -106,7 +106,7 @@ def test_asha_judges_every_job_in_training_within_its_task(
     ]
     # all train at once, one of them has a process of Tune's
     settings = {"slots": 24, "epoch_s": 0.2, "metric": metric}
-    reports = sweep(jobs, tmp_path, settings, asha=asha(mode, metric), metric=metric, max_concurrent=1, lookahead=24)
+    reports = sweep(jobs, tmp_path, settings, asha=asha(mode, metric), metric=metric, backlog=24)
     assert_each_epoch_once(reports, {job.trial_id for job in jobs})
     last = {r.trial_id: r for r in reports if r.status != "running"}
     assert last["easy-0"].status == last["hard-0"].status == "success"
@@ -246,7 +246,7 @@ jobs = [make_job(f"job-{i}", epochs=10_000) for i in range(9)]
 pool = AdapterPool("tests.sweeps.stub_pool:loop", {"slots": 4, "epoch_s": 0.05}, num_workers=1, use_gpu=False)
 with connect("local", num_gpus=0, num_cpus=2), stop_on_signals() as stop:
     outcome = run_pool_sweep([Unit(job.trial_id, [job]) for job in jobs], pool, Show(), metric="eval_loss",
-        should_stop=stop, max_concurrent=3, lookahead=4)
+        should_stop=stop, backlog=8)
     print("interrupted", outcome.interrupted, flush=True)
 """
     )
