@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 import ray.tune
-from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend.asha import GROUP, UNIT, GroupedASHA, Panel, Unit
 from sweeps.backend.pool.broker import PoolBroker
 from sweeps.backend.pool.workers import AdapterPool, PoolError
-from sweeps.backend.trials import TRIAL_RESOURCES, Search, StopFlag, diverged, run_tune
+from sweeps.backend.trials import TRIAL_RESOURCES, InOrder, Search, StopFlag, diverged, run_tune
 from trainables.common.jobs import Report
 
 if TYPE_CHECKING:
@@ -84,34 +83,6 @@ class PoolTrial(ray.tune.Trainable):
         return {"done": True}
 
 
-class UnitSearch(Searcher):
-    """Gives Tune the units in turn, each when it may begin: a grid of all of them is copied for every trial."""
-
-    def __init__(self, units: Sequence[Unit]) -> None:
-        super().__init__()
-        self._units = iter(units)
-        self._seen: set[str] = set()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles searchers for Tuner.restore, which is not used
-        return UnitSearch, ([],)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if trial_id in self._seen:
-            # Tune draws 32 bits; it asks again with others
-            return None
-        self._seen.add(trial_id)
-        unit = next(self._units, None)
-        return Searcher.FINISHED if unit is None else {UNIT: unit.name, GROUP: unit.group}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        # for Tuner.restore as well
-        pass
-
-
 def run_pool_sweep(
     work: Sequence[Unit] | Search[Unit],
     pool: AdapterPool,
@@ -165,13 +136,12 @@ def run_pool_sweep(
             run_tune(
                 ray.tune.with_resources(PoolTrial, TRIAL_RESOURCES),
                 driver,
+                driver.search,
+                storage_path=storage,
+                max_concurrent=max_concurrent,
+                max_failures=3,
                 param_space={"broker": (name, context.namespace)},
                 asha=asha,
-                searcher=driver.search.searcher,
-                num_samples=driver.search.num_samples,
-                max_concurrent=max_concurrent,
-                storage_path=storage,
-                max_failures=3,
                 reuse_actors=True,
             )
         driver.finish()
@@ -345,4 +315,5 @@ class _Driver:
 
 def _in_turn(units: Sequence[Unit]) -> Search[Unit]:
     by_name = {unit.name: unit for unit in units}
-    return Search(UnitSearch(units), lambda config: by_name[config[UNIT]], len(units))
+    searcher = InOrder({UNIT: unit.name, GROUP: unit.group} for unit in units)
+    return Search(searcher, lambda config: by_name[config[UNIT]], len(units))

@@ -20,7 +20,7 @@ from search_spaces.space import Mode
 from sweeps.backend.asha import GroupedASHA, Unit
 from sweeps.backend.cluster import ROOT, ClusterInfo, connect
 from sweeps.backend.pool.broker import PoolBroker
-from sweeps.backend.pool.driver import UnitSearch, run_pool_sweep
+from sweeps.backend.pool.driver import run_pool_sweep
 from sweeps.backend.pool.queue import BrokerQueue
 from sweeps.backend.pool.workers import AdapterPool
 from sweeps.backend.trials import Search
@@ -63,17 +63,6 @@ def sweep(
 
 def asha(mode: Mode = "min", metric: str = "eval_loss") -> GroupedASHA:
     return GroupedASHA(metric=metric, mode=mode, max_t=30, grace_period=5, reduction_factor=3)
-
-
-def test_units_are_given_out_in_turn() -> None:
-    search = UnitSearch([Unit(f"t{i}", [], f"g{i}") for i in range(2)])
-    given = [search.suggest(name) for name in ("a", "b", "c")]
-    assert given == [{"unit": f"t{i}", "group": f"g{i}"} for i in range(2)] + [Searcher.FINISHED]
-
-
-def test_a_trial_id_that_comes_again_gets_no_unit() -> None:
-    search = UnitSearch([Unit(f"t{i}", []) for i in range(2)])
-    assert [bool(search.suggest(name)) for name in ("a", "a", "b")] == [True, False, True]
 
 
 def assert_each_epoch_once(reports: list[Report], ids: set[str]) -> None:
