@@ -56,7 +56,8 @@ class SearchSpace:
         config: The family's frozen dataclass of settings.
         presets: Presets by name.
         validate: Checks ranges of one complete configuration; raises `SettingError`.
-        metric: What ASHA and searchers compare, from the reports.
+        metric: What ASHA and searchers compare, from the reports; it belongs into each epoch's history as well, from
+            which a later session knows it.
         mode: ``min`` or ``max``: which way ``metric`` is better.
         default_preset: Name of the preset used when none is chosen.
         rung_setting: Setting that holds the time between two reports, which is also ASHA's grace period.
