@@ -275,6 +275,7 @@ class Training:
         storage_path: Where checkpoints go; every machine of the cluster must reach it.
         workers_per_trial: Ray Train workers for each trial, 0 to train in the Tune trial itself.
         use_gpu: Whether each worker (or trial) gets a GPU.
+        threads: CPU threads of each worker, or of each trial without workers.
         max_failures: Restarts of a trial from its last checkpoint after a failure.
         grows: Whether an autoscaler may have to start machines first, which takes it minutes.
     """
@@ -284,6 +285,7 @@ class Training:
     storage_path: str
     workers_per_trial: int
     use_gpu: bool
+    threads: int = 1
     max_failures: int = 2
     grows: bool = False
 
@@ -297,6 +299,7 @@ class Training:
         if self.workers_per_trial:
             self._as_train_run(trial_id, config)
         else:
+            use_threads(self.threads)
             run = TuneRun(Folder(self.storage_path).sub(f"{self.name}-{trial_id}"), self.use_gpu)
             self.loop(dict(config), run)
 
@@ -308,7 +311,7 @@ class Training:
         # each ray.train.report waits for the next look at the workers, every 2 s by default
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         TorchTrainer(
-            partial(_train_worker, self.loop, dict(config)),
+            partial(_train_worker, self.loop, dict(config), self.threads),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers_per_trial, use_gpu=self.use_gpu, resources_per_worker=self.resources
             ),
@@ -347,7 +350,7 @@ def run_ordinary(
         metric: Reported value that ASHA compares. A trial that reports one that is not finite has failed.
         asha: Judges the reports; it knows a trial by its id, in a search by the suggested ``unit``.
         should_stop: Once set, all trials end.
-        max_concurrent: Trials at once; the GPUs of the cluster over those of a trial is right.
+        max_concurrent: Trials at once; more than `ClusterInfo.trials_at_once` would wait for room and fail.
     """
     search = work if isinstance(work, Search) else _given(work)
     if not search.num_samples:
@@ -383,10 +386,9 @@ def _given(trials: Sequence[tuple[str, Mapping[str, Any]]]) -> Search[tuple[str,
     return Search(search, lambda tune_config: (tune_config[UNIT], configs[tune_config[UNIT]]), len(configs))
 
 
-def _train_worker(train_loop: TrainLoop, config: dict[str, Any]) -> None:
-    run = TrainRun()
-    use_threads(max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size()))
-    train_loop(config, run)
+def _train_worker(train_loop: TrainLoop, config: dict[str, Any], threads: int) -> None:
+    use_threads(threads)
+    train_loop(config, TrainRun())
 
 
 class _Ordinary:

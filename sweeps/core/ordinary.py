@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,19 +85,21 @@ def _train_trials(
     stop: StopFlag,
 ) -> bool:
     """Run trials and record them; return False where a stop was asked for."""
-    recorder.slots = max(1, info.num_gpus)
+    workers, count = sweep.args.workers_per_trial, work.num_samples if isinstance(work, Search) else len(work)
+    recorder.slots, threads = info.trials_at_once(workers, count)
     training = Training(
         loop,
         name=f"{sweep.name}-{sweep.args.run_id}",
         storage_path=store.folder.sub("checkpoints").location,
-        workers_per_trial=sweep.args.workers_per_trial,
+        workers_per_trial=workers,
         use_gpu=info.num_gpus > 0,
+        threads=threads,
         grows=info.grows,
     )
     return run_ordinary(
         work,
         training,
-        _Rows(recorder, store),
+        _Rows(sweep, recorder),
         metric=sweep.space.metric,
         asha=scheduler,
         should_stop=stop,
@@ -109,26 +110,23 @@ def _train_trials(
 class _Rows:
     """Makes reports of what trials say, for the recorder."""
 
-    def __init__(self, recorder: Recorder, store: ResultsStore) -> None:
-        self._recorder = recorder
-        # an epoch's row has its own seconds, a trial's those of all, earlier sessions' too
-        self._seconds: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
-        for row in store.history().select(["trial_id", "attempt", "epoch", "seconds"]).to_pylist():
-            self._seconds[row["trial_id"], row["attempt"]][row["epoch"]] = row["seconds"] or 0.0
+    def __init__(self, sweep: Sweep, recorder: Recorder) -> None:
+        self._recorder, self._budget = recorder, sweep.space.budget_setting
 
     def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
-        job = self._recorder.jobs[trial_id]
         row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        self._seconds[trial_id, job.attempt][metrics["epoch"]] = metrics.get("seconds", 0.0)
-        self._recorder.on_reports([Report(job.trial_id, "running", metrics["epoch"], metrics, [row])])
+        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [row])])
 
     def on_trial_end(self, end: TrialEnd) -> None:
-        epoch = end.metrics.get("epoch", 0)
+        epoch, status = end.metrics.get("epoch", 0), end.status
+        if status == "stopped" and epoch >= self._recorder.jobs[end.trial_id].config[self._budget]:
+            # ASHA's verdict on the last rung of a trial comes when it has nothing left to train.
+            status = "success"
         metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
-        spent = sum(self._seconds[end.trial_id, self._recorder.jobs[end.trial_id].attempt].values())
-        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss"), "seconds": spent}
+        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
         metrics |= end.decision.columns() if end.decision else {}
-        self._recorder.on_reports([Report(end.trial_id, end.status, epoch, metrics, (), end.error, end.traceback)])
+        self._recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
 
 
-HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens")
+# ``seconds`` of a report are those of an epoch; the trial's row has their sum
+HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens", "seconds")
