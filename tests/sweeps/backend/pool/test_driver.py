@@ -108,20 +108,25 @@ def test_asha_judges_every_job_in_training_within_its_task(
         assert all(scale < abs(r.metrics["asha_cutoff"]) < scale * 13 * 1.2 for r in stopped)
 
 
-def test_a_job_whose_metric_is_not_a_number_has_failed(cluster: ClusterInfo, tmp_path: Path) -> None:
-    jobs = [make_job("a", diverges_at=5), make_job("b", diverges_at=30), make_job("c")]
+def test_a_job_whose_metric_is_not_a_number_or_missing_has_failed(cluster: ClusterInfo, tmp_path: Path) -> None:
+    jobs = [make_job("a", diverges_at=5), make_job("b", diverges_at=30), make_job("c"), make_job("d", silent=True)]
     reports = sweep(jobs, tmp_path, {"epoch_s": 0.05}, asha=asha())
     last = {r.trial_id: r for r in reports if r.status != "running"}
-    assert {name: r.status for name, r in last.items()} == {"a": "failed", "b": "failed", "c": "success"}
-    assert len([r for r in reports if r.status != "running"]) == 3
-    assert last["a"].error == "eval_loss is nan in epoch 5: the training diverged."
-    assert last["b"].error == "eval_loss is nan in epoch 30: the training diverged."
+    assert len([r for r in reports if r.status != "running"]) == 4
+    assert (last["c"].status, last["c"].metrics["rung"], last["c"].error) == ("success", 15, None)
+    errors = {name: r.error for name, r in last.items() if r.status == "failed"}
+    assert errors == {
+        "a": "eval_loss is nan in epoch 5: the training diverged.",
+        "b": "eval_loss is nan in epoch 30: the training diverged.",
+        "d": "None of its reports has eval_loss, by which ASHA compares trials.",
+    }
 
 
-def test_a_loop_that_never_reports_the_metric_is_told_so(cluster: ClusterInfo, tmp_path: Path) -> None:
-    reports = sweep([make_job("a")], tmp_path, asha=asha(metric="accuracy"), metric="accuracy")
-    assert reports[-1].status == "failed"
-    assert reports[-1].error == "None of its reports has accuracy, by which ASHA compares trials."
+def test_a_long_job_keeps_no_other_from_the_pool(cluster: ClusterInfo, tmp_path: Path) -> None:
+    # Tune's one trial waits for the first job all the while
+    jobs = [make_job("long", epochs=100), *(make_job(f"job-{i}", epochs=5) for i in range(12))]
+    reports = sweep(jobs, tmp_path, {"slots": 2, "epoch_s": 0.05}, backlog=3)
+    assert [r.trial_id for r in reports if r.status == "success"][-1] == "long"
 
 
 def test_a_workers_reports_arrive_in_order_and_it_hears_of_cancelled_jobs(cluster: ClusterInfo) -> None:
