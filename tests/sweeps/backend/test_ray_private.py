@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import ray.train
 import ray.train.torch
 
-from sweeps.backend.cluster import connect
+from sweeps.backend.cluster import ROOT, connect
 from sweeps.backend.ray_private import (
     JOB_CONFIG_VARIABLE,
     dashboard_url,
@@ -17,6 +18,14 @@ from sweeps.backend.ray_private import (
     gpus_here,
     session_folder,
 )
+
+
+def test_no_other_module_uses_what_ray_keeps_private() -> None:
+    private = re.compile(r"ray\._private|ray\.train\.v2|\b_internal\b")
+    files = [
+        file for top in ("sweeps", "search_spaces", "trainables", "dashboards") for file in (ROOT / top).rglob("*.py")
+    ]
+    assert [file.name for file in files if private.search(file.read_text())] == ["ray_private.py"]
 
 
 def test_a_submitted_job_finds_its_configuration_in_this_variable() -> None:
