@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,15 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import ray
 import ray.train
 import ray.tune
+from ray.tune.search import Searcher
 
 from sweeps.backend.asha import UNIT, Decision, GroupedASHA, InTurn
 from sweeps.backend.runs import REPORT, TrainLoop, TrainRun, TuneRun, use_threads
 from trainables.common.folder import Folder
+from trainables.common.jobs import Status
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
-    from ray.tune.search import Searcher
 
 T = TypeVar("T")
 # of a trial that only waits for others: nothing, so that it can never keep them from starting. Tune wants it to be
@@ -45,9 +46,37 @@ class StopFlag(Protocol):
     def is_set(self) -> bool: ...
 
 
+class InOrder(Searcher):
+    """Gives Tune configurations in turn, each when it may begin: a grid of all of them is copied for every trial."""
+
+    def __init__(self, configs: Iterable[Mapping[str, Any]] = ()) -> None:
+        super().__init__()
+        self._configs = iter(configs)
+        self._seen: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles searchers for Tuner.restore, which is not used
+        return InOrder, ()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if trial_id in self._seen:
+            # Tune draws 32 bits; it asks again with others
+            return None
+        self._seen.add(trial_id)
+        config = next(self._configs, None)
+        return Searcher.FINISHED if config is None else dict(config)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        # for Tuner.restore as well
+        pass
+
+
 @dataclass(frozen=True)
 class Search(Generic[T]):
-    """Trials that a Tune searcher chooses, in place of a list.
+    """Trials that a Tune searcher chooses.
 
     Attributes:
         searcher: Suggests configurations, each with the name of its trial as ``unit``.
@@ -83,13 +112,12 @@ class Watcher(Protocol):
 def run_tune(
     trainable: Any,
     watcher: Watcher,
+    search: Search[Any],
     *,
-    param_space: Mapping[str, Any],
     storage_path: str,
     max_concurrent: int,
     max_failures: int,
-    searcher: Searcher | None = None,
-    num_samples: int = 1,
+    param_space: Mapping[str, Any] | None = None,
     asha: GroupedASHA | None = None,
     metric: str | None = None,
     reuse_actors: bool = False,
@@ -99,12 +127,11 @@ def run_tune(
     Args:
         trainable: What each trial runs, with its resources.
         watcher: Who is told.
-        param_space: Goes into each trial's configuration, which also has the trial's name as ``unit``.
+        search: Chooses the trials.
         storage_path: Where Tune keeps its notes.
         max_concurrent: Trials at once.
         max_failures: Times that a trial is tried again.
-        searcher: Chooses the rest of the configurations.
-        num_samples: Trials that it chooses.
+        param_space: Goes into each trial's configuration, besides what the search chooses.
         asha: Judges the reports; without it every trial runs to its end.
         metric: Reported value that ends the trial where it is not finite.
         reuse_actors: Whether a process may run one trial after another.
@@ -112,11 +139,11 @@ def run_tune(
     callback = _Callback(watcher)
     ray.tune.Tuner(
         trainable,
-        param_space=dict(param_space),
+        param_space=dict(param_space or {}),
         tune_config=ray.tune.TuneConfig(
             scheduler=asha or InTurn(),
-            search_alg=searcher,
-            num_samples=num_samples,
+            search_alg=search.searcher,
+            num_samples=search.num_samples,
             max_concurrent_trials=max_concurrent,
             reuse_actors=reuse_actors,
             trial_name_creator=lambda trial: str(trial.config[UNIT]),
@@ -218,97 +245,132 @@ class TrialEnd:
     """
 
     trial_id: str
-    status: str
+    status: Status
     metrics: Mapping[str, Any]
     decision: Decision | None = None
     error: str | None = None
     traceback: str | None = None
 
 
-def run_ordinary(
-    train_loop: TrainLoop,
-    trials: Sequence[tuple[str, Mapping[str, Any]]] = (),
-    *,
-    name: str,
-    storage_path: str,
-    workers_per_trial: int,
-    use_gpu: bool,
-    on_report: Callable[[str, dict[str, Any]], None],
-    on_trial_end: Callable[[TrialEnd], None],
-    metric: str,
-    should_stop: StopFlag | None = None,
-    make_trial: Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]] | None = None,
-    searcher: Searcher | None = None,
-    num_samples: int = 1,
-    asha: GroupedASHA | None = None,
-    max_concurrent: int = 1,
-    max_failures: int = 2,
-    grows: bool = False,
-) -> bool:
-    """Run trials of an ordinary family until all are done or a stop is asked for; return False if it was.
+class TrialListener(Protocol):
+    """Who is told of an ordinary family's trials, on the thread that called `run_ordinary`."""
 
-    Ray must be connected. A trial that is run again under the same ``name`` and trial id continues from its last
-    checkpoint; a loop that finds its checkpoint complete should report once and return.
+    def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
+        """Take the metrics of each report of a trial's rank 0."""
 
-    Args:
-        train_loop: ``train_loop(config, run)``; must be importable on the workers.
-        trials: Trial ids and complete configurations.
+    def on_trial_end(self, end: TrialEnd) -> None:
+        """Take the end of each trial, but for those that a stop interrupted."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an ordinary family's trials are trained.
+
+    A trial that is run again under the same ``name`` and trial id continues from its last checkpoint; a loop that finds
+    its checkpoint complete should report once and return.
+
+    Attributes:
+        loop: ``train_loop(config, run)``; must be importable on the workers.
         name: Stable name of the sweep's run.
         storage_path: Where checkpoints go; every machine of the cluster must reach it.
         workers_per_trial: Ray Train workers for each trial, 0 to train in the Tune trial itself.
         use_gpu: Whether each worker (or trial) gets a GPU.
-        on_report: Called on this thread with the trial id and the metrics of each report of rank 0.
-        on_trial_end: Called on this thread once for each trial that ended, not for those that a stop interrupted.
-        metric: Reported value that ASHA compares. A trial that reports one that is not finite has failed.
-        should_stop: Once set, all trials end.
-        make_trial: In a search, makes trial id and configuration from what ``searcher`` chose.
-        searcher, num_samples: The search, and how many trials it has.
-        asha: Judges the reports; it knows a trial by its id, in a search by the ``unit`` that ``searcher`` gave it.
-        max_concurrent: Trials at once; the GPUs of the cluster over those of a trial is right.
+        threads: CPU threads of each worker, or of each trial without workers.
         max_failures: Restarts of a trial from its last checkpoint after a failure.
         grows: Whether an autoscaler may have to start machines first, which takes it minutes.
     """
-    space: dict[str, Any] = {}
-    if make_trial is None:
-        if not trials:
-            return True
-        make_trial = partial(_given_trial, {trial_id: dict(config) for trial_id, config in trials})
-        space[UNIT] = ray.tune.grid_search([trial_id for trial_id, _ in trials])
-        num_samples = 1
-    resources: dict[str, float] = {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
+
+    loop: TrainLoop
+    name: str
+    storage_path: str
+    workers_per_trial: int
+    use_gpu: bool
+    threads: int = 1
+    max_failures: int = 2
+    grows: bool = False
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What each worker reserves."""
+        return {"CPU": 1, "GPU": 1} if self.use_gpu else {"CPU": 1}
+
+    def train(self, trial_id: str, config: Mapping[str, Any]) -> None:
+        """Train a trial within its Tune trial."""
+        if self.workers_per_trial:
+            self._as_train_run(trial_id, config)
+        else:
+            use_threads(self.threads)
+            run = TuneRun(Folder(self.storage_path).sub(f"{self.name}-{trial_id}"), self.use_gpu)
+            self.loop(dict(config), run)
+
+    def _as_train_run(self, trial_id: str, config: Mapping[str, Any]) -> None:
+        from ray.train.torch import TorchTrainer
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        # each ray.train.report waits for the next look at the workers, every 2 s by default
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        TorchTrainer(
+            partial(_train_worker, self.loop, dict(config), self.threads),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.workers_per_trial, use_gpu=self.use_gpu, resources_per_worker=self.resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"{self.name}-{trial_id}",
+                storage_path=self.storage_path,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=self.max_failures,
+                    # without a limit on the controller, a run that finds no resources waits for ever
+                    controller_failure_limit=PATIENT_STARTS if self.grows else STARTS,
+                ),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                callbacks=[TuneReportCallback()],
+            ),
+        ).fit()
+
+
+def run_ordinary(
+    work: Sequence[tuple[str, Mapping[str, Any]]] | Search[tuple[str, Mapping[str, Any]]],
+    training: Training,
+    listener: TrialListener,
+    *,
+    metric: str,
+    asha: GroupedASHA | None = None,
+    should_stop: StopFlag | None = None,
+    max_concurrent: int = 1,
+) -> bool:
+    """Run trials of an ordinary family until all are done or a stop is asked for; return False if it was.
+
+    Ray must be connected.
+
+    Args:
+        work: Trial ids and complete configurations, or a search that makes them.
+        training: How each is trained.
+        listener: Who is told.
+        metric: Reported value that ASHA compares. A trial that reports one that is not finite has failed.
+        asha: Judges the reports; it knows a trial by its id, in a search by the suggested ``unit``.
+        should_stop: Once set, all trials end.
+        max_concurrent: Trials at once; more than `ClusterInfo.trials_at_once` would wait for room and fail.
+    """
+    search = work if isinstance(work, Search) else _given(work)
+    if not search.num_samples:
+        return True
+    make = search.make
 
     def train_trial(tune_config: dict[str, Any]) -> None:
-        trial_id, config = make_trial(tune_config)
-        if not workers_per_trial:
-            train_loop(dict(config), TuneRun(Folder(storage_path).sub(f"{name}-{trial_id}"), use_gpu))
-            return
-        _train(
-            partial(_train_worker, train_loop, dict(config)),
-            f"{name}-{trial_id}",
-            storage_path,
-            workers_per_trial,
-            use_gpu,
-            resources,
-            max_failures,
-            PATIENT_STARTS if grows else STARTS,
-        )
+        training.train(*make(tune_config))
 
-    # an epoch without an evaluation has no metric, which Tune would take for a defect
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    # a Train run reserves its own resources, and restarts its workers itself
+    alone = not training.workers_per_trial
     scratch = tempfile.mkdtemp(prefix="sweep-")
-    watcher = _Ordinary(make_trial, asha, metric, on_report, on_trial_end, should_stop)
+    watcher = _Ordinary(search, listener, metric, asha, should_stop)
     try:
         run_tune(
-            # a Train run reserves its own resources
-            ray.tune.with_resources(train_trial, TRIAL_RESOURCES if workers_per_trial else resources),
+            ray.tune.with_resources(train_trial, training.resources if alone else TRIAL_RESOURCES),
             watcher,
-            param_space=space,
+            search,
             storage_path=scratch,
             max_concurrent=max_concurrent,
-            # a Train run restarts its workers itself
-            max_failures=0 if workers_per_trial else max_failures,
-            searcher=searcher,
-            num_samples=num_samples,
+            max_failures=training.max_failures if alone else 0,
             asha=asha,
             metric=metric,
         )
@@ -317,49 +379,15 @@ def run_ordinary(
     return not watcher.stopping
 
 
-def _given_trial(
-    configs: Mapping[str, Mapping[str, Any]], tune_config: Mapping[str, Any]
-) -> tuple[str, Mapping[str, Any]]:
-    return tune_config[UNIT], configs[tune_config[UNIT]]
+def _given(trials: Sequence[tuple[str, Mapping[str, Any]]]) -> Search[tuple[str, Mapping[str, Any]]]:
+    configs = dict(trials)
+    search = InOrder([{UNIT: trial_id} for trial_id in configs])
+    return Search(search, lambda tune_config: (tune_config[UNIT], configs[tune_config[UNIT]]), len(configs))
 
 
-def _train(
-    worker: Callable[[], None],
-    name: str,
-    storage_path: str,
-    num_workers: int,
-    use_gpu: bool,
-    resources: Mapping[str, float],
-    max_failures: int,
-    starts: int,
-) -> None:
-    """Run one Train run inside a Tune trial."""
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import FailureConfig, RunConfig
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    # each ray.train.report waits for the next look at the workers, every 2 s by default
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    TorchTrainer(
-        worker,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=dict(resources)
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=storage_path,
-            # without a limit on the controller, a run that finds no resources waits for ever
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=starts),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],
-        ),
-    ).fit()
-
-
-def _train_worker(train_loop: TrainLoop, config: dict[str, Any]) -> None:
-    run = TrainRun()
-    use_threads(max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size()))
-    train_loop(config, run)
+def _train_worker(train_loop: TrainLoop, config: dict[str, Any], threads: int) -> None:
+    use_threads(threads)
+    train_loop(config, TrainRun())
 
 
 class _Ordinary:
@@ -367,15 +395,14 @@ class _Ordinary:
 
     def __init__(
         self,
-        make_trial: Callable[[Mapping[str, Any]], tuple[str, Mapping[str, Any]]],
-        asha: GroupedASHA | None,
+        search: Search[tuple[str, Mapping[str, Any]]],
+        listener: TrialListener,
         metric: str,
-        on_report: Callable[[str, dict[str, Any]], None],
-        on_trial_end: Callable[[TrialEnd], None],
+        asha: GroupedASHA | None,
         should_stop: StopFlag | None,
     ) -> None:
-        self._make_trial, self._asha, self._metric = make_trial, asha, metric
-        self._on_report, self._on_trial_end, self._should_stop = on_report, on_trial_end, should_stop
+        self._search, self._listener, self._metric, self._asha = search, listener, metric, asha
+        self._should_stop = should_stop
         self._last: dict[str, dict[str, Any]] = {}
 
     @property
@@ -392,11 +419,12 @@ class _Ordinary:
         # without this Tune keeps every metric twice
         metrics = result.pop(REPORT)
         self._last[trial.trial_id] = metrics
-        self._on_report(self._make_trial(trial.config)[0], dict(metrics))
+        self._listener.on_report(self._search.make(trial.config)[0], dict(metrics))
 
     def ended(self, trial: Trial, error: str | None) -> None:
         metrics = self._last.pop(trial.trial_id, {})
         decision = self._asha.decision(trial.config[UNIT]) if self._asha else None
         traceback, error = error, error.splitlines()[-1] if error is not None else diverged(metrics, self._metric)
-        status = "failed" if error is not None else "stopped" if decision and decision.stopped else "success"
-        self._on_trial_end(TrialEnd(self._make_trial(trial.config)[0], status, metrics, decision, error, traceback))
+        status: Status = "failed" if error is not None else "stopped" if decision and decision.stopped else "success"
+        trial_id, _ = self._search.make(trial.config)
+        self._listener.on_trial_end(TrialEnd(trial_id, status, metrics, decision, error, traceback))

@@ -25,6 +25,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend import cluster
+from sweeps.backend.ray_private import session_folder
 from sweeps.store.store import open_folder
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
@@ -181,7 +182,7 @@ def look(folder: Folder, theirs: str, own: str, places: Mapping[str, str], ask_t
             folder.write(own, b"preflight")
     except Exception as refusal:  # what a place that cannot be reached raises depends on the file system
         error = str(refusal)
-    usage = shutil.disk_usage(ray._private.worker.global_worker.node.get_session_dir_path())
+    usage = shutil.disk_usage(session_folder())
     torch_gpus, torch_error = _torch_gpus() if ask_torch else (None, "")
     return Machine(
         name=os.uname().nodename,

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from search_spaces.space import SearchSpace
 from sweeps.backend import cluster
+from sweeps.backend.asha import GroupedASHA
 from sweeps.backend.runs import TrainLoop
-from sweeps.backend.trials import TrialEnd, run_ordinary
+from sweeps.backend.trials import Search, StopFlag, Training, TrialEnd, run_ordinary
 from sweeps.core import cli
 from sweeps.core.checks import Check
 from sweeps.core.recorder import Recorder
@@ -24,6 +24,9 @@ from sweeps.core.sweep import Sweep
 from sweeps.store.store import ResultsStore
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, Report
+
+# a trial's id and its loop's settings
+Trial = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     trials = [_trial(job, models, settings) for job in missing]
     with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
         recorder.expect(missing)
-        finished = _train_trials(sweep, store, loop, recorder, info, trials=trials, asha=scheduler, should_stop=stop)
+        finished = _train_trials(sweep, store, loop, trials, scheduler, recorder, info, stop)
     return close(sweep, store, not finished, {job.trial_id for job in jobs})
 
 
@@ -125,7 +128,7 @@ def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -
     if left <= 0:
         return close(sweep, store, False, None)
 
-    def make_trial(suggestion: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def make_trial(suggestion: Mapping[str, Any]) -> Trial:
         return _trial(sweep.suggested_job(family, suggestion), models, settings)
 
     scheduler, past = asha(sweep), Past(store, sweep.space.metric)
@@ -133,59 +136,68 @@ def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -
         scheduler.replay(past.unit(key, drawn.trial_ids(key)))
     with recording(sweep, store, sweep.args.num_samples, len(drawn.finished)) as (recorder, info, stop):
         recorder.listeners.append(drawn.hear)
-        finished = _train_trials(
-            sweep, store, loop, recorder, info,
-            make_trial=make_trial,
-            searcher=drawn.searcher(lambda key: recorder.expect(drawn.jobs(key))),
-            num_samples=left,
-            asha=scheduler,
-            should_stop=stop,
-        )  # fmt: skip
+        search = Search(drawn.searcher(lambda key: recorder.expect(drawn.jobs(key))), make_trial, left)
+        finished = _train_trials(sweep, store, loop, search, scheduler, recorder, info, stop)
     return close(sweep, store, not finished, None)
 
 
-def _trial(job: Job, models: Folder, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _trial(job: Job, models: Folder, settings: Mapping[str, Any]) -> Trial:
     folder = models.sub(job.trial_id).location
     return job.trial_id, {**settings, "config": dict(job.config), "seed": job.seed, "folder": folder}
 
 
 def _train_trials(
-    sweep: Sweep, store: ResultsStore, loop: TrainLoop, recorder: Recorder, info: cluster.ClusterInfo, **options: Any
+    sweep: Sweep,
+    store: ResultsStore,
+    loop: TrainLoop,
+    work: Sequence[Trial] | Search[Trial],
+    scheduler: GroupedASHA | None,
+    recorder: Recorder,
+    info: cluster.ClusterInfo,
+    stop: StopFlag,
 ) -> bool:
-    """Run trials and record them; ``options`` are those of `run_ordinary`. Return False where a stop was asked for."""
-    recorder.slots = max(1, info.num_gpus)
-    # an epoch's row has its own seconds, a trial's those of all, earlier sessions' too
-    seconds: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
-    for row in store.history().select(["trial_id", "attempt", "epoch", "seconds"]).to_pylist():
-        seconds[row["trial_id"], row["attempt"]][row["epoch"]] = row["seconds"] or 0.0
-
-    def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
-        job = recorder.jobs[trial_id]
-        seconds[trial_id, job.attempt][metrics["epoch"]] = metrics.get("seconds", 0.0)
-        recorder.on_reports([Report(job.trial_id, "running", metrics["epoch"], metrics, [metrics])])
-
-    def on_trial_end(end: TrialEnd) -> None:
-        epoch = end.metrics.get("epoch", 0)
-        metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
-        spent = sum(seconds[end.trial_id, recorder.jobs[end.trial_id].attempt].values())
-        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss"), "seconds": spent}
-        metrics |= end.decision.columns() if end.decision else {}
-        status: Any = end.status
-        recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
-
-    return run_ordinary(
+    """Run trials and record them; return False where a stop was asked for."""
+    workers, count = sweep.args.workers_per_trial, work.num_samples if isinstance(work, Search) else len(work)
+    recorder.slots, threads = info.trials_at_once(workers, count)
+    training = Training(
         loop,
         name=f"{sweep.name}-{sweep.args.run_id}",
         storage_path=store.folder.sub("checkpoints").location,
-        workers_per_trial=sweep.args.workers_per_trial,
+        workers_per_trial=workers,
         use_gpu=info.num_gpus > 0,
-        on_report=on_report,
-        on_trial_end=on_trial_end,
-        metric=sweep.space.metric,
-        max_concurrent=recorder.slots,
+        threads=threads,
         grows=info.grows,
-        **options,
+    )
+    return run_ordinary(
+        work,
+        training,
+        _Rows(sweep, recorder),
+        metric=sweep.space.metric,
+        asha=scheduler,
+        should_stop=stop,
+        max_concurrent=recorder.slots,
     )
 
 
-HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens")
+class _Rows:
+    """Makes reports of what trials say, for the recorder."""
+
+    def __init__(self, sweep: Sweep, recorder: Recorder) -> None:
+        self._recorder, self._budget = recorder, sweep.space.budget_setting
+
+    def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
+        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [metrics])])
+
+    def on_trial_end(self, end: TrialEnd) -> None:
+        epoch, status = end.metrics.get("epoch", 0), end.status
+        if status == "stopped" and epoch >= self._recorder.jobs[end.trial_id].config[self._budget]:
+            # ASHA's verdict on the last rung of a trial comes when it has nothing left to train.
+            status = "success"
+        metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
+        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
+        metrics |= end.decision.columns() if end.decision else {}
+        self._recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
+
+
+# ``seconds`` of a report are those of an epoch; the trial's row has their sum
+HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens", "seconds")

@@ -16,9 +16,6 @@ from sweeps.core.search_ledger import SearchLedger, require_searchable
 from sweeps.core.session import Past, asha, close, ledger, recording
 from sweeps.core.sweep import Sweep
 
-# Tune trials at once, each a process of about 115 MB: a few keep up with a pool that gets its jobs ahead of them
-TUNE_TRIALS = 4
-
 
 @dataclass(frozen=True)
 class Pool:
@@ -87,8 +84,8 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             metric=sweep.space.metric,
             asha=scheduler,
             should_stop=stop,
-            max_concurrent=min(TUNE_TRIALS, slots),
-            lookahead=6 * slots,
+            # a worker asks for jobs often, the driver looks twice a second
+            backlog=7 * slots,
             storage_path=None if info.local else store.folder.sub("cluster").location,
         )
     return close(sweep, store, outcome.interrupted, {job.trial_id for job in jobs})

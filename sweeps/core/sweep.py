@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ class Sweep:
         """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""
         # which compares trials that trained equally long
         ablates = any(isinstance(domain, Ablation) for domain in self.domains.values())
-        return len({job.sample for job in jobs}) > 1 and not ablates
+        return max(Counter(job.task_id for job in jobs).values(), default=0) > 1 and not ablates
 
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""

@@ -52,6 +52,8 @@ def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
             history = [*history, {"epoch": epoch, metric: sign * loss(job, epoch)}]
             slots[name] = (job, epoch, history)
             metrics = {**history[-1], **({"node": node} if settings.get("names_node") else {})}
+            if job.config.get("silent"):
+                del metrics[metric]
             if name in cancelled:
                 reports.append(Report(name, "stopped", epoch, metrics, history))
             elif epoch == job.config.get("fails_at") or (epoch == 8 and (folder / f"fails-{job.task_id}").exists()):

@@ -89,8 +89,7 @@ def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster
             reports,
             metric="eval_loss",
             should_stop=Deadline(300),
-            max_concurrent=4,
-            lookahead=8,
+            backlog=12,
             storage_path=str(tmp_path),
         )
     assert len(reports.removed) == 1 and len(reports.seen) == 2, (

@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 import ray.tune
-from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend.asha import GROUP, UNIT, GroupedASHA, Panel, Unit
 from sweeps.backend.pool.broker import PoolBroker
 from sweeps.backend.pool.workers import AdapterPool, PoolError
-from sweeps.backend.trials import TRIAL_RESOURCES, Search, StopFlag, diverged, run_tune
+from sweeps.backend.trials import TRIAL_RESOURCES, InOrder, Search, StopFlag, diverged, run_tune
 from trainables.common.jobs import Report
 
 if TYPE_CHECKING:
@@ -84,34 +83,6 @@ class PoolTrial(ray.tune.Trainable):
         return {"done": True}
 
 
-class UnitSearch(Searcher):
-    """Gives Tune the units in turn, each when it may begin: a grid of all of them is copied for every trial."""
-
-    def __init__(self, units: Sequence[Unit]) -> None:
-        super().__init__()
-        self._units = iter(units)
-        self._seen: set[str] = set()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles searchers for Tuner.restore, which is not used
-        return UnitSearch, ([],)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if trial_id in self._seen:
-            # Tune draws 32 bits; it asks again with others
-            return None
-        self._seen.add(trial_id)
-        unit = next(self._units, None)
-        return Searcher.FINISHED if unit is None else {UNIT: unit.name, GROUP: unit.group}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        # for Tuner.restore as well
-        pass
-
-
 def run_pool_sweep(
     work: Sequence[Unit] | Search[Unit],
     pool: AdapterPool,
@@ -121,7 +92,7 @@ def run_pool_sweep(
     asha: GroupedASHA | None = None,
     should_stop: StopFlag | None = None,
     max_concurrent: int = 1,
-    lookahead: int = 0,
+    backlog: int = 1,
     storage_path: str | None = None,
 ) -> PoolOutcome:
     """Run units of jobs as Tune trials through an adapter pool, until all are done or a stop is asked for.
@@ -137,9 +108,11 @@ def run_pool_sweep(
             been replayed.
         should_stop: Once set, no job is begun, running jobs are stopped, their reports are handed over, and the call
             returns within about 15 s.
-        max_concurrent: Tune trials at once, each of them a process of about 115 MB.
-        lookahead: Units submitted to the pool before their trial begins, so that slots need not wait for Tune, and a
-            pool may have more slots than there are trials. A search cannot look ahead.
+        max_concurrent: Tune trials at once, each of them a process of about 115 MB. One will do for a list of units,
+            whose jobs the pool gets ahead of their trials. A unit of a search is drawn when its trial begins, so a
+            search needs one for each unit that is to be in training.
+        backlog: Jobs of a list of units that the pool has at once, those in training too. Where it is more than the
+            slots of all workers, none waits for the driver.
         storage_path: A folder that all machines of the cluster reach, for notes that are of no use afterwards; None
             takes a temporary one, which is right on one machine.
 
@@ -154,7 +127,7 @@ def run_pool_sweep(
     here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
     options = {"name": name, "num_cpus": 0, "max_concurrency": 10_000, "scheduling_strategy": here}
     broker = ray.remote(PoolBroker).options(**options).remote()
-    driver = _Driver(broker, work, listener, metric, asha, should_stop, lookahead)
+    driver = _Driver(broker, work, listener, metric, asha, should_stop, backlog)
     pool.start(broker, storage)
     try:
         if driver.search.num_samples:
@@ -163,13 +136,12 @@ def run_pool_sweep(
             run_tune(
                 ray.tune.with_resources(PoolTrial, TRIAL_RESOURCES),
                 driver,
+                driver.search,
+                storage_path=storage,
+                max_concurrent=max_concurrent,
+                max_failures=3,
                 param_space={"broker": (name, context.namespace)},
                 asha=asha,
-                searcher=driver.search.searcher,
-                num_samples=driver.search.num_samples,
-                max_concurrent=max_concurrent,
-                storage_path=storage,
-                max_failures=3,
                 reuse_actors=True,
             )
         driver.finish()
@@ -196,17 +168,17 @@ class _Driver:
         metric: str,
         asha: GroupedASHA | None,
         should_stop: StopFlag | None,
-        lookahead: int,
+        backlog: int,
     ) -> None:
         self._broker, self._listener, self._metric, self._asha = broker, listener, metric, asha
-        self._should_stop, self._lookahead = should_stop, lookahead
+        self._should_stop, self._backlog = should_stop, backlog
         self._list: Sequence[Unit] = () if isinstance(work, Search) else work
         self.search = work if isinstance(work, Search) else _in_turn(work)
         self.stopping = False
         self.counts: Mapping[str, int] = {"unfinished": 0, "running": 0, "workers": 0, "gave_up": 0}
-        self._begun = 0  # trials
         self._submitted: set[str] = set()
-        self._ahead = 0  # units of the list up to this index have been submitted
+        self._next = 0  # index of the first unit of the list that may not have been submitted
+        self._unfinished = 0  # jobs that the pool has
         self._unit_of: dict[str, Unit] = {}  # by job
         self._panels: dict[str, Panel] = {}  # of the units that ASHA may still judge
         self._collected = 0
@@ -243,9 +215,7 @@ class _Driver:
 
     def began(self, trial: Trial) -> None:
         """A trial's process is there (for the first time, or again after it died)."""
-        self._begun += 1
         self._submit(self.search.make(trial.config))
-        self._submit_ahead()
 
     def reported(self, trial: Trial, result: dict[str, Any]) -> None:
         """A trial has seen its unit end. Of every number in a result Tune would keep a history for each trial."""
@@ -272,15 +242,17 @@ class _Driver:
                 raise ValueError(f"The trial id {job.trial_id!r} is in two units; give each unit its own trial ids.")
         if self._asha:
             self._panels[unit.name], _ = unit.panel(self._asha.rungs)
-        self._broker.submit.remote(unit.name, list(unit.jobs))
+        self._unfinished += len(unit.jobs)
+        submitted = self._broker.submit.remote(unit.name, list(unit.jobs))
         if unit.stopped_at is not None:
+            # the broker may begin with the second of two calls
+            self._get(submitted)
             self._broker.cancel.remote(unit.name)
 
     def _submit_ahead(self) -> None:
-        until = min(len(self._list), self._begun + self._lookahead)
-        for unit in self._list[self._ahead : until]:
-            self._submit(unit)
-        self._ahead = max(self._ahead, until)
+        while self._next < len(self._list) and self._unfinished < self._backlog and not self.stopping:
+            self._submit(self._list[self._next])
+            self._next += 1
 
     def _collect(self) -> None:
         if self._answer is None:
@@ -295,6 +267,8 @@ class _Driver:
         self._collected, reports, self.counts = self._get(answer)
         self._listener.on_counts(self.counts)
         self._listener.on_reports([self._hear(report) for report in reports])
+        self._unfinished -= sum(report.status != "running" for report in reports)
+        self._submit_ahead()
 
     def _hear(self, report: Report) -> Report:
         """Judge a report; return it with the status and the columns that follow from that."""
@@ -341,4 +315,5 @@ class _Driver:
 
 def _in_turn(units: Sequence[Unit]) -> Search[Unit]:
     by_name = {unit.name: unit for unit in units}
-    return Search(UnitSearch(units), lambda config: by_name[config[UNIT]], len(units))
+    searcher = InOrder({UNIT: unit.name, GROUP: unit.group} for unit in units)
+    return Search(searcher, lambda config: by_name[config[UNIT]], len(units))

@@ -20,7 +20,7 @@ from search_spaces.space import Mode
 from sweeps.backend.asha import GroupedASHA, Unit
 from sweeps.backend.cluster import ROOT, ClusterInfo, connect
 from sweeps.backend.pool.broker import PoolBroker
-from sweeps.backend.pool.driver import UnitSearch, run_pool_sweep
+from sweeps.backend.pool.driver import run_pool_sweep
 from sweeps.backend.pool.queue import BrokerQueue
 from sweeps.backend.pool.workers import AdapterPool
 from sweeps.backend.trials import Search
@@ -55,7 +55,7 @@ def sweep(
     settings = {"slots": 4, "epoch_s": 0.02, "folder": str(tmp_path), **(settings or {})}
     units = work if isinstance(work, Search) else [Unit(job.trial_id, [job], job.task_id) for job in work]
     pool, reports = AdapterPool(LOOP, settings, num_workers=1, use_gpu=False), Reports()
-    options = {"metric": "eval_loss", "lookahead": 4, **options}
+    options = {"metric": "eval_loss", "backlog": 8, **options}
     outcome = run_pool_sweep(units, pool, reports, **options)
     assert not outcome.interrupted and outcome.counts["unfinished"] == 0
     return reports
@@ -63,17 +63,6 @@ def sweep(
 
 def asha(mode: Mode = "min", metric: str = "eval_loss") -> GroupedASHA:
     return GroupedASHA(metric=metric, mode=mode, max_t=30, grace_period=5, reduction_factor=3)
-
-
-def test_units_are_given_out_in_turn() -> None:
-    search = UnitSearch([Unit(f"t{i}", [], f"g{i}") for i in range(2)])
-    given = [search.suggest(name) for name in ("a", "b", "c")]
-    assert given == [{"unit": f"t{i}", "group": f"g{i}"} for i in range(2)] + [Searcher.FINISHED]
-
-
-def test_a_trial_id_that_comes_again_gets_no_unit() -> None:
-    search = UnitSearch([Unit(f"t{i}", []) for i in range(2)])
-    assert [bool(search.suggest(name)) for name in ("a", "a", "b")] == [True, False, True]
 
 
 def assert_each_epoch_once(reports: list[Report], ids: set[str]) -> None:
@@ -106,7 +95,7 @@ def test_asha_judges_every_job_in_training_within_its_task(
     ]
     # all train at once, one of them has a process of Tune's
     settings = {"slots": 24, "epoch_s": 0.2, "metric": metric}
-    reports = sweep(jobs, tmp_path, settings, asha=asha(mode, metric), metric=metric, max_concurrent=1, lookahead=24)
+    reports = sweep(jobs, tmp_path, settings, asha=asha(mode, metric), metric=metric, backlog=24)
     assert_each_epoch_once(reports, {job.trial_id for job in jobs})
     last = {r.trial_id: r for r in reports if r.status != "running"}
     assert last["easy-0"].status == last["hard-0"].status == "success"
@@ -119,20 +108,25 @@ def test_asha_judges_every_job_in_training_within_its_task(
         assert all(scale < abs(r.metrics["asha_cutoff"]) < scale * 13 * 1.2 for r in stopped)
 
 
-def test_a_job_whose_metric_is_not_a_number_has_failed(cluster: ClusterInfo, tmp_path: Path) -> None:
-    jobs = [make_job("a", diverges_at=5), make_job("b", diverges_at=30), make_job("c")]
+def test_a_job_whose_metric_is_not_a_number_or_missing_has_failed(cluster: ClusterInfo, tmp_path: Path) -> None:
+    jobs = [make_job("a", diverges_at=5), make_job("b", diverges_at=30), make_job("c"), make_job("d", silent=True)]
     reports = sweep(jobs, tmp_path, {"epoch_s": 0.05}, asha=asha())
     last = {r.trial_id: r for r in reports if r.status != "running"}
-    assert {name: r.status for name, r in last.items()} == {"a": "failed", "b": "failed", "c": "success"}
-    assert len([r for r in reports if r.status != "running"]) == 3
-    assert last["a"].error == "eval_loss is nan in epoch 5: the training diverged."
-    assert last["b"].error == "eval_loss is nan in epoch 30: the training diverged."
+    assert len([r for r in reports if r.status != "running"]) == 4
+    assert (last["c"].status, last["c"].metrics["rung"], last["c"].error) == ("success", 15, None)
+    errors = {name: r.error for name, r in last.items() if r.status == "failed"}
+    assert errors == {
+        "a": "eval_loss is nan in epoch 5: the training diverged.",
+        "b": "eval_loss is nan in epoch 30: the training diverged.",
+        "d": "None of its reports has eval_loss, by which ASHA compares trials.",
+    }
 
 
-def test_a_loop_that_never_reports_the_metric_is_told_so(cluster: ClusterInfo, tmp_path: Path) -> None:
-    reports = sweep([make_job("a")], tmp_path, asha=asha(metric="accuracy"), metric="accuracy")
-    assert reports[-1].status == "failed"
-    assert reports[-1].error == "None of its reports has accuracy, by which ASHA compares trials."
+def test_a_long_job_keeps_no_other_from_the_pool(cluster: ClusterInfo, tmp_path: Path) -> None:
+    # Tune's one trial waits for the first job all the while
+    jobs = [make_job("long", epochs=100), *(make_job(f"job-{i}", epochs=5) for i in range(12))]
+    reports = sweep(jobs, tmp_path, {"slots": 2, "epoch_s": 0.05}, backlog=3)
+    assert [r.trial_id for r in reports if r.status == "success"][-1] == "long"
 
 
 def test_a_workers_reports_arrive_in_order_and_it_hears_of_cancelled_jobs(cluster: ClusterInfo) -> None:
@@ -246,7 +240,7 @@ jobs = [make_job(f"job-{i}", epochs=10_000) for i in range(9)]
 pool = AdapterPool("tests.sweeps.stub_pool:loop", {"slots": 4, "epoch_s": 0.05}, num_workers=1, use_gpu=False)
 with connect("local", num_gpus=0, num_cpus=2), stop_on_signals() as stop:
     outcome = run_pool_sweep([Unit(job.trial_id, [job]) for job in jobs], pool, Show(), metric="eval_loss",
-        should_stop=stop, max_concurrent=3, lookahead=4)
+        should_stop=stop, backlog=8)
     print("interrupted", outcome.interrupted, flush=True)
 """
     )
