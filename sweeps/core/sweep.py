@@ -71,7 +71,7 @@ class Sweep:
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
         args = self.args
-        checks.require(checks.results(args.results_dir), checks.wandb(args.wandb))
+        checks.require(checks.results(args.results_dir), checks.wandb(args.wandb, args.wandb_per_trial))
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         common = ("preset", "num_samples", "num_gpus", "address", "wandb")
         options = (*common, "slots", "data", "workers_per_trial", "search")
