@@ -24,6 +24,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend import cluster
+from sweeps.backend.ray_private import session_folder
 from sweeps.store.store import open_folder
 from trainables.atomic_lora.config import HUB
 from trainables.common.errors import InputError
@@ -186,7 +187,7 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
             folder.write(own, b"preflight")
     except Exception as refusal:  # what a place that cannot be reached raises depends on the file system
         error = str(refusal)
-    usage = shutil.disk_usage(ray._private.worker.global_worker.node.get_session_dir_path())
+    usage = shutil.disk_usage(session_folder())
     path = None if base is None else Path(base.removeprefix(HUB)).expanduser()
     torch_gpus, torch_error = _torch_gpus() if ask_torch else (None, "")
     return Machine(
