@@ -141,6 +141,11 @@ def worker_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def location(text: str) -> str:
+    """Return a local path in full, because workers may run in another folder, and a URI as it is."""
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
 def run_main(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Call ``main(argv)`` and leave the program with its exit code.
 
