@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     # the folder of this script holds modules of the project, not top-level ones
@@ -23,7 +24,7 @@ from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.pooled import Pool, run_pool
 from sweeps.core.sweep import Sweep
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
-from trainables.atomic_lora.bases import DEFAULT_BASE, HF_DEFAULTS, absolute, check_base
+from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import HUB
 
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
@@ -60,7 +61,7 @@ def prepare(
     args = parser.parse_args(argv)
     hub = (args.base or "").startswith(HUB)
     config, domains = space.resolve(
-        args.preset, args.config, args.sets, args.sweeps, args.num_samples, HF_DEFAULTS if hub else {}
+        args.preset, args.config, args.sets, args.sweeps, args.num_samples, bases.HF_DEFAULTS if hub else {}
     )
     everything = load_tasks(args.data)
     sizes = {task_id: task.tokens for task_id, task in everything.items()}
@@ -72,18 +73,39 @@ def prepare(
         sizes,
         (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
     )
-    base = absolute(args.base or str(DEFAULT_BASE))
+    base = bases.absolute(args.base or str(bases.DEFAULT_BASE))
     swept = domains.get("target_modules")
-    base_fingerprint, parameters = check_base(base, extremes(swept) if swept else [config.target_modules])
+    base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
     settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
-    sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
+    sweep = Sweep(
+        name,
+        space,
+        args,
+        config,
+        domains,
+        settings,
+        fingerprint(everything),
+        categories,
+        # a base is known by its fingerprint, wherever it lies
+        extendable=("tasks", "slots", "taxonomy", "base"),
+        places=bases.places(base),
+    )
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
         {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},
+        limits,
         lambda on_gpu: slots(args.slots, on_gpu),
         WORKER_BYTES + 4 * parameters,
     )
     return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
+
+
+def limits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the largest rank and batch and all layers of any configuration: what the pack must have room for."""
+    return {
+        **{name: max(values[name] for values in configs) for name in ("rank", "batch_size")},
+        "target_modules": tuple(dict.fromkeys(name for values in configs for name in values["target_modules"])),
+    }
 
 
 def slots(option: int | str, on_gpu: bool) -> int:

@@ -17,6 +17,7 @@ import sys
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweeps.backend import cluster
 from sweeps.backend.ray_private import session_folder
 from sweeps.store.store import open_folder
-from trainables.atomic_lora.config import HUB
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 
@@ -70,7 +70,7 @@ class Machine:
         torch_error: Why it does not.
         full: Share of the disk with Ray's files that is in use, 0 to 1.
         results_error: Why the results cannot be reached from here, None where they can.
-        base_there: Whether the base is there.
+        absent: What of the places is not there.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Machine:
     torch_error: str
     full: float
     results_error: str | None
-    base_there: bool
+    absent: tuple[str, ...]
 
 
 def require(*checks: Check) -> None:
@@ -142,13 +142,13 @@ def state_api(info: cluster.ClusterInfo) -> Check:
     return Check("Ray's State API", "no answer", missing)
 
 
-def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = None) -> list[Check]:
-    """Look at every machine of the cluster: GPUs and drivers, disk, and whether it reaches the results and the base.
+def machines(info: cluster.ClusterInfo, results_dir: str, places: Mapping[str, str]) -> list[Check]:
+    """Look at every machine of the cluster: GPUs and drivers, disk, and whether it reaches the results and the places.
 
     Args:
         info: The cluster, connected.
         results_dir: Folder of all results; every machine reads and writes a file there.
-        base: The frozen base, if there is one; a path must be there on every machine.
+        places: Paths that must be there on every machine, by what they are.
     """
     folder, name = Folder(results_dir), f"preflight-{uuid.uuid4().hex}"
     nodes = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
@@ -157,7 +157,7 @@ def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = Non
     try:
         answers = [
             remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                folder, name, f"{name}-{node}", base, gpus > 0 and info.num_gpus > 0
+                folder, name, f"{name}-{node}", dict(places), gpus > 0 and info.num_gpus > 0
             )
             for node, gpus in nodes.items()
         ]
@@ -168,11 +168,11 @@ def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = Non
     return [
         check
         for machine, gpus in zip(seen, nodes.values(), strict=True)
-        for check in _of_machine(machine, gpus, folder.location, base)
+        for check in _of_machine(machine, gpus, folder.location, places)
     ]
 
 
-def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: bool) -> Machine:
+def look(folder: Folder, theirs: str, own: str, places: Mapping[str, str], ask_torch: bool) -> Machine:
     """Look at this machine: read the driver's file in the folder of all results, and leave one there."""
     error = None
     try:
@@ -183,7 +183,6 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
     except Exception as refusal:  # what a place that cannot be reached raises depends on the file system
         error = str(refusal)
     usage = shutil.disk_usage(session_folder())
-    path = None if base is None else Path(base.removeprefix(HUB)).expanduser()
     torch_gpus, torch_error = _torch_gpus() if ask_torch else (None, "")
     return Machine(
         name=os.uname().nodename,
@@ -192,12 +191,11 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
         torch_error=torch_error,
         full=usage.used / usage.total,
         results_error=error,
-        # what is no path is a name on a hub
-        base_there=path is None or not path.is_absolute() or path.exists(),
+        absent=tuple(what for what, path in places.items() if not Path(path).exists()),
     )
 
 
-def _of_machine(machine: Machine, gpus: int, location: str, base: str | None) -> list[Check]:
+def _of_machine(machine: Machine, gpus: int, location: str, places: Mapping[str, str]) -> list[Check]:
     name, checks = machine.name, []
     missing = ""
     if machine.torch_gpus is not None and machine.torch_gpus < gpus:
@@ -219,12 +217,12 @@ def _of_machine(machine: Machine, gpus: int, location: str, base: str | None) ->
             "all machines share, such as s3://BUCKET/results."
         )
     checks.append(Check(f"results from {name}", "not reached" if missing else "reached", missing))
-    if not machine.base_there:
+    for what in machine.absent:
         missing = (
-            f"{name} has no {base}; start the sweep with 'ray job submit --working-dir .', which takes the project's "
-            "own base along, or put the base on a path that all machines share."
+            f"{name} has no {places[what]}; start the sweep with 'ray job submit --working-dir .', which takes the "
+            f"project's own files along, or put the {what} on a path that all machines share."
         )
-        checks.append(Check(f"base on {name}", "not there", missing))
+        checks.append(Check(f"{what} on {name}", "not there", missing))
     return checks
 
 

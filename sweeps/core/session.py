@@ -115,7 +115,7 @@ class Past:
 
 @contextmanager
 def recording(
-    sweep: Sweep, store: ResultsStore, total: int, done: int, noun: str = "adapters"
+    sweep: Sweep, store: ResultsStore, total: int, done: int
 ) -> Iterator[tuple[Recorder, cluster.ClusterInfo, Any]]:
     """Connect to Ray and open all that listens to the sweep, for the length of a ``with`` block."""
     log = Path(store.folder.root, "progress.log") if store.folder.is_local else None
@@ -127,16 +127,17 @@ def recording(
         cluster.stop_on_signals() as stop,
     ):
         if info.num_gpus or info.nodes > 1:
-            checks.require(*checks.machines(info, args.results_dir, sweep.settings.get("base")))
+            checks.require(*checks.machines(info, args.results_dir, sweep.places))
         if getattr(args, "workers_per_trial", 0):
             checks.require(checks.state_api(info))
-        with RowWriter(store) as writer, Progress(total, done, log, noun=noun) as progress:
-            metrics = SweepMetrics(sweep.name, sweep.space.family, total, done)
+        family = sweep.space.family
+        with RowWriter(store) as writer, Progress(total, done, log, family=family) as progress:
+            metrics = SweepMetrics(sweep.name, family, total, done)
             yield Recorder(sweep, writer, progress, metrics, trackers), info, stop
 
 
 def close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:
-    """Print the closing table and return the exit code; ``trial_ids`` are this sweep\'s, None for all of the run."""
+    """Print the closing table and return the exit code; ``trial_ids`` are this sweep's, None for all of the run."""
     summary = summarise(store)
     print_summary(summary)
     if interrupted:

@@ -18,6 +18,7 @@ from sweeps.core import cli
 from sweeps.core.ordinary import run_trials
 from sweeps.core.pooled import Pool, run_panel_search, run_pool
 from sweeps.core.sweep import Sweep
+from trainables.common.family import Column, Family
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class StubConfig:
     report_every: int = 5
     rank: int = 1
     batch_size: int = 1
-    target_modules: tuple[str, ...] = ("all",)
 
 
 def validate(config: StubConfig) -> None:
@@ -38,12 +38,10 @@ def validate(config: StubConfig) -> None:
 
 
 SPACE = SearchSpace(
-    family="stub",
+    family=Family("stub", (Column("score", float, "how good it is"),), metric="score", mode="max"),
     config=StubConfig,
     presets={"full": Preset("all there is", sweep={"quality": tune.uniform(0.5, 2.0)})},
     validate=validate,
-    metric="score",
-    mode="max",
 )
 
 
@@ -52,6 +50,11 @@ def train_loop(settings: dict[str, Any], run: Any) -> None:
     config = settings["config"]
     for epoch in range(1, config["epochs"] + 1):
         run.report({"epoch": epoch, "score": -config["quality"] * (1 + 1 / epoch)})
+
+
+def limits(configs: Sequence[Any]) -> dict[str, Any]:
+    """The loop needs no room."""
+    return {}
 
 
 def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
@@ -66,5 +69,5 @@ def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
         return run_trials(sweep, train_loop, {})
     pool_settings = {"slots": 2, "epoch_s": 0.05, "metric": "score", **settings}
     # as much memory as there is in the end: one worker
-    pool = Pool("tests.sweeps.stub_pool:loop", pool_settings, lambda on_gpu: pool_settings["slots"], 1 << 50)
+    pool = Pool("tests.sweeps.stub_pool:loop", pool_settings, limits, lambda on_gpu: pool_settings["slots"], 1 << 50)
     return (run_panel_search if kind == "panel" else run_pool)(sweep, pool, ["a", "b"])

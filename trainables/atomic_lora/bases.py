@@ -20,6 +20,12 @@ def absolute(base: str) -> str:
     return f"{HUB}{folder.absolute()}" if folder.exists() else base
 
 
+def places(base: str) -> dict[str, str]:
+    """Return the path of a base that `absolute` returned, as ``base``; nothing for a name on a hub."""
+    path = Path(base.removeprefix(HUB))
+    return {"base": str(path)} if path.is_absolute() else {}
+
+
 def check_base(base: str, target_module_sets: Iterable[tuple[str, ...]]) -> tuple[str, int]:
     """Refuse a base that cannot be loaded, or layers that it does not have; return its fingerprint and parameters.
 

@@ -54,7 +54,7 @@ class Session:
         sweep = Sweep("recursive_reasoner", SPACE, argparse.Namespace(), config, domains, {}, "f0")
         self.store, self.tracker = ResultsStore(folder, "recursive_reasoner", "r"), Tracker()
         self.writer = RowWriter(self.store, interval_s=0.0)
-        metrics = SweepMetrics("recursive_reasoner", "recursive_reasoner", 1)
+        metrics = SweepMetrics("recursive_reasoner", SPACE.family, 1)
         progress = Progress(1, stream=io.StringIO())
         self.recorder = Recorder(sweep, self.writer, progress, metrics, self.tracker)  # type: ignore[arg-type]
         self.recorder.expect([job])
