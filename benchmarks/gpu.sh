@@ -28,7 +28,7 @@ step() {
 
 if [ "$device" = cuda ]; then
   name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().split()[1].lower())')
-  step 75 tests "$python" -m pytest -q -x -m gpu tests/trainables -p no:cacheprovider
+  step 75 tests "$python" -m pytest -q -x -m gpu tests/trainables/pack -p no:cacheprovider
   step 20 partition "$python" benchmarks/batching.py --json "$out/batching-$name.json"
   step 90 adapters "$python" benchmarks/adapters.py --device cuda --data "$data" --slots 1,16,64 --tasks 64 \
     --groups 1 --without-deepcopy --profile --json "$out/adapters-$name.json"

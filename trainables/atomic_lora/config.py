@@ -72,3 +72,53 @@ class AdapterConfig:
     examples_per_epoch: int = 32
     validation_pairs: int = 0
     report_every: int = 5
+
+
+@dataclass(frozen=True)
+class CanvasConfig:
+    """The canvas model (`trainables.atomic_lora.canvas`) and its training.
+
+    Attributes:
+        width: Channels of a patch.
+        heads: Attention heads.
+        layers: Blocks.
+        feedforward: Width of the gated feed-forward layer.
+        task_width: Length of a task's vector, which modulates every block.
+        task_tokens: Tokens of a task's own beside the patches.
+        lr: Learning rate of the blocks' matrices, by Muon.
+        embedding_lr: Learning rate of everything else, by AdamW.
+        weight_decay: Decoupled weight decay of the matrices.
+        warmup_steps: Steps over which both learning rates rise.
+        decay_from: Share of the budget after which both fall to zero, linearly.
+        batch_tokens: Patches of a step, all rows of one canvas size.
+        size_bias: Schedule over the budget of how much more often small canvases are drawn: 0 draws every pair equally
+            often, 1 spends equally many patches on every pair.
+        official_repeats: How often each official demonstration counts among the pairs.
+        minutes: Budget of training, in minutes of processor time (of the device's, on a GPU).
+        report_steps: Steps between two reports.
+        reports_per_evaluation: Reports between two evaluations on held-out pairs, which are also the checkpoints.
+        changed_weight: Weight of a pixel that differs from the input's.
+        clip_norm: Largest gradient norm.
+        compile: Compile the blocks; needs a compiler on CPUs, and takes half a minute.
+    """
+
+    width: int = 128
+    heads: int = 4
+    layers: int = 4
+    feedforward: int = 344
+    task_width: int = 64
+    task_tokens: int = 2
+    lr: float = 0.02
+    embedding_lr: float = 3e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 100
+    decay_from: float = 0.4
+    batch_tokens: int = 2048
+    size_bias: str = "linear:1:0.2"
+    official_repeats: int = 20
+    minutes: float = 40.0
+    report_steps: int = 200
+    reports_per_evaluation: int = 5
+    changed_weight: float = 2.0
+    clip_norm: float = 1.0
+    compile: bool = False
