@@ -3,9 +3,9 @@
     python benchmarks/canvas.py --minutes 6 --data re-arc:FILE --more FILE --set width=192 --folder FOLDER
     python benchmarks/canvas.py --minutes 0.5 --set layers=1 --folder FOLDER      # a look at everything
 
-The loop is that of ``python sweeps/champion.py`` for this architecture. With ``--compile auto`` the blocks are compiled where
-steps of three canvas sizes are faster by a tenth that way; the timing is not part of the minutes. The trained
-``canvas.safetensors`` and ``run.json`` go to the folder, and the checkpoint, from which the same command goes on.
+The loop is the one that a sweep runs (`trainables.atomic_lora.canvas_pretrain`). The trained ``canvas.safetensors`` and
+``run.json`` go to the folder, and the checkpoint, from which the same command goes on. ``--speed`` only times steps of
+three canvas sizes, with compiled blocks and without.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def steps_per_second(config: CanvasConfig, device: str, seconds: float) -> float
     for side in SIDES:
         count = max(1, config.batch_tokens // (side // 2) ** 2)
         canvases = torch.randint(0, 11, (count, side, side), dtype=torch.uint8, device=device)
-        batches.append((canvases, torch.full((count, 2), side, device=device), torch.zeros_like(canvases[:, 0, 0]).long()))
+        batches.append(
+            (canvases, torch.full((count, 2), side, device=device), torch.zeros_like(canvases[:, 0, 0]).long())
+        )
 
     def turn() -> None:
         for inputs, sizes, tasks in batches:
@@ -74,21 +76,22 @@ def main() -> None:
     parser.add_argument("--more", action="append", default=[], metavar="FILE", help="further pairs to train on")
     parser.add_argument("--without-official", action="store_true", help="leave the official pairs out")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME=VALUE")
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="off")
+    parser.add_argument("--speed", action="store_true", help="time steps and train nothing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     values = dict(text.split("=", 1) for text in args.sets)
-    fields = {name: type(value) for name, value in asdict(CanvasConfig()).items()}
-    config = CanvasConfig(**{name: fields[name](value) for name, value in values.items()})
-    config = replace(config, minutes=args.minutes, compile=args.compile == "on")
-    speeds = {}
-    if args.compile == "auto":
+    kinds = {name: type(value) for name, value in asdict(CanvasConfig()).items()}
+    config = CanvasConfig(**{
+        name: value == "true" if kinds[name] is bool else kinds[name](value) for name, value in values.items()
+    })  # fmt: skip
+    config = replace(config, minutes=args.minutes)
+    if args.speed:
         for compiled in (False, True):
-            speeds[compiled] = steps_per_second(replace(config, compile=compiled), args.device, 4.0)
-            print(f"{'compiled' if compiled else 'eager'}: {speeds[compiled]:.2f} steps/s", flush=True)
-        config = replace(config, compile=speeds[True] > 1.1 * speeds[False])
+            speed = steps_per_second(replace(config, compile=compiled), args.device, 4.0)
+            print(f"{'compiled' if compiled else 'eager'}: {speed:.2f} steps/s", flush=True)
+        return
     folder = Path(args.folder)
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     run = PlainRun(args.device, folder / "checkpoint")
@@ -100,7 +103,7 @@ def main() -> None:
     last = run.reports[-1]
     print(json.dumps({name: value for name, value in last.items() if "/" not in name}, indent=2))
     record(str(folder / "run.json"), {
-        "config": asdict(config), "seed": args.seed, "data": args.data, "steps_per_s": speeds,
+        "config": asdict(config), "seed": args.seed, "data": args.data, "more": args.more,
         "examples_per_s": last["examples"] / last["seconds"], "metrics": last, "reports": run.reports,
     })  # fmt: skip
 

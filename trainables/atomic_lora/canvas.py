@@ -1,9 +1,9 @@
 """The canvas model: a base that writes the whole output grid at once, in patches, instead of token by token.
 
-Input and output lie in the upper left corner of a square canvas of S x S pixels (S even, at most 30); what lies beyond a
-grid is the colour ``OUTSIDE``. A vision transformer over patches of 2 x 2 pixels reads the input and gives every pixel a
-distribution over the ten colours and ``OUTSIDE``; the size of the answer is the rectangle of highest likelihood. What the
-rule of a task is, the model knows from an embedding of the task, so there are no solved pairs in the input.
+Input and output are placed in the upper left corner of a square canvas of S x S pixels (S even, at most 30); pixels
+beyond a grid have the colour ``OUTSIDE``. A vision transformer over patches of 2 x 2 pixels reads the input and gives
+every pixel a distribution over the ten colours and ``OUTSIDE``; the answer's size is the rectangle of most likelihood.
+The model knows the rule of a task from an embedding of the task, so there are no solved pairs in its input.
 
 The parts are those of vision transformers for ARC (VARC, LoopViT, 2025), of DiT (Peebles and Xie, 2023: modulation by
 the condition) and of ShiftViT (Wang et al., 2022: a part of the channels comes from the neighbouring patches).
@@ -60,7 +60,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of all to all, [N, heads, T, size]. On CPUs two products: the backward pass of the fused kernel is slow."""
+    """Attend all to all, [N, heads, T, size]; on CPUs by two products, since the fused kernel's backward is slow."""
     if q.device.type == "cuda":
         return F.scaled_dot_product_attention(q, k, v)
     return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ v

@@ -15,8 +15,8 @@ from trainables.atomic_lora.canvas import OUTSIDE, PATCH, Canvas, canvas_side, g
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one canvas side S: inputs and targets, uint8 [N, S, S]; height and width of each input and of each output,
-    [N, 2]; task indices, [N]."""
+    """Rows of one canvas side S: inputs and targets, uint8 [N, S, S]; height and width of each input and of each
+    output, [N, 2]; task indices, [N]."""
 
     inputs: Tensor
     targets: Tensor
@@ -58,7 +58,8 @@ def on_canvases(
     by_side: dict[int, list[tuple[int, Pair]]] = {}
     too_large = []
     for index, pair in pairs:
-        side = canvas_side(*pair.input.shape, ratios[index])
+        height, width = pair.input.shape
+        side = canvas_side(height, width, ratios[index])
         if max(pair.output.shape) > side:
             too_large.append((index, pair))
         else:
@@ -70,11 +71,9 @@ def on_canvases(
             grids[0, i, : pair.input.shape[0], : pair.input.shape[1]] = pair.input
             grids[1, i, : pair.output.shape[0], : pair.output.shape[1]] = pair.output
         sizes = np.array([(pair.input.shape, pair.output.shape) for _, pair in items])
-        batches[side] = Batch(
-            *torch.from_numpy(grids).to(device),
-            *torch.from_numpy(sizes).to(device).unbind(1),
-            torch.tensor([index for index, _ in items], device=device),
-        )
+        inputs, targets = torch.from_numpy(grids).to(device)
+        before, after = torch.from_numpy(sizes).to(device).unbind(1)
+        batches[side] = Batch(inputs, targets, before, after, torch.tensor([i for i, _ in items], device=device))
     return batches, too_large
 
 
@@ -83,8 +82,8 @@ def draw(
 ) -> Batch:
     """Draw rows of one canvas side, about ``batch_tokens`` patches in all.
 
-    A row with t patches is drawn in proportion to t to the power of ``-bias``: 0 draws every pair equally often, 1 spends
-    equally many patches on every pair.
+    A row with t patches is drawn in proportion to t to the power of ``-bias``: 0 draws every pair equally often, 1
+    spends equally many patches on every pair.
     """
     sides = list(canvases)
     patches = np.array([canvases[side].patches for side in sides], dtype=float)

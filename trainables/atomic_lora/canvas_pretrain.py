@@ -1,8 +1,8 @@
 """Training of the canvas model on all tasks at once; the official test pairs are only measured on.
 
-`pretrain_canvas(settings, run)` is an ordinary training loop: it runs in a plain process, straight in a Tune trial, or as
-a Ray Train worker, and resumes from `run.checkpoint()`. Its budget is time, so that models of different shape and speed
-compare at equal cost: processor time on a CPU, the clock's on a GPU.
+`pretrain_canvas(settings, run)` is an ordinary training loop: it runs in a plain process, straight in a Tune trial, or
+as a Ray Train worker, and resumes from `run.checkpoint()`. Its budget is time, so that models of different shape and
+speed compare at equal cost: processor time on a CPU, wall time on a GPU.
 """
 
 from __future__ import annotations
