@@ -26,8 +26,8 @@ from benchmarks.machine import record
 from trainables.atomic_lora.canvas import Canvas, pixel_losses
 from trainables.atomic_lora.canvas_pretrain import make_optimizers, pretrain_canvas
 from trainables.atomic_lora.config import CanvasConfig
-from trainables.context import PlainRun
-from trainables.precision import has_fast_bf16
+from trainables.common.context import PlainRun
+from trainables.common.precision import has_fast_bf16
 
 SIDES = (10, 16, 30)
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from trainables.arc import COLOURS, MAX_SIDE, Grid
 from trainables.atomic_lora.config import CanvasConfig
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 OUTSIDE, CLASSES = COLOURS, COLOURS + 1
 # beyond the canvas itself, for windows that reach over its edge

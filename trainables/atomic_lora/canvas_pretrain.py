@@ -21,11 +21,11 @@ from trainables.arc import Pair, Task, fingerprint, grid_key, load_tasks, read_p
 from trainables.atomic_lora.canvas import Canvas, pixel_losses, save_canvas
 from trainables.atomic_lora.canvas_data import draw, growths, judge, on_canvases
 from trainables.atomic_lora.config import CanvasConfig
-from trainables.context import Run
-from trainables.folder import Folder
-from trainables.monitor import ComponentMonitor
-from trainables.precision import has_fast_bf16
-from trainables.schedules import Schedule
+from trainables.common.context import Run
+from trainables.common.folder import Folder
+from trainables.common.monitor import ComponentMonitor
+from trainables.common.precision import has_fast_bf16
+from trainables.common.schedules import Schedule
 
 FILE = "canvas.safetensors"
 
