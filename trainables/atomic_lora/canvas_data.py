@@ -77,6 +77,11 @@ def on_canvases(
     return batches, too_large
 
 
+def rows_of(patches: int, batch_tokens: int) -> int:
+    """Return how many rows of so many patches a batch has; CUDA's attention kernels take fewer than 65,536 heads."""
+    return min(4096, max(1, batch_tokens // patches))
+
+
 def draw(
     canvases: Mapping[int, Batch], batch_tokens: int, bias: float, rng: np.random.Generator, generator: torch.Generator
 ) -> Batch:
@@ -89,14 +94,15 @@ def draw(
     patches = np.array([canvases[side].patches for side in sides], dtype=float)
     weights = np.array([len(canvases[side]) for side in sides]) * patches ** (1 - bias)
     side = sides[int(rng.choice(len(sides), p=weights / weights.sum()))]
-    rows, count = canvases[side], max(1, batch_tokens // canvases[side].patches)
+    rows = canvases[side]
+    count = rows_of(rows.patches, batch_tokens)
     return rows.take(torch.randint(len(rows), (count,), device=rows.tasks.device, generator=generator))
 
 
 def in_parts(canvases: Mapping[int, Batch], batch_tokens: int) -> Iterator[Batch]:
     """Yield all rows in batches of about ``batch_tokens`` patches."""
     for rows in canvases.values():
-        count = max(1, batch_tokens // rows.patches)
+        count = rows_of(rows.patches, batch_tokens)
         for start in range(0, len(rows), count):
             yield rows.take(slice(start, start + count))
 

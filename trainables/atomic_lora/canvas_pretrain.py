@@ -53,6 +53,8 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
     official = {task_id: official[task_id] for task_id in tasks if task_id in official}
     seed, device = settings["seed"], run.device
     kind = torch.device(device).type
+    # cuDNN's attention fails in backward passes of some canvas sizes (torch 2.11 on an H200)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     clock = time.perf_counter if kind == "cuda" else time.process_time
     pairs, dropped = training_pairs(tasks, official, settings["more"], config.official_repeats)
     ratios = growths(tasks)
