@@ -65,10 +65,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Example:
-    """One training or test example: up to two solved pairs as context, and the pair to be solved."""
+    """One training or test example: up to two solved pairs as context, and the pair to be solved.
+
+    ``task_id`` is for bases that know tasks by their ids.
+    """
 
     context: tuple[Pair, ...]
     query: Pair
+    task_id: str = ""
 
 
 # -------------------------------------------------------------------------------------------------------------- sources
@@ -316,7 +320,7 @@ def view(example: Example, symmetry: int, colours: np.ndarray) -> Example:
     def see(pair: Pair) -> Pair:
         return Pair(colours[dihedral(pair.input, symmetry)], colours[dihedral(pair.output, symmetry)])
 
-    return Example(tuple(see(pair) for pair in example.context), see(example.query))
+    return Example(tuple(see(pair) for pair in example.context), see(example.query), example.task_id)
 
 
 def training_examples(
@@ -347,7 +351,7 @@ def training_examples(
     for query in order:
         others = np.delete(np.arange(len(pairs)), query)
         chosen = rng.permutation(others)[:CONTEXT_PAIRS]
-        example = Example(tuple(pairs[i] for i in chosen), pairs[query])
+        example = Example(tuple(pairs[i] for i in chosen), pairs[query], task.id)
         if task.augment and rng.random() >= ORIGINAL_SHARE:
             seen = view(example, int(rng.integers(8)), _draw_colours(rng, task, reserved))
             example = example if avoided & {pair_key(pair) for pair in (*seen.context, seen.query)} else seen
@@ -374,15 +378,17 @@ def validation_examples(
     pairs = task.train if pairs is None else tuple(pairs)
     held = tuple(held_out) or task.validation
     if held:
-        return [Example(pairs[:CONTEXT_PAIRS], pair) for pair in held[:limit]]
+        return [Example(pairs[:CONTEXT_PAIRS], pair, task.id) for pair in held[:limit]]
     colours = _validation_colours(task)
-    examples = [Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query) for query in pairs[:limit]]
+    examples = [
+        Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query, task.id) for query in pairs[:limit]
+    ]
     return [view(example, 0, colours) for example in examples]
 
 
 def test_examples(task: Task) -> list[Example]:
     """Return the held-out test examples: the first demonstrations as context, exactly as a solver is given them."""
-    return [Example(task.train[:CONTEXT_PAIRS], pair) for pair in task.test]
+    return [Example(task.train[:CONTEXT_PAIRS], pair, task.id) for pair in task.test]
 
 
 # pytest collects by name; this one is no test

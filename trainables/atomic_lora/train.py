@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from trainables.arc import Example, Task, fingerprint, load_tasks, training_examples
+from trainables.atomic_lora.bases import is_canvas
+from trainables.atomic_lora.canvas import load_canvas
 from trainables.atomic_lora.config import HUB
 from trainables.atomic_lora.model import load_champion
 from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
@@ -73,7 +75,7 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
 
 
 def load_workload(settings: Mapping[str, Any], tasks: Mapping[str, Task], folder: Folder, device: str) -> ArcWorkload:
-    """Load the base that ``settings["base"]`` names (``hf:NAME_OR_PATH`` or a Champion's path) and wrap its layers."""
+    """Load the base that ``settings["base"]`` names, see `trainables.atomic_lora.bases`, and wrap its layers."""
     base, bf16 = settings["base"], has_fast_bf16(device)
     if base.startswith(HUB):
         # brings transformers, which takes a while to import
@@ -81,6 +83,10 @@ def load_workload(settings: Mapping[str, Any], tasks: Mapping[str, Task], folder
 
         loaded = causal_lm.load_causal_lm(base, device)
         return causal_lm.CausalLMWorkload(loaded, base, tasks, folder, settings["target_modules"], bf16)
+    if is_canvas(base):
+        from trainables.atomic_lora.canvas_workload import CanvasWorkload
+
+        return CanvasWorkload(load_canvas(base, device), base, tasks, folder, settings["target_modules"], bf16)
     return ChampionWorkload(load_champion(base, device), base, tasks, folder, settings["target_modules"], bf16)
 
 
