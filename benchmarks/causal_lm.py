@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ sys.path[0] = str(ROOT)
 from benchmarks.machine import as_worker, record
 from search_spaces.atomic_lora import DEMO_VALUES
 from trainables.arc import Example, grid_tokens, load_tasks
-from trainables.atomic_lora.causal_lm import CausalLMWorkload, load_causal_lm
+from trainables.atomic_lora.causal_lm import CPU_BATCH_OVERHEAD, CausalLMWorkload, load_causal_lm
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.folder import Folder
 from trainables.jobs import Job, ListQueue
@@ -52,7 +53,7 @@ class TimedWorkload(CausalLMWorkload):
     @contextmanager
     def timed(self, part: str, tokens: int) -> Iterator[None]:
         begun = time.perf_counter()
-        with record_function(part):
+        with record_function(f"Python in {part}"):
             yield
         self.seconds[part] += time.perf_counter() - begun
         self.tokens[part] += tokens
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--tasks", type=int, default=8, help="the smallest ones; all in slots of their own")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-overhead", type=float, default=CPU_BATCH_OVERHEAD, help="of a batch, in tokens")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     as_worker()
@@ -85,10 +87,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Folder(folder)
         workload = TimedWorkload(base, args.base, tasks, place, ("all-linear",), base.model.dtype == torch.bfloat16)
+        cost = replace(workload.cost, overhead=args.batch_overhead)
 
         def train() -> PackEngine[Example]:
             engine: PackEngine[Example] = PackEngine(
-                workload.pack, workload, len(chosen), values["rank"], cost=workload.cost, component=workload.component,
+                workload.pack, workload, len(chosen), values["rank"], cost=cost, component=workload.component,
                 evaluation_dtype=torch.bfloat16 if workload.bf16 else torch.float32,
             )  # fmt: skip
             queue = ListQueue([Job(task_id, task_id, 0, values) for task_id in chosen])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ INPUT, OUTPUT = VOCABULARY, VOCABULARY + 1
 TEXT = {**{colour: str(colour) for colour in range(10)}, ROW_END: "\n", INPUT: "I", OUTPUT: "O"}
 # what ``lr_multiple`` is a multiple of: a tenth of it, the default, is the rate of the test-time training recipe
 REFERENCE_LR = 1e-3
+# Tokens that take a CPU as long as the fixed cost of a batch, which is mostly to read the weights once: about the ratio
+# of operations to bytes a second, whatever the model's size (docs/log.md)
+CPU_BATCH_OVERHEAD = 30
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,10 @@ def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = N
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _refused(base, error) from error
-    starts = tokenizer.bos_token_id is not None
-    ids = [_token_id(tokenizer, TEXT[token], base) for token in range(ROW_END + 1)]
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
-    eos = eos[0] if isinstance(eos, list) else eos
-    if eos is None:
-        raise InputError(f"--base {base!r}: its tokenizer has no end-of-sequence token; choose another model.")
-    # in the order of the tokens of `trainables.arc`; what pads is never attended to
-    ids += [tokenizer.bos_token_id if starts else eos, eos, eos]
-    ids += [_token_id(tokenizer, TEXT[token], base) for token in (INPUT, OUTPUT)]
-    if len(set(ids[: ROW_END + 1] + ids[-2:])) < 13:
-        raise InputError(f"--base {base!r}: its tokenizer gives two of {list(TEXT.values())} the same token.")
-    cut_vocabulary(model, ids)
+    cut_vocabulary(model, _token_ids(tokenizer, eos[0] if isinstance(eos, list) else eos, base))
     limit = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9)
+    starts = tokenizer.bos_token_id is not None
     return CausalLM(model.to(device).eval().requires_grad_(False), starts, limit, fingerprint(base))
 
 
@@ -148,6 +142,19 @@ def _refused(base: str, error: Exception) -> InputError:
     return InputError(f"--base {base!r}: no causal language model can be loaded from there ({reason}).")
 
 
+def _token_ids(tokenizer: Any, eos: int | None, base: str) -> list[int]:
+    """Return a tokenizer's ids for the tokens of this module, in their order."""
+    if eos is None:
+        raise InputError(f"--base {base!r}: its tokenizer has no end-of-sequence token; choose another model.")
+    ids = [_token_id(tokenizer, TEXT[token], base) for token in range(ROW_END + 1)]
+    # padding is never attended to
+    ids += [eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id, eos, eos]
+    ids += [_token_id(tokenizer, TEXT[token], base) for token in (INPUT, OUTPUT)]
+    if len(set(ids[: ROW_END + 1] + ids[-2:])) < 13:
+        raise InputError(f"--base {base!r}: its tokenizer gives two of {list(TEXT.values())} the same token.")
+    return ids
+
+
 def _token_id(tokenizer: Any, text: str, base: str) -> int:
     # the last one: some tokenizers put a mark of a word's beginning before it
     ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -176,6 +183,17 @@ def write(example: Example, starts: bool, limit: int) -> tuple[list[int], list[i
     if len(prompt) + len(answer) > limit:
         raise ValueError(f"An example has {len(prompt) + len(answer)} tokens; the base reads at most {limit}.")
     return prompt, answer
+
+
+def prompt_text(example: Example, tokenizer: Any) -> str:
+    """Return the prompt of an example as text, for the uncut model.
+
+    A tokenizer that merges none of its characters, such as SmolLM2's, turns it into the tokens that adapters are
+    trained on.
+    """
+    starts = tokenizer.bos_token is not None
+    spelled = {**TEXT, BOS: tokenizer.bos_token, EOS: tokenizer.eos_token}
+    return "".join(spelled[token] for token in write(example, starts, tokenizer.model_max_length)[0])
 
 
 def _rows(grid: Grid) -> list[int]:
@@ -218,6 +236,8 @@ class CausalLMWorkload(ArcWorkload):
         name = base_name.removeprefix(HUB)
         super().__init__(base.model, name, REFERENCE_LR, tasks, folder, target_modules, bf16)
         self.base, self.fingerprint = base, base.fingerprint
+        if self.device.type == "cpu":
+            self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD)
 
     @classmethod
     def component(cls, layer: str) -> str:
