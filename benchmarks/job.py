@@ -33,7 +33,7 @@ from trainables.context import PlainRun
 from trainables.jobs import Job, ListQueue, Report
 
 METRICS = (
-    "base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy",
+    "base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy", "modal_grid_accuracy",
     "base_cell_accuracy", "final_cell_accuracy", "copy_cell_accuracy",
     "base_size_accuracy", "final_size_accuracy",
     "base_teacher_forced_cell_accuracy", "teacher_forced_cell_accuracy",

@@ -56,6 +56,8 @@ class AdapterConfig:
         validation_pairs: Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``;
             with 0 the loss is measured on the demonstrations in colours that training never shows.
         report_every: Epochs between two rungs: reports, checkpoints and ASHA decisions happen there.
+        export_dtype: Floating-point type of the adapter's file; ``base``: that of the base as it was loaded. Training
+            and its checkpoints are in float32.
     """
 
     rank: int = 16
@@ -72,3 +74,4 @@ class AdapterConfig:
     examples_per_epoch: int = 32
     validation_pairs: int = 0
     report_every: int = 5
+    export_dtype: Literal["base", "float32", "bfloat16"] = "base"
