@@ -30,8 +30,8 @@ test: $(STAMP) ## run all tests, the slow ones included
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-most test-rest
 
 # what starts clusters, servers and browsers waits most of its time, so the other tests run meanwhile
-REST = tests/trainables $(wildcard tests/dashboards/test_report*.py) \
-  $(patsubst %,tests/sweeps/test_%.py,champion datasets recursive_reasoner train_run)
+REST = tests/trainables tests/dashboards/sections $(wildcard tests/dashboards/test_report*.py) \
+  $(patsubst %,tests/sweeps/%.py,test_champion test_recursive_reasoner backend/test_shards backend/test_trials)
 
 test-most: $(STAMP)
 	$(BIN)/python -m pytest $(addprefix --ignore ,$(REST))

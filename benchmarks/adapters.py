@@ -14,7 +14,7 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
     packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; as in a
                  pool, they take tasks as slots become free, none more than its part of those left
 
-Packs in processes of their own have the environment of a sweep's workers (``trainables/environment.py``).
+Packs in processes of their own have the environment of a sweep's workers (``trainables/common/environment.py``).
 
 Tasks are taken evenly from the smallest to the largest and trained in groups, each group by every contender in turn, so
 that ratios hold on a machine whose speed drifts. Before that each contender warms up: loops on about eight tasks, packs
@@ -60,14 +60,14 @@ from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, load_champion
 from trainables.atomic_lora.workload import ChampionWorkload
-from trainables.environment import environment_without_ray
-from trainables.folder import Folder
-from trainables.jobs import Job, ListQueue
+from trainables.common.environment import environment_without_ray
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, ListQueue
+from trainables.common.precision import has_fast_bf16
 from trainables.pack.bank import initial_factors
 from trainables.pack.batching import BatchCost
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation
-from trainables.precision import has_fast_bf16
 
 
 @dataclass

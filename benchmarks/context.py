@@ -23,7 +23,7 @@ from trainables.atomic_lora import data
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Champion
-from trainables.precision import has_fast_bf16
+from trainables.common.precision import has_fast_bf16
 
 
 def main() -> None:

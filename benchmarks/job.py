@@ -29,8 +29,8 @@ from benchmarks.machine import record
 from trainables.arc import load_tasks
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.train import train_adapters
-from trainables.context import PlainRun
-from trainables.jobs import Job, ListQueue, Report
+from trainables.common.context import PlainRun
+from trainables.common.jobs import Job, ListQueue, Report
 
 METRICS = (
     "base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy", "modal_grid_accuracy",

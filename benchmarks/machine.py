@@ -10,8 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sweeps.provenance import code, hardware, libraries
-from trainables.environment import environment_without_ray
+from sweeps.store.provenance import code, hardware, libraries
+from trainables.common.environment import environment_without_ray
 
 
 def circumstances() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from benchmarks.adapters import Contest, Tally, spread
 from benchmarks.machine import record
 from trainables.arc import load_tasks
 from trainables.atomic_lora.config import AdapterConfig
-from trainables.precision import has_fast_bf16
+from trainables.common.precision import has_fast_bf16
 
 
 def main() -> None:

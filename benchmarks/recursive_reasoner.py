@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.machine import record
-from trainables.precision import has_fast_bf16
+from trainables.common.precision import has_fast_bf16
 from trainables.puzzles.kinds import KINDS
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, Stream, load_dataset

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.machine import circumstances, record
-from trainables.environment import environment_without_ray
+from trainables.common.environment import environment_without_ray
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def idle_cluster(actors: int) -> Iterator[None]:
     """Have a cluster of a sweep's kind on this machine that does nothing, with so many actors that wait for calls."""
     import ray
 
-    from sweeps.cluster import connect
+    from sweeps.backend.cluster import connect
 
     class Idle:
         def ready(self) -> None: ...
@@ -136,8 +136,8 @@ def _train(options: list[str], folder: str, part: int, parts: int) -> int:
     from search_spaces.atomic_lora import SPACE
     from sweeps.atomic_lora import prepare
     from trainables.atomic_lora.train import train_adapters
-    from trainables.context import PlainRun
-    from trainables.jobs import ListQueue
+    from trainables.common.context import PlainRun
+    from trainables.common.jobs import ListQueue
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
     made, pool, tasks = prepare("atomic_lora", SPACE, "", options)
@@ -226,7 +226,7 @@ def _child(*words: str) -> dict[str, float]:
 
 def stub_loop(settings: dict[str, Any], run: Any, queue: Any) -> None:
     """A pool loop whose jobs compute nothing: they report an epoch each time around."""
-    from trainables.jobs import Report
+    from trainables.common.jobs import Report
 
     epochs: dict[str, int] = {}
     while True:
@@ -256,15 +256,16 @@ def stub_train(settings: dict[str, Any], run: Any) -> None:
 
 
 def stub_sweep(trials: int) -> None:
-    """Run a sweep of so many tasks through `sweeps.runner.run_pool` and print its seconds and the driver's memory."""
+    """Run a sweep of so many tasks through `sweeps.core.pooled.run_pool`; print its seconds and the driver's memory."""
     from search_spaces.atomic_lora import SPACE
-    from sweeps import cli
-    from sweeps.runner import Pool, run_pool
-    from sweeps.sweep import Sweep
+    from sweeps.core import cli
+    from sweeps.core.arc_options import task_options
+    from sweeps.core.pooled import Pool, run_pool
+    from sweeps.core.sweep import Sweep
 
     with tempfile.TemporaryDirectory() as folder:
         parser = cli.common_parser(SPACE, "")
-        cli.task_options(parser)
+        task_options(parser)
         args = parser.parse_args(["--results-dir", folder, "--num-gpus", "0"])
         config, domains = SPACE.resolve("full")
         task_ids = [f"task-{number:06}" for number in range(trials)]
@@ -281,8 +282,8 @@ def stub_sweep(trials: int) -> None:
 
 def stub_others(workers: int, trials: int) -> None:
     """Run so many ordinary trials, one after another, and print their seconds a trial, Ray's start not counted."""
-    from sweeps.cluster import connect
-    from sweeps.train_run import run_ordinary
+    from sweeps.backend.cluster import connect
+    from sweeps.backend.trials import run_ordinary
 
     with tempfile.TemporaryDirectory() as folder, connect(None, 0):
         started = time.perf_counter()

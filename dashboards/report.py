@@ -7,7 +7,7 @@
 A run is a folder or a URI (``s3://...``), finished or under way. The page holds its data, its code and plotly.js; it
 loads nothing, and its own security policy forbids it to. What is shown depends on what is there: a family without tasks
 or baselines gets the sections that its rows can fill. What is read and counted is in `dashboards.report_data` and
-`dashboards.reasoner_data`, what is drawn in ``dashboards/page/``.
+`dashboards.sections`, what is drawn in ``dashboards/page/``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ if __name__ == "__main__":
     # the folder of this script holds modules of the project, not top-level ones
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dashboards.reasoner_data import reasoners
 from dashboards.report_data import comparison, gather
 from dashboards.report_server import serve
-from sweeps.results import ResultsStore
-from trainables.errors import InputError
+from dashboards.sections.recursive_reasoner import reasoners
+from sweeps.store.store import ResultsStore
+from trainables.common.errors import InputError
 
 PARTS = Path(__file__).parent / "page"
-SCRIPTS = ("base.js", "charts.js", "pictures.js", "trials.js", "reasoner.js", "page.js")
+SECTIONS = Path(__file__).parent / "sections"
+SCRIPTS = (
+    *(PARTS / name for name in ("base.js", "charts.js", "pictures.js", "trials.js")),
+    SECTIONS / "recursive_reasoner.js",
+    PARTS / "page.js",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,12 +93,17 @@ def page(data: dict[str, Any], watched: bool = False) -> str:
         "STYLE": (PARTS / "page.css").read_text(),
         "PLOTLY": get_plotlyjs(),
         "DATA": embedded({**data, "watched": watched}),
-        "SCRIPT": "\n".join((PARTS / name).read_text() for name in SCRIPTS),
+        "SCRIPT": "\n".join(path.read_text() for path in SCRIPTS),
     }
     # split and joined, so that nothing that is filled in is searched for slots again
     text = (PARTS / "page.html").read_text()
     pieces = text.split("@@")
     return "".join(slots[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def render(store: ResultsStore) -> str:
+    """Return the whole page of one run."""
+    return page(content([store]))
 
 
 def embedded(data: Any) -> str:

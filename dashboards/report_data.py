@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from sweeps.results import ResultsStore, latest_attempts
-from sweeps.summary import LINES, change_over_base, json_value, summarise, verdict
+from sweeps.store.store import ResultsStore, latest_attempts
+from sweeps.store.summary import LINES, change_over_base, json_value, summarise, verdict
 
 # of all runs on a page together: about 2 MB each
 CURVE_POINTS = 100_000

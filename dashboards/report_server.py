@@ -16,9 +16,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from sweeps.results import ResultsStore
-from sweeps.schema import KEYS
-from trainables.errors import InputError
+from sweeps.store.schema import KEYS
+from sweeps.store.store import ResultsStore
+from trainables.common.errors import InputError
 
 HOST = "127.0.0.1"
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from search_spaces.atomic_lora import DEFAULT_SWEEP, DEMO_VALUES, SHORT_SWEEP, SMOKE_VALUES, validate
 from search_spaces.space import Preset, SearchSpace
 from trainables.atomic_lora.config import AdapterConfig
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 SPACE = SearchSpace(
     family="atomic_lora",

@@ -9,9 +9,9 @@ from ray.tune import choice, loguniform
 
 from search_spaces.settings import Ablation, SettingError
 from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
-from trainables.errors import InputError
+from trainables.common.errors import InputError
+from trainables.common.schedules import Schedule
 from trainables.recursive_reasoner.config import ReasonerConfig
-from trainables.schedules import Schedule
 
 
 def validate(config: ReasonerConfig) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, choice, quniform, uniform
 
-from trainables.errors import InputError, did_you_mean
+from trainables.common.errors import InputError, did_you_mean
 
 Config = TypeVar("Config")
 FLOAT_DOMAINS = ("uniform", "loguniform", "quniform")

@@ -24,7 +24,7 @@ from search_spaces.settings import (
     resolve,
     sample_configs,
 )
-from trainables.errors import InputError, did_you_mean
+from trainables.common.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)

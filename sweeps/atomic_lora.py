@@ -17,18 +17,17 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from search_spaces.atomic_lora import SPACE
-from search_spaces.space import SearchSpace
-from sweeps import cli
-from sweeps.runner import Pool, run_pool
-from sweeps.sweep import Sweep
+from search_spaces.space import SearchSpace, extremes
+from sweeps.core import cli
+from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
+from sweeps.core.pooled import Pool, run_pool
+from sweeps.core.sweep import Sweep
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
+from trainables.atomic_lora.bases import DEFAULT_BASE, HF_DEFAULTS, absolute, check_base
 from trainables.atomic_lora.config import HUB
 
-# of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise
-HF_DEFAULTS = {"target_modules": ("all-linear",)}
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
 WORKER_BYTES = 4 << 30
-DEFAULT_BASE = Path(__file__).resolve().parents[1] / "trainables" / "atomic_lora" / "base"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +56,7 @@ def prepare(
         InputError: If anything of it is wrong.
     """
     parser = cli.common_parser(space, description)
-    cli.task_options(parser)
+    task_options(parser)
     args = parser.parse_args(argv)
     hub = (args.base or "").startswith(HUB)
     config, domains = space.resolve(
@@ -65,16 +64,17 @@ def prepare(
     )
     everything = load_tasks(args.data)
     sizes = {task_id: task.tokens for task_id, task in everything.items()}
-    taxonomy = cli.read_taxonomy(args.taxonomy)
+    taxonomy = read_taxonomy(args.taxonomy)
     categories = {task_id: taxonomy.get(task_id) or shape_category(task) for task_id, task in everything.items()}
-    chosen = cli.parse_tasks(
+    chosen = parse_tasks(
         args.tasks or space.presets[args.preset].tasks,
         list(everything),
         sizes,
         (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
     )
     base = absolute(args.base or str(DEFAULT_BASE))
-    base_fingerprint, parameters = check_base(base, config, domains)
+    swept = domains.get("target_modules")
+    base_fingerprint, parameters = check_base(base, extremes(swept) if swept else [config.target_modules])
     settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
     sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
     pool = Pool(
@@ -84,31 +84,6 @@ def prepare(
         WORKER_BYTES + 4 * parameters,
     )
     return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
-
-
-def absolute(base: str) -> str:
-    """Return a base as every machine's worker understands it: paths in full, names on a hub as they are."""
-    if not base.startswith(HUB):
-        return str(Path(base).expanduser().absolute())
-    folder = Path(base.removeprefix(HUB)).expanduser()
-    return f"{HUB}{folder.absolute()}" if folder.exists() else base
-
-
-def check_base(base: str, config: object, domains: Mapping[str, object]) -> tuple[str, int]:
-    """Refuse a base that cannot be loaded, or layers that it does not have; return its fingerprint and parameters."""
-    from search_spaces.space import extremes
-    from trainables.atomic_lora.model import load_champion
-    from trainables.pack.bank import AdapterPack
-
-    hub = base.startswith(HUB)
-    if hub:
-        from trainables.atomic_lora import causal_lm
-    swept = domains.get("target_modules")
-    for modules in extremes(swept) if swept else [config.target_modules]:  # type: ignore[attr-defined,arg-type]
-        model = causal_lm.skeleton(base) if hub else load_champion(base).model
-        AdapterPack(model, modules)
-    digest = causal_lm.fingerprint(base) if hub else load_champion(base).fingerprint
-    return digest, sum(parameter.numel() for parameter in model.parameters())
 
 
 def slots(option: int | str, on_gpu: bool) -> int:

@@ -14,9 +14,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from search_spaces.atomic_lora_search import SPACE, stratified_panel
-from sweeps import cli
 from sweeps.atomic_lora import prepare
-from sweeps.runner import run_panel_search
+from sweeps.core import cli
+from sweeps.core.pooled import run_panel_search
 
 
 def main(argv: Sequence[str] | None = None) -> int:

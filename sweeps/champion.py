@@ -17,12 +17,13 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from search_spaces.champion import SPACE
-from sweeps import cli
-from sweeps.runner import run_trials
-from sweeps.sweep import Sweep
+from sweeps.core import cli
+from sweeps.core.arc_options import parse_tasks
+from sweeps.core.ordinary import run_trials
+from sweeps.core.sweep import Sweep
 from trainables.arc import fingerprint, load_tasks
 from trainables.atomic_lora.pretrain import pretrain
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
     everything = load_tasks(args.data)
     sizes = {task_id: task.tokens for task_id, task in everything.items()}
-    chosen = list(cli.parse_tasks(args.tasks or SPACE.presets[args.preset].tasks, list(everything), sizes))
+    chosen = list(parse_tasks(args.tasks or SPACE.presets[args.preset].tasks, list(everything), sizes))
     sweep = Sweep("champion", SPACE, args, config, domains, {"tasks": chosen}, fingerprint(everything))
     return run_trials(sweep, pretrain, {"data": args.data, "tasks": chosen})
 

@@ -4,223 +4,43 @@
     ray job submit --working-dir . -- python -m sweeps.preflight --num-gpus 4 --results-dir s3://BUCKET/results
 
 The options are those of the sweeps; the second command checks the cluster as a job sees it. Exit code 0 if nothing is
-missing, 1 if something is. Every sweep goes through the parts that it needs before it starts: `results` and `wandb`
-before it connects, `machines` where it uses GPUs or more than one machine.
-
-What is not checked: machines that an autoscaler has not started yet, and whether the memory of a GPU is enough.
+missing, 1 if something is. What is checked, and what is not, is in `sweeps.core.checks`.
 """
 
 from __future__ import annotations
 
-import json
-import netrc
-import os
-import shutil
-import subprocess
-import sys
-import urllib.parse
-import urllib.request
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.table import Table
 
-from sweeps import cli, cluster
-from sweeps.results import open_folder
+from search_spaces.atomic_lora import SPACE
+from sweeps.backend import cluster
+from sweeps.core import checks, cli
+from sweeps.core.arc_options import base_option
+from sweeps.core.checks import Check
+from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import HUB
-from trainables.errors import InputError
-from trainables.folder import Folder
-
-GIBIBYTE = 1 << 30
-# a full sweep of 400 adapters writes less; Ray itself stops storing objects on a disk that is 95 % full
-FREE_BYTES, FULL = GIBIBYTE, 0.95
-# asks every GPU to compute: a driver that is too old lets torch count them all the same
-ASK_TORCH = """
-import torch
-count = torch.cuda.device_count()
-for index in range(count):
-    torch.zeros(1, device=f"cuda:{index}").add(1).item()
-print(count)
-"""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that a run needs.
-
-    Attributes:
-        name: What it is.
-        found: What is there.
-        missing: What is wrong and how to mend it, in one sentence; empty where nothing is.
-    """
-
-    name: str
-    found: str
-    missing: str = ""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What `look` saw on one machine.
-
-    Attributes:
-        name: Host name.
-        nvidia: Name and driver of each GPU that ``nvidia-smi`` lists.
-        torch_gpus: GPUs on which torch computes; None where nobody asked.
-        torch_error: Why it does not.
-        full: Share of the disk with Ray's files that is in use, 0 to 1.
-        results_error: Why the results cannot be reached from here, None where they can.
-        base_there: Whether the base is there.
-    """
-
-    name: str
-    nvidia: tuple[str, ...]
-    torch_gpus: int | None
-    torch_error: str
-    full: float
-    results_error: str | None
-    base_there: bool
-
-
-def require(*checks: Check) -> None:
-    """Raise InputError for the first thing that is missing."""
-    for check in checks:
-        if check.missing:
-            raise InputError(check.missing)
-
-
-def results(location: str) -> Check:
-    """Write a file to the folder of all results, read it and delete it."""
-    try:
-        folder = open_folder(location)
-    except InputError as error:
-        return Check("results", location, str(error))
-    try:
-        _write_and_delete(folder, f"preflight-{uuid.uuid4().hex}")
-    except Exception as error:  # what an unwritable place raises depends on the file system
-        missing = f"The results folder {folder.location} cannot be written ({error}); choose another --results-dir."
-        return Check("results", location, missing)
-    if not folder.is_local:
-        return Check("results", f"{folder.location}: written, read and deleted")
-    free = shutil.disk_usage(folder.root).free
-    found = f"{folder.location}: written, read and deleted, {free / GIBIBYTE:.0f} GiB free"
-    if free < FREE_BYTES:
-        return Check("results", found, f"The disk of {folder.location} has {free} bytes free; make room for 1 GiB.")
-    return Check("results", found)
-
-
-def wandb(mode: str) -> Check:
-    """See whether W&B can be written in a mode of ``--wandb``; no network is used."""
-    if mode != "online":
-        return Check("W&B", {"off": "not asked for", "offline": "written beside the results"}[mode])
-    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    if os.environ.get("WANDB_API_KEY") or _in_netrc(host):
-        return Check("W&B", f"a key for {host}")
-    missing = f"There is no key for {host}; run 'wandb login', set WANDB_API_KEY, or give --wandb offline."
-    return Check("W&B", "no key", missing)
-
-
-def teacher(url: str) -> Check:
-    """Ask an OpenAI-compatible server, ``http://HOST:PORT/v1``, which models it serves."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=10) as answer:
-            models = ", ".join(model["id"] for model in json.load(answer)["data"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        mend = "start the server, or give the address that ends in /v1"
-        return Check("teacher", url, f"No teacher answers at {url} ({error}); {mend}.")
-    return Check("teacher", f"{url} serves {models}")
+from trainables.common.errors import InputError
 
 
 def base(location: str | None) -> Check:
     """Load a base as the atomic LoRA sweep does; None is the Champion that ships."""
-    from sweeps import atomic_lora
-
-    place = atomic_lora.absolute(location or str(atomic_lora.DEFAULT_BASE))
-    space = atomic_lora.SPACE
-    defaults = atomic_lora.HF_DEFAULTS if place.startswith(HUB) else {}
-    config, _ = space.resolve(space.default_preset, None, [], [], 1, defaults)
+    place = bases.absolute(location or str(bases.DEFAULT_BASE))
+    defaults = bases.HF_DEFAULTS if place.startswith(HUB) else {}
+    config, _ = SPACE.resolve(SPACE.default_preset, None, [], [], 1, defaults)
     try:
-        fingerprint, parameters = atomic_lora.check_base(place, config, {})
+        fingerprint, parameters = bases.check_base(place, [config.target_modules])
         return Check("base", f"{place}: {parameters / 1e6:.1f} million parameters, fingerprint {fingerprint}")
     except InputError as error:
         return Check("base", place, str(error))
 
 
-def state_api(info: cluster.ClusterInfo) -> Check:
-    """Whether Ray's State API answers, without which Train keeps the GPUs of a trial that is stopped."""
-    if info.state_api:
-        return Check("Ray's State API", "answers")
-    missing = (
-        f"Ray's State API does not answer at {info.address}, so GPUs of stopped trials would stay taken; install "
-        "'ray[default]' on the head and start it with --include-dashboard=true."
-    )
-    return Check("Ray's State API", "no answer", missing)
-
-
-def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = None) -> list[Check]:
-    """Look at every machine of the cluster: GPUs and drivers, disk, and whether it reaches the results and the base.
-
-    Args:
-        info: The cluster, connected.
-        results_dir: Folder of all results; every machine reads and writes a file there.
-        base: The frozen base, if there is one; a path must be there on every machine.
-    """
-    folder, name = Folder(results_dir), f"preflight-{uuid.uuid4().hex}"
-    nodes = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
-    remote = ray.remote(num_cpus=0)(look)
-    folder.write(name, b"preflight")
-    try:
-        answers = [
-            remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                folder, name, f"{name}-{node}", base, gpus > 0 and info.num_gpus > 0
-            )
-            for node, gpus in nodes.items()
-        ]
-        seen = ray.get(answers, timeout=300)
-    finally:
-        for written in (name, *(f"{name}-{node}" for node in nodes)):
-            folder.delete(written)
-    return [
-        check
-        for machine, gpus in zip(seen, nodes.values(), strict=True)
-        for check in _of_machine(machine, gpus, folder.location, base)
-    ]
-
-
-def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: bool) -> Machine:
-    """Look at this machine: read the driver's file in the folder of all results, and leave one there."""
-    error = None
-    try:
-        if folder.read(theirs) is None:
-            error = "it is a folder of another machine's own"
-        else:
-            folder.write(own, b"preflight")
-    except Exception as refusal:  # what a place that cannot be reached raises depends on the file system
-        error = str(refusal)
-    usage = shutil.disk_usage(ray._private.worker.global_worker.node.get_session_dir_path())
-    path = None if base is None else Path(base.removeprefix(HUB)).expanduser()
-    torch_gpus, torch_error = _torch_gpus() if ask_torch else (None, "")
-    return Machine(
-        name=os.uname().nodename,
-        nvidia=_nvidia(),
-        torch_gpus=torch_gpus,
-        torch_error=torch_error,
-        full=usage.used / usage.total,
-        results_error=error,
-        # what is no path is a name on a hub
-        base_there=path is None or not path.is_absolute() or path.exists(),
-    )
-
-
-def table(checks: Sequence[Check]) -> Table:
+def table(found: Sequence[Check]) -> Table:
     """Return what is there and what is missing as a table for a terminal."""
     shown = Table("", "what", "found", "how to mend it")
-    for check in checks:
+    for check in found:
         shown.add_row("[red]missing[/]" if check.missing else "[green]ok[/]", check.name, check.found, check.missing)
     return shown
 
@@ -230,7 +50,7 @@ def options() -> cli.Parser:
     parser = cli.Parser(prog="python -m sweeps.preflight", description=__doc__)
     cli.place_options(parser)
     cli.tracker_options(parser)
-    cli.base_option(parser)
+    base_option(parser)
     parser.add_argument("--teacher", metavar="URL", help="OpenAI-compatible server of a teacher, http://HOST:PORT/v1")
     return parser
 
@@ -238,86 +58,20 @@ def options() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check everything that the command line names, print the table and return the exit code."""
     args = options().parse_args(argv)
-    checks = [results(args.results_dir), wandb(args.wandb), base(args.base)]
+    found = [checks.results(args.results_dir), checks.wandb(args.wandb), base(args.base)]
     if args.teacher:
-        checks.append(teacher(args.teacher))
+        found.append(checks.teacher(args.teacher))
     try:
         with cluster.connect(args.address, args.num_gpus) as info:
             have = f"{info.nodes} machines, {info.num_cpus} CPUs, {info.num_gpus} GPUs to use"
-            checks += [Check("Ray", f"{ray.__version__} at {info.address}: {have}"), state_api(info)]
-            if not checks[0].missing:
-                checks += machines(info, args.results_dir, args.base)
+            found += [Check("Ray", f"{ray.__version__} at {info.address}: {have}"), checks.state_api(info)]
+            if not found[0].missing:
+                found += checks.machines(info, args.results_dir, args.base)
     except InputError as error:
-        checks.append(Check("Ray", "not connected", str(error)))
-    Console().print(table(checks))
-    return 1 if any(check.missing for check in checks) else 0
-
-
-def _of_machine(machine: Machine, gpus: int, location: str, base: str | None) -> list[Check]:
-    name, checks = machine.name, []
-    missing = ""
-    if machine.torch_gpus is not None and machine.torch_gpus < gpus:
-        reason = machine.torch_error or "torch finds no more"
-        missing = (
-            f"Ray gives away {gpus} GPUs of {name}, but torch computes on {machine.torch_gpus} ({reason}); update the "
-            "driver, or install a torch that is built for it."
-        )
-    asked = "" if machine.torch_gpus is None else f", torch computes on {machine.torch_gpus}"
-    checks.append(Check(f"GPUs of {name}", f"{'; '.join(machine.nvidia) or 'none'}{asked}", missing))
-    missing = ""
-    if machine.full > FULL:
-        missing = f"The disk with Ray's files on {name} is {machine.full:.0%} full, and Ray stops at 95%; make room."
-    checks.append(Check(f"disk of {name}", f"{machine.full:.0%} full", missing))
-    missing = ""
-    if machine.results_error:
-        missing = (
-            f"{name} does not reach the results folder {location} ({machine.results_error}); give a --results-dir that "
-            "all machines share, such as s3://BUCKET/results."
-        )
-    checks.append(Check(f"results from {name}", "not reached" if missing else "reached", missing))
-    if not machine.base_there:
-        missing = (
-            f"{name} has no {base}; start the sweep with 'ray job submit --working-dir .', which takes the project's "
-            "own base along, or put the base on a path that all machines share."
-        )
-        checks.append(Check(f"base on {name}", "not there", missing))
-    return checks
-
-
-def _nvidia() -> tuple[str, ...]:
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    return tuple(line.replace(", ", " with driver ") for line in done.stdout.splitlines() if done.returncode == 0)
-
-
-def _torch_gpus() -> tuple[int, str]:
-    """Let torch compute on every GPU, in a process of its own: the memory that CUDA takes goes with it."""
-    done = subprocess.run([sys.executable, "-c", ASK_TORCH], capture_output=True, text=True, timeout=240, check=False)
-    if done.returncode == 0:
-        return int(done.stdout), ""
-    return 0, done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
-
-
-def _write_and_delete(folder: Folder, name: str) -> None:
-    folder.write(name, b"preflight")
-    try:
-        if folder.read(name) != b"preflight":
-            raise OSError("a file that was written there cannot be read")
-    finally:
-        folder.delete(name)
-
-
-def _in_netrc(host: str) -> bool:
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        found.append(Check("Ray", "not connected", str(error)))
+    Console().print(table(found))
+    return 1 if any(check.missing for check in found) else 0
 
 
 if __name__ == "__main__":
-    # workers import what they run, and would look for it in their own __main__
-    from sweeps.preflight import main as run
-
-    cli.run_main(run)
+    cli.run_main(main)

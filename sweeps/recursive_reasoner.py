@@ -24,13 +24,13 @@ if __name__ == "__main__":
 
 from search_spaces.recursive_reasoner import SPACE
 from search_spaces.space import extremes
-from sweeps import cli
-from sweeps.datasets import build
-from sweeps.runner import run_trials
-from sweeps.sweep import Sweep
-from trainables.checkpoints import Checkpoints, require_same
-from trainables.errors import InputError
-from trainables.folder import Folder
+from sweeps.backend.shards import build
+from sweeps.core import cli
+from sweeps.core.ordinary import run_trials
+from sweeps.core.sweep import Sweep
+from trainables.common.checkpoints import Checkpoints, require_same
+from trainables.common.errors import InputError
+from trainables.common.folder import Folder
 from trainables.puzzles.kinds import KINDS, kind_of
 from trainables.puzzles.shards import Plan
 from trainables.recursive_reasoner.data import load_dataset

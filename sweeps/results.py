@@ -1,391 +1,53 @@
-"""The results of one run: a folder of Parquet files that only grows, and a record of the run.
+"""Print the summary of a run, and export the run as one JSON file.
 
-    python -m sweeps.results results/atomic_lora/RUN_ID [--export-json FILE]
-
-``results/<sweep>/<run_id>/`` holds ``run.json``, ``trials/``, ``history/`` and ``predictions/`` (columns:
-`sweeps.schema`), and the ``checkpoints/`` and ``adapters/`` that workers write. One process writes rows; any number
-read. Each flush writes whole files, trials last, and drops rows whose key the store has, so that after a kill at any
-moment the same work can be handed in again and a plain ``pandas.read_parquet`` still sees every row once. All files of
-a table have the same columns, because Parquet readers take them from the first file: when a row brings a new column,
-the files already written get it too, one atomic replacement at a time.
-
-Two processes that write one run at the same time are not kept apart here. What the rows add up to is in
-`sweeps.summary`, which the command above runs.
+python -m sweeps.results results/atomic_lora/RUN_ID [--export-json FILE]
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
-import os
-import platform
-import shlex
 import sys
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Self
+from collections.abc import Sequence
+from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
+from rich.console import Console
 
-from sweeps.provenance import code, hardware, libraries
-from sweeps.schema import (
-    KEYS,
-    SCHEMA_VERSION,
-    Kind,
-    check_version,
-    extra_of,
-    merge_extra,
-    schema_of,
-    to_table,
-    upgrade,
-)
-from trainables.errors import InputError
-from trainables.folder import Folder
-
-Rows = Sequence[Mapping[str, Any]]
-
-# statuses after which a unit of work is not done again
-FINISHED = ("success", "stopped")
+from sweeps.store.store import ResultsStore
+from sweeps.store.summary import export, print_summary, summarise
+from trainables.common.errors import InputError
 
 
-class ResultsStore:
-    """The results folder of one run.
-
-    Args:
-        results_dir: Local path or URI of the folder of all results.
-        sweep: Name of the sweep.
-        run_id: Name of the run, unique within the sweep.
-
-    Attributes:
-        folder: The run's folder, ``<results_dir>/<sweep>/<run_id>``.
-
-    Raises:
-        InputError: If no file system handles ``results_dir``.
-    """
-
-    def __init__(self, results_dir: str | os.PathLike[str], sweep: str, run_id: str) -> None:
-        self.sweep, self.run_id = sweep, run_id
-        self.folder = open_folder(results_dir).sub(f"{sweep}/{run_id}")
-        self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
-        self._written: dict[Kind, _Written] = {}
-
-    @classmethod
-    def open(cls, run_dir: str) -> ResultsStore:
-        """Return the store of an existing run by the path or URI of its folder; raise InputError if there is none."""
-        place, mark, options = run_dir.partition("?") if "://" in run_dir else (run_dir, "", "")
-        location = place.rstrip("/") if "://" in place else os.path.abspath(os.path.expanduser(place))
-        parts = location.rsplit("/", 2)
-        store = cls(parts[0] + mark + options, *parts[1:]) if len(parts) == 3 and "" not in parts[1:] else None
-        if store is None or store.run() is None:
-            raise InputError(
-                f"{run_dir!r} has no run.json; give the folder of one run: <results-dir>/<sweep>/<run id>."
-            )
-        return store
-
-    def run(self) -> dict[str, Any] | None:
-        """Return the record of the run, or None before `create`. Raises InputError if run.json is not readable."""
-        try:
-            data = self.folder.read("run.json")
-            return None if data is None else dict(json.loads(data))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.folder.path('run.json')} cannot be read ({error}); repair it or choose another --run-id."
-            ) from error
-
-    def create(self, run: Mapping[str, Any]) -> None:
-        """Begin a session of the run: write run.json, or check that the run in the folder is the same and continue it.
-
-        ``settings`` and ``data_fingerprint`` of ``run`` must equal the stored ones but for the names in
-        ``run["extendable"]`` (a nested setting is named ``outer.inner``; naming ``outer`` covers it). ``sessions``
-        lists each session with its command; of the other fields ``settings`` and ``extendable`` are those of the last
-        session, the rest those of the first. What a kill may have left is removed: half-written Parquet files, and
-        checkpoints of units that are finished.
-
-        Args:
-            run: What `run_record` returns.
-
-        Raises:
-            InputError: If the stored run has other settings or data.
-            OSError: If the folder cannot be written, see `sweeps.preflight.results`.
-        """
-        new = json.loads(json.dumps({**run, "sweep": self.sweep, "run_id": self.run_id}, default=str))
-        session = {name: new.get(name) for name in ("command", "started_at", "settings", "git", "versions", "hardware")}
-        stored = self.run()
-        if stored is None:
-            stored = {**new, "sessions": [session]}
-        else:
-            self._check_same(stored, new)
-            sessions = [*stored.get("sessions", []), session]
-            stored = {**stored, "settings": new["settings"], "extendable": new["extendable"], "sessions": sessions}
-        self.folder.write("run.json", json.dumps(stored, indent=2).encode())
-        for folder in self._parts.values():
-            self._remove_half_written(folder)
-        checkpoints = set(self.folder.sub("checkpoints").names(".safetensors"))
-        for trial_id in self.finished() if checkpoints else ():
-            if f"{trial_id}.safetensors" in checkpoints:
-                self.delete_checkpoint(trial_id)
-
-    def append(self, trials: Rows = (), history: Rows = (), predictions: Rows = ()) -> None:
-        """Write rows whose keys are not in the store yet: history, predictions, then trials, each as one whole file.
-
-        Of rows with the same key the first stays. ``run_id`` and ``sweep`` are filled in.
-
-        Raises:
-            TypeError: If a row does not fit the schema; then nothing is written.
-            OSError: If the folder cannot be written; the same rows may be handed in again.
-        """
-        # a trial's row says that it is done, so it comes after everything that belongs to it
-        given: dict[Kind, Rows] = {"history": history, "predictions": predictions, "trials": trials}
-        fresh = {kind: self._fresh(kind, rows) for kind, rows in given.items()}
-        tables = {
-            kind: to_table(list(rows.values()), kind, self._loaded(kind).extra) for kind, rows in fresh.items() if rows
-        }
-        for kind, table in tables.items():
-            try:
-                self._write(kind, table)
-                self._written[kind].keys |= fresh[kind].keys()
-            except BaseException:
-                # Ctrl-C or a lost connection may come after the file is complete: only the files know what is in them
-                self._written.pop(kind, None)
-                raise
-
-    def trials(self) -> pa.Table:
-        """Return every row of the trials table, one per attempt, in the order of writing."""
-        return self._read_all("trials")
-
-    def history(self) -> pa.Table:
-        """Return every row of the history table, in the order of writing."""
-        return self._read_all("history")
-
-    def predictions(self) -> pa.Table:
-        """Return every row of the predictions table, in the order of writing; none where a run kept none."""
-        return self._read_all("predictions")
-
-    def latest_trials(self) -> pa.Table:
-        """Return the row of the last attempt of each trial, in the order of writing."""
-        return latest_attempts(self.trials())
-
-    def finished(self) -> dict[str, dict[str, Any]]:
-        """Return the rows of the units of work that are done (status success or stopped) by trial id."""
-        table = self.trials()
-        done = latest_attempts(table.filter(pc.is_in(table["status"], pa.array(FINISHED))))
-        return {row["trial_id"]: row for row in done.to_pylist()}
-
-    def attempts(self) -> dict[str, int]:
-        """Return the number of the last attempt in the trials table by trial id."""
-        table = self.latest_trials()
-        return dict(zip(table["trial_id"].to_pylist(), table["attempt"].to_pylist(), strict=True))
-
-    def delete_checkpoint(self, trial_id: str) -> None:
-        """Remove the checkpoint of an unfinished trial, if there is one."""
-        self.folder.delete(f"checkpoints/{trial_id}.safetensors")
-
-    def _remove_half_written(self, folder: Folder) -> None:
-        # Polars refuses a folder that holds files of other kinds, hidden ones included
-        for info in folder.fs.get_file_info(pafs.FileSelector(folder.root, allow_not_found=True)):
-            if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):
-                folder.delete(info.base_name)
-
-    def _check_same(self, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        extendable = set(new["extendable"])
-        old = {"data_fingerprint": stored.get("data_fingerprint"), **_flat(stored.get("settings", {}))}
-        now = {"data_fingerprint": new.get("data_fingerprint"), **_flat(new["settings"])}
-        for name in [*now, *(name for name in old if name not in now)]:
-            parts = name.split(".")
-            if extendable & {".".join(parts[: n + 1]) for n in range(len(parts))}:
-                continue
-            before, after = (json.dumps(side[name]) if name in side else "not set" for side in (old, now))
-            if before != after:
-                raise InputError(
-                    f"Run {self.run_id!r} in {self.folder.location} has {name} = {before}, but this command has "
-                    f"{after}; start it with the same settings to continue it, or choose another --run-id."
-                )
-
-    def _fresh(self, kind: Kind, rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
-        known = self._loaded(kind).keys
-        fresh: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-        own = {"run_id": self.run_id, **({"sweep": self.sweep} if kind == "trials" else {})}
-        for row in rows:
-            key = tuple(row.get(part) for part in KEYS[kind])
-            if key not in known:
-                fresh.setdefault(key, {**own, **row})
-        return fresh
-
-    def _loaded(self, kind: Kind) -> _Written:
-        """Return what the store holds of a table, read from the files at first use."""
-        if kind not in self._written:
-            parts = self._map(kind, lambda file: (file.schema_arrow, file.read(columns=list(KEYS[kind]))))
-            for schema, _ in parts:
-                check_version(schema, kind)
-            extra = merge_extra(*(extra_of(schema, kind) for schema, _ in parts))
-            keys = {
-                key for _, table in parts for key in zip(*(c.to_pylist() for c in table.itercolumns()), strict=True)
-            }
-            self._written[kind] = _Written(keys, extra)
-            # an older version wrote some of the files, or a kill came between two replacements
-            if any(not schema.equals(schema_of(kind, extra)) for schema, _ in parts):
-                self._widen(kind, extra)
-        return self._written[kind]
-
-    def _write(self, kind: Kind, table: pa.Table) -> None:
-        written, extra = self._written[kind], extra_of(table.schema, kind)
-        if extra != written.extra:
-            self._widen(kind, extra)
-            written.extra = extra
-        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-        self._parts[kind].write(name, _parquet(table))
-
-    def _widen(self, kind: Kind, extra: Mapping[str, pa.DataType]) -> None:
-        folder, schema = self._parts[kind], schema_of(kind, extra)
-        for name in folder.names(".parquet"):
-            table = _read_part(folder, name, lambda file: file.read())
-            if not table.schema.equals(schema):
-                folder.write(name, _parquet(upgrade(table, kind, extra)))
-
-    def _read_all(self, kind: Kind) -> pa.Table:
-        tables = self._map(kind, lambda file: file.read())
-        extra = merge_extra(*(extra_of(table.schema, kind) for table in tables))
-        return pa.concat_tables([schema_of(kind, extra).empty_table(), *(upgrade(t, kind, extra) for t in tables)])
-
-    def _map(self, kind: Kind, read: Callable[[pq.ParquetFile], Any]) -> list[Any]:
-        """Apply ``read`` to each file of a table as a ParquetFile, in order of name, several at a time."""
-        folder = self._parts[kind]
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda name: _read_part(folder, name, read), folder.names(".parquet")))
-
-
-class RowWriter:
-    """Collects rows and hands them to a store at most every ``interval_s`` seconds, so that files are not tiny.
-
-    Only `add` and `flush` write: rows wait as long as neither is called. Once the row of a finished trial is written,
-    its checkpoint is removed. Threads may share a writer. Leaving the ``with`` block flushes.
-    """
-
-    def __init__(self, store: ResultsStore, interval_s: float = 2.0) -> None:
-        self.store = store
-        self.interval_s = interval_s
-        self._waiting: dict[Kind, list[Mapping[str, Any]]] = {kind: [] for kind in KEYS}
-        self._flushed_at = time.monotonic()
-        self._lock = threading.RLock()
-
-    def add(self, trials: Rows = (), history: Rows = (), predictions: Rows = ()) -> None:
-        """Take rows; flush if the interval has passed. Raises TypeError, and takes none, if a row does not fit."""
-        # found here, a bad row cannot hold back the good ones that wait beside it
-        given: dict[Kind, Rows] = {"trials": trials, "history": history, "predictions": predictions}
-        for kind, rows in given.items():
-            to_table(rows, kind)
-        with self._lock:
-            for kind, rows in given.items():
-                self._waiting[kind] += rows
-            if time.monotonic() - self._flushed_at >= self.interval_s:
-                self.flush()
-
-    def flush(self) -> None:
-        """Write all rows that wait. Raises OSError if the folder cannot be written; the rows then go on waiting."""
-        with self._lock:
-            self.store.append(**self._waiting)
-            finished = [row["trial_id"] for row in self._waiting["trials"] if row.get("status") in FINISHED]
-            self._waiting, self._flushed_at = {kind: [] for kind in KEYS}, time.monotonic()
-            for trial_id in finished:
-                self.store.delete_checkpoint(trial_id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.flush()
-
-
-def run_record(
-    command: str | Sequence[str],
-    settings: Mapping[str, Any],
-    extendable: Iterable[str],
-    data_fingerprint: str,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the record of a run that starts now: what `ResultsStore.create` writes to run.json.
-
-    Args:
-        command: The command line, as one string or as its words.
-        settings: The complete resolved settings; values that JSON does not know are written as strings.
-        extendable: Names of the settings that a later session of the same run may change.
-        data_fingerprint: Fingerprint of the data.
-        seed: Seed of the run.
-    """
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": command if isinstance(command, str) else shlex.join(command),
-        "settings": dict(settings),
-        "extendable": sorted(extendable),
-        "data_fingerprint": data_fingerprint,
-        "seed": seed,
-        "git": code(),
-        "versions": {"python": platform.python_version(), **libraries()},
-        "hardware": hardware(),
-        "started_at": datetime.now(UTC).isoformat(),
-    }
-
-
-def open_folder(results_dir: str | os.PathLike[str]) -> Folder:
-    """Return the folder of all results; raise InputError where no file system handles it."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the summary of a run and, if asked, write it with all rows to one file; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.results", description="Print the summary of a run.")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of the run, a path or a URI")
+    parser.add_argument("--export-json", metavar="FILE", help="write the run, the summary and all rows to one file")
+    parser.add_argument("--export-svg", metavar="FILE", help="write the summary as a picture")
+    args = parser.parse_args(argv)
     try:
-        return Folder(results_dir)
-    except Exception as error:  # every file system has errors of its own for a location it cannot reach
-        place = os.fspath(results_dir)
-        raise InputError(f"No file system can open {place!r} ({error}); give a local path or a URI.") from error
+        store = ResultsStore.open(args.run_dir)
+        summary = summarise(store)
+        if args.export_json:
+            _write(args.export_json, json.dumps(export(store, summary), allow_nan=False) + "\n")
+        if args.export_svg:
+            console = Console(record=True, file=io.StringIO(), force_terminal=True, width=100, highlight=False)
+            print_summary(summary, console=console)
+            _write(args.export_svg, console.export_svg(title="python -m sweeps.results"))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_summary(summary)
+    return 0
 
 
-def latest_attempts(trials: pa.Table) -> pa.Table:
-    """Return the row of the last attempt of each trial in a trials table, in the order of the table."""
-    best: dict[str, tuple[int, int]] = {}
-    keys = zip(trials["trial_id"].to_pylist(), trials["attempt"].to_pylist(), strict=True)
-    for index, (trial_id, attempt) in enumerate(keys):
-        best[trial_id] = max(best.get(trial_id, (attempt, index)), (attempt, index))
-    return trials.take(pa.array(sorted(index for _, index in best.values()), pa.int64()))
-
-
-@dataclass
-class _Written:
-    """What the files of one table hold: the keys of their rows and the extra columns they all have."""
-
-    keys: set[tuple[Any, ...]]
-    extra: dict[str, pa.DataType]
-
-
-def _read_part(folder: Folder, name: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
+def _write(path: str, text: str) -> None:
     try:
-        with folder.fs.open_input_file(folder.path(name)) as stream:
-            return read(pq.ParquetFile(stream))
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"{folder.path(name)} is not a readable Parquet file ({error}); move it away: what it held is done again."
-        ) from error
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        # an empty mapping stays a value, or its absence would go unseen
-        nested = isinstance(value, Mapping) and value
-        flat.update(_flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
-    return flat
+        Path(path).write_text(text)
+    except OSError as error:
+        raise InputError(f"{path!r} cannot be written ({error}); name another file.") from error
 
 
 if __name__ == "__main__":
-    # the summary reads this module: at the top the import would go round in a circle
-    from sweeps.summary import main
-
     sys.exit(main())

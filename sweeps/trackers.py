@@ -1,247 +1,27 @@
-"""Weights & Biases and TensorBoard as views of the rows: one background thread writes to them while the sweep runs.
+"""Log a run's results to Weights & Biases or TensorBoard, from its Parquet files.
 
-Rows come here as they go to the store. A tracker that fails or does not answer is dropped with a warning: it neither
-slows nor fails a sweep, and at the end it gets a limited time to finish. The record is the Parquet store; W&B runs can
-be made from it later, or again:
-
-    python -m sweeps.trackers RUN_DIR --wandb online [--per-trial]
+python -m sweeps.trackers RUN_DIR --wandb online [--wandb-per-trial]
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import math
-import queue
-import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from sweeps.results import ResultsStore
-from sweeps.summary import summarise
-from trainables.errors import InputError
-
-logger = logging.getLogger(__name__)
-
-PROJECT = "arc-sweeps"
-# what a tracker may take after the sweep's last row, in seconds
-CLOSE_S = 60.0
-# columns of a history row that say which row it is
-KEYS = ("run_id", "trial_id", "attempt", "task_id")
-
-Row = Mapping[str, Any]
-
-
-class Sink(Protocol):
-    """A tracker. Called from one thread; what it raises ends it alone."""
-
-    def rows(self, trials: Sequence[Row], history: Sequence[Row]) -> None:
-        """Take rows of trials that ended, and of epochs; those of a trial's epochs come first."""
-
-    def close(self) -> None:
-        """Take notice that the store is complete."""
-
-
-class Trackers:
-    """Hands rows to sinks on a thread of its own.
-
-    Args:
-        sinks: Functions that make them, called on that thread.
-        close_s: Seconds that `close` waits at most.
-
-    Attributes:
-        dropped: Sinks that failed.
-    """
-
-    def __init__(self, sinks: Sequence[Callable[[], Sink]], close_s: float = CLOSE_S) -> None:
-        self._queue: queue.SimpleQueue[tuple[Sequence[Row], Sequence[Row]] | None] = queue.SimpleQueue()
-        self._close_s = close_s
-        self.dropped = 0
-        # a daemon: a connection that hangs must not keep the command from ending
-        self._thread = threading.Thread(target=self._work, args=(list(sinks),), name="trackers", daemon=True)
-        if sinks:
-            self._thread.start()
-
-    def rows(self, trials: Sequence[Row], history: Sequence[Row]) -> None:
-        """Hand over rows, without waiting."""
-        if self._thread.is_alive() and (trials or history):
-            self._queue.put((trials, history))
-
-    def close(self) -> bool:
-        """Let the sinks finish; return whether they did in time."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join(self._close_s)
-            if self._thread.is_alive():
-                logger.warning(
-                    "The trackers did not finish within %.0f s; the results are complete. "
-                    "'python -m sweeps.trackers RUN_DIR --wandb online' logs them later.",
-                    self._close_s,
-                )
-        return not self._thread.is_alive()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-
-    def _work(self, makers: list[Callable[[], Sink]]) -> None:
-        sinks = [sink for sink in (self._guarded(make) for make in makers) if sink is not None]
-        while (item := self._queue.get()) is not None and sinks:
-            sinks = [sink for sink in sinks if self._guarded(lambda sink=sink: (sink.rows(*item),))]  # type: ignore[misc]
-        for sink in sinks:
-            self._guarded(sink.close)
-
-    def _guarded(self, act: Callable[[], Any]) -> Any:
-        try:
-            return act()
-        except Exception as error:
-            self.dropped += 1
-            logger.warning("A tracker was dropped (%s: %s); the results are complete.", type(error).__name__, error)
-            return None
-
-
-class WandbSweep:
-    """One W&B run for a sweep: its progress while it runs, then tables of trials and epochs, the report, the summary.
-
-    Args:
-        store: The run's results.
-        mode: ``offline`` (written beside the results, or to the home folder for remote ones) or ``online``.
-    """
-
-    def __init__(self, store: ResultsStore, mode: str) -> None:
-        self._store = store
-        self._run = _wandb_run(store, mode, id=store.run_id, name=store.run_id, group=store.sweep, resume="allow")
-        self._ended = 0
-
-    def rows(self, trials: Sequence[Row], history: Sequence[Row]) -> None:
-        """Log the trials that have ended and the mean of the epochs' numbers."""
-        self._ended += len(trials)
-        values: dict[str, list[float]] = {}
-        for row in history:
-            for name, value in _numbers(row).items():
-                values.setdefault(f"mean/{name}", []).append(value)
-        self._run.log({"trials": self._ended, **{name: sum(some) / len(some) for name, some in values.items()}})
-
-    def close(self) -> None:
-        """Log the tables, the report and the summary."""
-        import wandb
-
-        from dashboards import report
-
-        for name, table in (("trials", self._store.latest_trials()), ("history", self._store.history())):
-            # W&B's tables hold numbers and text
-            data = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
-            shown = wandb.Table(columns=table.column_names, data=data, allow_mixed_types=True)
-            self._run.log({f"{name}_table": shown})
-        self._run.log({"report": wandb.Html(report.page(report.content([self._store])), inject=False)})
-        self._run.summary.update(_numbers(summarise(self._store)))
-        self._run.finish()
-
-
-class WandbTrials:
-    """One W&B run for each trial, in a group named after the sweep's run, written when the trial has ended."""
-
-    def __init__(self, store: ResultsStore, mode: str) -> None:
-        self._store, self._mode = store, mode
-        self._history: dict[str, list[Row]] = {}
-
-    def rows(self, trials: Sequence[Row], history: Sequence[Row]) -> None:
-        """Keep epochs until their trial ends; then write its run."""
-        for row in history:
-            self._history.setdefault(row["trial_id"], []).append(row)
-        for row in trials:
-            name = f"{row['trial_id']}-{row['attempt']}"
-            identity = f"{self._store.run_id}-{name}"
-            run = _wandb_run(self._store, self._mode, id=identity, name=name, group=self._store.run_id)
-            for epoch in self._history.pop(row["trial_id"], []):
-                run.log(_numbers(epoch))
-            run.summary.update({**_numbers(row), "status": row["status"]})
-            run.finish(exit_code=int(row["status"] == "failed"))
-
-    def close(self) -> None:
-        """Nothing is left: every trial's run is finished with the trial."""
-
-
-class TensorBoard:
-    """Event files under ``tensorboard/<trial_id>`` in the run's folder, an epoch a step: ``tensorboard --logdir``."""
-
-    def __init__(self, store: ResultsStore) -> None:
-        if not store.folder.is_local:
-            raise ValueError(f"TensorBoard's files need a local --results-dir, not {store.folder.location}.")
-        self._root = Path(store.folder.root, "tensorboard")
-        self._writers: dict[str, Any] = {}
-
-    def rows(self, trials: Sequence[Row], history: Sequence[Row]) -> None:
-        """Write the epochs; a trial's file is open until it ends."""
-        from tensorboardX import SummaryWriter
-
-        for row in history:
-            if row["trial_id"] not in self._writers:
-                self._writers[row["trial_id"]] = SummaryWriter(str(self._root / row["trial_id"]))
-            for name, value in _numbers(row).items():
-                self._writers[row["trial_id"]].add_scalar(name, value, row["epoch"])
-        for row in trials:
-            if row["trial_id"] in self._writers:
-                self._writers.pop(row["trial_id"]).close()
-
-    def close(self) -> None:
-        """Close the files of trials that have not ended."""
-        for writer in self._writers.values():
-            writer.close()
-
-
-def sinks_for(store: ResultsStore, wandb: str, per_trial: bool, tensorboard: bool) -> list[Callable[[], Sink]]:
-    """Return what makes the sinks that the command line asks for; ``wandb`` is ``off``, ``offline`` or ``online``."""
-    sinks: list[Callable[[], Sink]] = []
-    if wandb != "off":
-        sinks.append(lambda: WandbTrials(store, wandb) if per_trial else WandbSweep(store, wandb))
-    if tensorboard:
-        sinks.append(lambda: TensorBoard(store))
-    return sinks
-
-
-def _wandb_run(store: ResultsStore, mode: str, **identity: str) -> Any:
-    import wandb
-
-    record = store.run() or {}
-    folder = store.folder.root if store.folder.is_local else Path.home()
-    return wandb.init(
-        project=PROJECT, job_type=store.sweep, mode=mode,  # type: ignore[arg-type]
-        dir=folder, config=record.get("settings"), reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=CLOSE_S / 2, x_disable_stats=True),
-        **identity,  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def _numbers(row: Row) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in row.items()
-        if name not in KEYS and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
-
-
-def _cell(value: Any) -> Any:
-    return value if isinstance(value, int | float | None) else str(value)
+from dashboards import report
+from sweeps.core import cli
+from sweeps.monitoring.trackers import Trackers, sinks_for
+from sweeps.store.store import ResultsStore
+from trainables.common.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from sweeps import cli
-
     parser = argparse.ArgumentParser(description="Log a run's results to Weights & Biases, from its Parquet files.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="<results-dir>/<sweep>/<run id>")
     cli.tracker_options(parser)
     args = parser.parse_args(argv)
     store = ResultsStore.open(args.run_dir)
-    sinks = sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard)
+    sinks = sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard, report.render)
     if not sinks:
         raise InputError("There is nothing to log to; give --wandb offline, --wandb online or --tensorboard.")
     trackers = Trackers(sinks, close_s=3600)
@@ -250,6 +30,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from sweeps import cli
-
     cli.run_main(main)

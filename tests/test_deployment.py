@@ -18,7 +18,8 @@ from ray.autoscaler._private.aws.config import _create_default_inbound_rules
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from sweeps import atomic_lora
-from sweeps.cli import common_parser, task_options
+from sweeps.core.arc_options import task_options
+from sweeps.core.cli import common_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())

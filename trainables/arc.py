@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 COLOURS = 10
 ROW_END, BOS, EOS, PAD = 10, 11, 12, 13

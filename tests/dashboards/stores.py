@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sweeps.results import ResultsStore, run_record
+from sweeps.store.record import run_record
+from sweeps.store.store import ResultsStore
 
 START = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
 # what a browser would run, or Plotly read as markup, if any part of the page let it

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.metrics import COUNTERS, GAUGES
+from sweeps.monitoring.metrics import COUNTERS, GAUGES
 from tests.sweeps.tiny import save_tiny_champion
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ import pytest
 
 from dashboards.report import content, embedded, main, page
 from dashboards.report_server import ReportServer
-from sweeps.results import ResultsStore
+from sweeps.store.store import ResultsStore
 from tests.dashboards.stores import (
     HOSTILE,
     new_store,

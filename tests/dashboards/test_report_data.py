@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dashboards.report_data import comparison, conclusion, differing, gather
-from sweeps.results import ResultsStore
-from sweeps.summary import summarise
+from sweeps.store.store import ResultsStore
+from sweeps.store.summary import summarise
 from tests.dashboards.stores import answers, curve, new_store, plain_run, pool_run, scores, search_run, trial
 
 

@@ -11,7 +11,8 @@ from ray.dashboard.modules.job.cli import job_cli_group
 from ray.scripts.scripts import cli as ray_cli
 
 from sweeps import atomic_lora, preflight
-from sweeps.cli import common_parser, task_options
+from sweeps.core.arc_options import task_options
+from sweeps.core.cli import common_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.results import ResultsStore
+from sweeps.store.store import ResultsStore
 
 duckdb = pytest.importorskip("duckdb")
 

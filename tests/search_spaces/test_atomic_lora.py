@@ -4,7 +4,7 @@ import pytest
 
 from search_spaces.atomic_lora import DEFAULT_SWEEP, SPACE
 from trainables.atomic_lora.config import AdapterConfig
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 def test_every_preset_and_its_sweep_is_valid():

@@ -8,7 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from search_spaces.atomic_lora_search import SPACE, stratified_panel
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 CATEGORIES = {f"t{i:03}": "A" if i < 60 else "B" if i < 90 else "C" for i in range(100)}
 SIZES = {task: (37 * i) % 100 for i, task in enumerate(CATEGORIES)}

@@ -4,7 +4,7 @@ import pytest
 
 from search_spaces.champion import SPACE
 from trainables.atomic_lora.config import ChampionConfig
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 def test_every_preset_is_valid_and_full_is_published():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from search_spaces.recursive_reasoner import SPACE
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.puzzles.kinds import KINDS
 from trainables.recursive_reasoner.config import ReasonerConfig
 

@@ -22,7 +22,7 @@ from search_spaces.settings import (
     sample_configs,
 )
 from search_spaces.space import extremes
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 @dataclass(frozen=True)

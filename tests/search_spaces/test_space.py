@@ -10,7 +10,7 @@ from ray.tune.search.sample import Categorical, choice, loguniform, randint, sam
 
 from search_spaces.settings import Ablation, SettingError
 from search_spaces.space import Preset, SearchSpace, extremes, require_above_zero, require_at_least
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from trainables.jobs import Job, JobQueue, Report
+from trainables.common.jobs import Job, JobQueue, Report
 
 
 def make_job(name: str, task: str = "task", sample: int = 0, **config: Any) -> Job:

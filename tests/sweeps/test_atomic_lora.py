@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sweeps import atomic_lora, atomic_lora_search
-from sweeps.cli import run_main
+from sweeps.core.cli import run_main
 from tests.sweeps.tiny import ROOT, SMALLEST, TINY, rows, save_tiny_champion
 from tests.trainables.atomic_lora.language_models import save_llama, save_qwen2
 from trainables.arc import load_tasks

@@ -34,7 +34,7 @@ def test_the_upload_holds_the_code_and_no_results_caches_or_environments(tmp_pat
         "dist/x.whl",
         "ray_lora_sweeps.egg-info/PKG-INFO",
     )
-    taken = ("sweeps/cli.py", "trainables/atomic_lora/base/champion.safetensors", "pyproject.toml")
+    taken = ("sweeps/core/cli.py", "trainables/atomic_lora/base/champion.safetensors", "pyproject.toml")
     for name in (*left_behind, *taken):
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_text("content")

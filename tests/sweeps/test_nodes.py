@@ -14,12 +14,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from sweeps.cluster import connect
-from sweeps.pool import run_pool_sweep
+from sweeps.backend.cluster import connect
+from sweeps.backend.pool.driver import run_pool_sweep
 from tests.sweeps.head import Head, free_port
 from tests.sweeps.stub_pool import make_job
-from trainables.errors import InputError
-from trainables.jobs import Report
+from trainables.common.errors import InputError
+from trainables.common.jobs import Report
 
 pytestmark = pytest.mark.slow
 

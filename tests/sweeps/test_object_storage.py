@@ -12,10 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sweeps.results import ResultsStore, RowWriter, run_record
+from sweeps.store.record import run_record
+from sweeps.store.store import ResultsStore, RowWriter
 from tests.sweeps.tiny import ROOT, SMALLEST, save_tiny_champion
 from trainables.atomic_lora.model import load_champion
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 
 def trial(name: str, status: str = "success", attempt: int = 1, **columns: object) -> dict[str, object]:

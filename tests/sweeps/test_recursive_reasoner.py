@@ -130,7 +130,7 @@ def test_a_mixture_from_shards_leaves_a_row_with_the_accuracy_of_each_modality(t
 def test_bad_input_is_one_sentence(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from sweeps import cli
+    from sweeps.core import cli
     from sweeps.recursive_reasoner import main
 
     with pytest.raises(SystemExit) as end:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from trainables import arc
 from trainables.arc import BOS, EOS, PAD, ROW_END, Example, Grid, Pair, Task
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 RE_ARC = Path(__file__).parents[2].parent / "shared" / "re_arc"
 

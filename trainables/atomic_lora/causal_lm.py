@@ -36,10 +36,10 @@ from trainables.atomic_lora.config import HUB
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.loss import cell_hits, row_losses
 from trainables.atomic_lora.workload import ArcWorkload
-from trainables.errors import InputError
-from trainables.folder import Folder
+from trainables.common.errors import InputError
+from trainables.common.folder import Folder
+from trainables.common.precision import has_fast_bf16
 from trainables.pack.plan import Size
-from trainables.precision import has_fast_bf16
 
 # the marks before an input and before an output follow the tokens of grids
 INPUT, OUTPUT = VOCABULARY, VOCABULARY + 1

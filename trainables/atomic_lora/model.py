@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from trainables.arc import BOS, MAX_SIDE, PAD, VOCABULARY
 from trainables.atomic_lora.config import ChampionConfig
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 ROLES = 2
 # heads below this many numbers make attention mostly exponentials

@@ -21,11 +21,11 @@ from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Champion, save_champion
-from trainables.context import Run
-from trainables.folder import Folder
-from trainables.monitor import ComponentMonitor
-from trainables.precision import has_fast_bf16
-from trainables.schedules import cosine_warm_restarts
+from trainables.common.context import Run
+from trainables.common.folder import Folder
+from trainables.common.monitor import ComponentMonitor
+from trainables.common.precision import has_fast_bf16
+from trainables.common.schedules import cosine_warm_restarts
 
 # tokens of all views of one pair in an epoch, where ``views_per_pair`` allows more than one
 VIEW_TOKENS = 400

@@ -15,12 +15,12 @@ from trainables.arc import Example, Task, fingerprint, load_tasks, training_exam
 from trainables.atomic_lora.config import HUB
 from trainables.atomic_lora.model import load_champion
 from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
-from trainables.context import Run
-from trainables.folder import Folder
-from trainables.jobs import JobQueue
+from trainables.common.context import Run
+from trainables.common.folder import Folder
+from trainables.common.jobs import JobQueue
+from trainables.common.precision import has_fast_bf16
 from trainables.pack.engine import PackEngine
 from trainables.pack.probe import probe_slots
-from trainables.precision import has_fast_bf16
 
 # adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md), and a
 # trial's process takes seconds to start; on a GPU as many as a timing finds, at most this many

@@ -44,8 +44,8 @@ from trainables.atomic_lora.layout import Layout, attention_groups
 from trainables.atomic_lora.loss import cell_hits, row_losses
 from trainables.atomic_lora.model import Base, mean_of_pairs, mean_of_tokens
 from trainables.atomic_lora.prefixes import Prefixes
-from trainables.folder import Folder
-from trainables.jobs import Job
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job
 from trainables.pack.bank import AdapterPack, to_device
 from trainables.pack.batching import COSTS, BatchCost
 from trainables.pack.checkpoint import Factors, save_peft

@@ -6,7 +6,7 @@ batch, `optimizer` updates them, `probe` finds how many fit, `checkpoint` writes
 format. Nothing here knows a model family, Ray or a file format of data.
 """
 
-from trainables.jobs import Job, ListQueue, Report
+from trainables.common.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack
 from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import Factors, save_peft

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.errors import InputError, did_you_mean
+from trainables.common.errors import InputError, did_you_mean
 
 Path = Literal["bmm", "runs", "loop"]
 # rows start to end of a batch, which belong to one slot: (slot, start, end)

@@ -25,16 +25,16 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from trainables.folder import Folder
-from trainables.jobs import Job, JobQueue, Report, Status
-from trainables.monitor import DeadComponentError, require_gradients
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, JobQueue, Report, Status
+from trainables.common.monitor import DeadComponentError, require_gradients
+from trainables.common.schedules import DECAYS
 from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.pack.batching import BatchCost, group
 from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
 from trainables.pack.optimizer import SlotStep, StackedAdamW
 from trainables.pack.plan import Evaluation, Workload
 from trainables.pack.slots import KEPT, EngineStats, Finished, Row, Slot
-from trainables.schedules import DECAYS
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from trainables.jobs import Job
+from trainables.common.jobs import Job
 from trainables.pack.checkpoint import Factors
 
 E = TypeVar("E")

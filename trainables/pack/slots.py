@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from trainables.jobs import Job
+from trainables.common.jobs import Job
 from trainables.pack.plan import AdapterPlan, Size
 
 # what a rung checkpoint keeps of a `Slot` beside its tensors

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainables.errors import InputError, did_you_mean
+from trainables.common.errors import InputError, did_you_mean
 from trainables.puzzles import arc_grids, mazes, sudoku, views
 from trainables.puzzles.puzzles import Puzzles
 

@@ -1,7 +1,7 @@
 """Puzzles in Parquet shards, each a pure function of its plan and index.
 
 A shard is written whole or not at all, so a build that was killed goes on with the shards that are missing. Each holds
-the fingerprint of its rows, which is checked when it is read. Who draws shards in parallel is `sweeps.datasets`.
+the fingerprint of its rows, which is checked when it is read. Who draws shards in parallel is `sweeps.backend.shards`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainables.errors import InputError
-from trainables.folder import Folder
+from trainables.common.errors import InputError
+from trainables.common.folder import Folder
 from trainables.puzzles.kinds import Kind
 from trainables.puzzles.puzzles import HELD_OUT_ONE_IN, Puzzles
 

@@ -13,7 +13,7 @@ NOT_IDENTITY = ("eval_every", "checkpoint_every", "keep_checkpoints", "compile",
 class ReasonerConfig:
     """The model, its halting and planner, and its training. Defaults: TRM on Sudoku-Extreme.
 
-    A "schedule" below is a text that `trainables.schedules.Schedule.parse` reads.
+    A "schedule" below is a text that `trainables.common.schedules.Schedule.parse` reads.
 
     Attributes:
         mixer: What mixes cells: self-attention with rotary positions, or a SwiGLU across the sequence.

@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from trainables.errors import InputError
-from trainables.folder import Folder
+from trainables.common.errors import InputError
+from trainables.common.folder import Folder
 from trainables.puzzles import arc_grids
 from trainables.puzzles.kinds import Kind, kind_of
 from trainables.puzzles.puzzles import Puzzles, collect, mix, random_keys
@@ -77,7 +77,7 @@ def load_dataset(name: str, config: ReasonerConfig, seed: int = 0, folder: str |
         name: One of `trainables.puzzles.kinds.KINDS`.
         config: Says how many puzzles, and how large mazes are.
         seed: Of the generator.
-        folder: Of the shards that `sweeps.datasets` built of it; None generates the puzzles here.
+        folder: Of the shards that `sweeps.backend.shards` built of it; None generates the puzzles here.
 
     Raises:
         InputError: If the name is unknown, there are not as many puzzles, or a shard is missing or damaged.

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.puzzles import views
 from trainables.recursive_reasoner.capsules import CapsuleFrontEnd
 from trainables.recursive_reasoner.config import ReasonerConfig

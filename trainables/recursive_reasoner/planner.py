@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from trainables.common.schedules import Schedule
 from trainables.recursive_reasoner.config import ReasonerConfig
-from trainables.schedules import Schedule
 
 # f(hidden, injection), both [N, S, D]
 Update = Callable[[Tensor, Tensor], Tensor]

@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from trainables.checkpoints import Checkpoints, Note, require_same
-from trainables.context import Run
-from trainables.folder import Folder
+from trainables.common.checkpoints import Checkpoints, Note, require_same
+from trainables.common.context import Run
+from trainables.common.folder import Folder
 from trainables.recursive_reasoner.config import NOT_IDENTITY, ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, load_dataset
 from trainables.recursive_reasoner.trainer import Trainer

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.monitor import ComponentMonitor, require_movement
-from trainables.precision import has_fast_bf16
+from trainables.common.monitor import ComponentMonitor, require_movement
+from trainables.common.precision import has_fast_bf16
+from trainables.common.schedules import Schedule, total_steps, warm_up
 from trainables.recursive_reasoner import evaluation
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, Stream
@@ -37,7 +38,6 @@ from trainables.recursive_reasoner.halting import (
 from trainables.recursive_reasoner.loss import log_stablemax, row_losses, score
 from trainables.recursive_reasoner.model import Reasoner, State
 from trainables.recursive_reasoner.planner import hint_share
-from trainables.schedules import Schedule, total_steps, warm_up
 
 # weight of the halting loss, as published
 HALTING_WEIGHT = 0.5

@@ -24,10 +24,10 @@ from trainables.atomic_lora.causal_lm import INPUT, OUTPUT, TEXT, CausalLMWorklo
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.train import train_adapters
-from trainables.context import PlainRun
-from trainables.errors import InputError
-from trainables.folder import Folder
-from trainables.jobs import Job, ListQueue
+from trainables.common.context import PlainRun
+from trainables.common.errors import InputError
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, ListQueue
 from trainables.pack.checkpoint import Factors
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation

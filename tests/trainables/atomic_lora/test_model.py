@@ -20,7 +20,7 @@ from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Champion, GridBatch, attend, attend_by_products, load_champion, save_champion
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 TINY = ChampionConfig(
     width=16, heads=2, feedforward=24, decoder_layers=2, context_width=8, context_heads=2, context_feedforward=16

@@ -18,9 +18,9 @@ from trainables.atomic_lora.config import ChampionConfig
 from trainables.atomic_lora.data import example_tokens
 from trainables.atomic_lora.model import Champion, load_champion
 from trainables.atomic_lora.pretrain import epoch_batches, first_cycle, pretrain, steps_per_epoch, views_of
-from trainables.context import PlainRun
-from trainables.monitor import DeadComponentError
-from trainables.schedules import cosine_warm_restarts
+from trainables.common.context import PlainRun
+from trainables.common.monitor import DeadComponentError
+from trainables.common.schedules import cosine_warm_restarts
 
 TINY = ChampionConfig(
     width=16,

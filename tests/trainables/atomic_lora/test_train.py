@@ -27,10 +27,10 @@ from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
 from trainables.atomic_lora.train import choose_slots, train_adapters
 from trainables.atomic_lora.workload import MULTIPLE, ChampionWorkload, adapter_config, split_pairs
-from trainables.context import PlainRun
-from trainables.errors import InputError
-from trainables.folder import Folder
-from trainables.jobs import Job, ListQueue
+from trainables.common.context import PlainRun
+from trainables.common.errors import InputError
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, ListQueue
 from trainables.pack.bank import AdapterBank, initial_factors
 from trainables.pack.batching import BatchCost
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tests.trainables.pack.tiny import INPUTS, net
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.pack.bank import AdapterBank, AdapterPack, Path, initial_factors
 
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests.trainables.pack.tiny import TinyWorkload, Trained, distance, job, same, train
-from trainables.folder import Folder
-from trainables.jobs import Job, ListQueue, Report
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, ListQueue, Report
 from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import parse_slot
 

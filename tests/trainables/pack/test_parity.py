@@ -27,8 +27,8 @@ from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.model import Base, Champion
 from trainables.atomic_lora.workload import ChampionWorkload
-from trainables.folder import Folder
-from trainables.jobs import Job, ListQueue, Report
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack, initial_factors
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.engine import PackEngine

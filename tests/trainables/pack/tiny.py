@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from trainables.folder import Folder
-from trainables.jobs import Job, ListQueue, Report
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, ListQueue, Report
 from trainables.pack.bank import AdapterPack, Path
 from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import Factors

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainables.errors import InputError
-from trainables.folder import Folder
+from trainables.common.errors import InputError
+from trainables.common.folder import Folder
 from trainables.puzzles.kinds import Kind
 from trainables.puzzles.puzzles import Puzzles
 from trainables.puzzles.shards import Plan

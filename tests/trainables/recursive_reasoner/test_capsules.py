@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.puzzles.kinds import Kind
 from trainables.puzzles.views import MODALITIES
 from trainables.recursive_reasoner.capsules import CapsuleFrontEnd

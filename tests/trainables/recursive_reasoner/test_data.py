@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 from trainables.puzzles import mazes, sudoku
 from trainables.puzzles.kinds import KINDS
 from trainables.recursive_reasoner.config import ReasonerConfig

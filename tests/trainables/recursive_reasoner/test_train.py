@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.context import PlainRun
-from trainables.errors import InputError
-from trainables.monitor import DeadComponentError, FrozenScheduleError
+from trainables.common.context import PlainRun
+from trainables.common.errors import InputError
+from trainables.common.monitor import DeadComponentError, FrozenScheduleError
+from trainables.common.schedules import Schedule
 from trainables.puzzles import sudoku
 from trainables.puzzles.views import MODALITIES
 from trainables.recursive_reasoner import trainer as module
@@ -25,7 +26,6 @@ from trainables.recursive_reasoner.model import Reasoner
 from trainables.recursive_reasoner.planner import hint_share
 from trainables.recursive_reasoner.train import train_loop
 from trainables.recursive_reasoner.trainer import Trainer, schedules_of
-from trainables.schedules import Schedule
 
 # 8 steps an epoch
 TINY = ReasonerConfig(

@@ -1,0 +1,179 @@
+"""What the report shows of recursive reasoners: accuracy against steps, an ablation table, puzzles step by step.
+
+The trials of all runs on a page are taken together, since variants may have been trained by commands of their own, but
+only those on the same puzzles. Trials that ASHA stopped are left out: they trained for less long.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sweeps.store.store import ResultsStore
+from sweeps.store.summary import json_value
+from trainables.recursive_reasoner.config import NOT_IDENTITY
+
+Trial = dict[str, Any]
+BASELINES = {"metric/direct_exact_accuracy": "direct prediction", "metric/majority_exact_accuracy": "majority"}
+# 97.5 % quantile of Student's t by degrees of freedom, from 1; beyond, the last one is a little too wide
+T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+# of all pictures on a page together: about 1 MB
+PICTURE_CELLS = 1_000_000
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def reasoners(stores: Sequence[ResultsStore]) -> list[dict[str, Any]]:
+    """Return what the successful reasoners of these runs came to, for each dataset; empty where there is none.
+
+    ``trials`` are points by run and place in it, ``front`` says which no other beats in both steps and accuracy.
+    ``variants`` are the trials of the same settings but for the seed, each with the ``changes`` against ``reference``:
+    the value of each differing setting that most variants have. ``pictures`` is what `pictures` returns.
+    """
+    every = [trial for number, store in enumerate(stores) for trial in _trials(store, number)]
+    # a trial that two runs have is no second seed
+    trials = list({tuple(str(t[name]) for name in ("dataset", "config", "seed", "data")): t for t in every}.values())
+    found = []
+    for dataset in dict.fromkeys(trial["dataset"] for trial in trials):
+        some = [trial for trial in trials if trial["dataset"] == dataset]
+        reference, variants = ablation(some)
+        beaten = front(some)
+        found.append(
+            {
+                "dataset": dataset,
+                "trials": [
+                    {name: trial[name] for name in ("run", "place", "halting", "steps", "exact", "variant")}
+                    | {"front": ahead}
+                    for trial, ahead in zip(some, beaten, strict=True)
+                ],
+                "baselines": [
+                    {"name": name, "exact": statistics.fmean(values)}
+                    for column, name in BASELINES.items()
+                    if (values := [trial[column] for trial in some if trial[column] is not None])
+                ],
+                "reference": reference,
+                "variants": variants,
+                "pictures": pictures(stores, some, dataset),
+            }
+        )
+    return json_value(found)
+
+
+def front(trials: Sequence[Mapping[str, float]]) -> list[bool]:
+    """Return for each trial whether no other one has as high an ``exact`` accuracy in as few ``steps``, or better."""
+
+    def beats(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+        no_worse = one["steps"] <= other["steps"] and one["exact"] >= other["exact"]
+        return no_worse and (one["steps"], one["exact"]) != (other["steps"], other["exact"])
+
+    return [not any(beats(other, trial) for other in trials) for trial in trials]
+
+
+def ablation(trials: Sequence[Trial]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the reference settings and the variants of trials, the reference first; note in each trial its variant.
+
+    Args:
+        trials: With ``config`` (the settings that count), ``seed``, ``exact`` and ``steps``.
+    """
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(json.dumps(trial["config"], sort_keys=True), []).append(trial)
+    configs = [members[0]["config"] for members in groups.values()]
+    names = [name for name in configs[0] if len({json.dumps(config.get(name)) for config in configs}) > 1]
+    reference = {name: _most_common(config.get(name) for config in configs) for name in names}
+
+    def changes(members: Sequence[Trial]) -> dict[str, Any]:
+        config = members[0]["config"]
+        return {name: config.get(name) for name in names if config.get(name) != reference[name]}
+
+    ordered = sorted(groups.values(), key=lambda members: bool(changes(members)))
+    for number, members in enumerate(ordered):
+        for trial in members:
+            trial["variant"] = number
+    return reference, [
+        {
+            "changes": changes(members),
+            "seeds": len(members),
+            **{name: interval([trial[name] for trial in members]) for name in ("exact", "steps")},
+        }
+        for members in ordered
+    ]
+
+
+def interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean of independent values, and half the width of its 95 % interval by Student's t (None for one)."""
+    half = None
+    if len(values) > 1:
+        quantile = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES)) - 1]
+        half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": statistics.fmean(values), "half": half}
+
+
+def pictures(stores: Sequence[ResultsStore], trials: Sequence[Trial], dataset: str) -> dict[str, Any]:
+    """Return some held-out puzzles with the answer after each step, of the lowest seed of each variant.
+
+    A grid is its tokens in base 36. ``answered`` is the step at which the rule halted. ``left_out`` counts the
+    variants that had no room.
+    """
+    shown: dict[int, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: (trial["variant"], trial["seed"])):
+        shown.setdefault(trial["variant"], trial)
+    found: list[dict[str, Any]] = []
+    side, cells, left_out = 0, 0, 0
+    for variant, trial in shown.items():
+        data = stores[trial["run"]].folder.sub(f"models/{trial['trial_id']}").read("solved.json")
+        if data is None:
+            continue
+        solved = json.loads(data)
+        side = solved["side"]
+        # written since expansions are told from answers
+        answered = solved.get("answered", solved["steps"])
+        puzzles = [
+            {"input": _grid(given, side), "target": _grid(target, side), "answers": [_grid(a, side) for a in answers],
+             "answered": count}
+            for given, target, answers, count in zip(
+                solved["inputs"], solved["targets"], solved["answers"], answered, strict=True
+            )
+        ]  # fmt: skip
+        cells += sum(side * side * (2 + len(puzzle["answers"])) for puzzle in puzzles)
+        if cells > PICTURE_CELLS:
+            left_out += 1
+        else:
+            found.append({"variant": variant, "run": trial["run"], "place": trial["place"], "puzzles": puzzles})
+    kind = dataset if dataset in ("maze", "arc") else "sudoku"
+    return {"kind": kind, "side": side, "solved": found, "left_out": left_out}
+
+
+def _trials(store: ResultsStore, number: int) -> list[Trial]:
+    return [
+        {
+            "run": number,
+            "place": place,
+            "trial_id": row["trial_id"],
+            "seed": row["seed"],
+            "dataset": row["dataset"],
+            "data": row["data_fingerprint"],
+            "halting": row["halting"],
+            "exact": row["exact_accuracy"],
+            "steps": row["mean_steps"],
+            "config": {name: value for name, value in json.loads(row["config"]).items() if name not in NOT_IDENTITY},
+            **{column: row.get(column) for column in BASELINES},
+        }
+        for place, row in enumerate(store.latest_trials().to_pylist())
+        if row["status"] == "success" and row["exact_accuracy"] is not None and row["mean_steps"] is not None
+    ]
+
+
+def _most_common(values: Iterable[Any]) -> Any:
+    ((text, _),) = Counter(json.dumps(value) for value in values).most_common(1)
+    return json.loads(text)
+
+
+def _grid(tokens: Sequence[int], side: int) -> str | None:
+    return "".join(DIGITS[token] for token in tokens) if len(tokens) == side * side else None

@@ -1,0 +1,288 @@
+"""Connect a sweep to Ray: start a cluster of its own on this machine, or attach to one that was named.
+
+A sweep never attaches to a cluster that merely happens to run on the machine: only `--address` or ``RAY_ADDRESS`` do
+that. Several sweeps may start at once, each with its own cluster. Starting clusters of many machines is not covered
+here: see ``cluster.yaml``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+from trainables.common.environment import TRAINING_ENVIRONMENT
+from trainables.common.errors import InputError
+
+# the label that autoscalers, Ray's own and KubeRay's, put on every node, the head included
+NODE_GROUP = "ray.io/node-group"
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("sweeps", "search_spaces", "trainables")
+
+# read by the driver, Tune's trials, Train's controller and its workers, so it goes into this process and all others
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows go to Parquet; Tune's own loggers double the cost of a result
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stop_on_signals handles it, and SIGTERM too
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the results store is the ledger, Tuner.restore is not used
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the command line stay valid
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # or the dashboard's Train page answers with error 500
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    **TRAINING_ENVIRONMENT,
+}
+
+
+@dataclass(frozen=True)
+class ClusterInfo:
+    """What a sweep may use.
+
+    Attributes:
+        address: ``host:port`` of the cluster.
+        local: Whether this process started it.
+        num_gpus: GPUs to use.
+        num_cpus: CPUs in the cluster.
+        memory: Memory that Ray gives to tasks and actors, in bytes.
+        nodes: Machines in the cluster.
+        grows: Whether an autoscaler starts machines when something waits for them.
+        state_api: Whether Ray's State API answers. Without it Train does not free the GPUs of a trial that is stopped.
+        dashboard_url: Where the dashboard is, None where there is none.
+    """
+
+    address: str
+    local: bool
+    num_gpus: int
+    num_cpus: int
+    memory: int
+    nodes: int
+    grows: bool
+    state_api: bool
+    dashboard_url: str | None
+
+    def pool_workers(self, worker_bytes: int) -> int:
+        """Return one for each GPU, or one for each CPU but one as far as ``worker_bytes`` of memory are there for each.
+
+        Two cores train more adapters with a worker each than with one worker of two threads (``docs/log.md``).
+        """
+        return self.num_gpus or max(1, min(self.num_cpus - 1, self.memory // worker_bytes))
+
+
+@contextlib.contextmanager
+def connect(
+    address: str | None = None,
+    num_gpus: int | None = None,
+    num_cpus: int | None = None,
+    *,
+    log_to_driver: bool = False,
+) -> Iterator[ClusterInfo]:
+    """Connect to Ray for the length of a ``with`` block, and shut down or leave the cluster at its end.
+
+    Args:
+        address: ``host:port``, ``auto`` or ``ray://...`` of a running cluster; ``local`` starts one whatever
+            ``RAY_ADDRESS`` says; None starts one unless ``RAY_ADDRESS`` is set.
+        num_gpus: GPUs to use, None for all that there are.
+        num_cpus: CPUs of a cluster that is started here, None for all; ignored when attaching.
+        log_to_driver: Print what remote processes print.
+
+    Raises:
+        InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, or the address does
+            not answer.
+    """
+    if num_gpus is not None and num_gpus < 0:
+        raise InputError(f"--num-gpus is {num_gpus}; give 0 to use the CPU, or the number of GPUs to use.")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
+    before = dict(os.environ)
+    aside: str | None = None
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
+    try:
+        if local:
+            aside = _start(options, num_gpus, num_cpus)
+        else:
+            _attach(address, options)
+        yield _info(local, num_gpus)
+    finally:
+        ray.shutdown()
+        if aside:
+            shutil.rmtree(aside, ignore_errors=True)
+        _restore_environment(before)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Set an event on SIGTERM or Ctrl-C, for the length of a ``with`` block; a second signal interrupts at once.
+
+    Enter it after `connect`, because ``ray.init`` installs a SIGTERM handler of its own. Outside the main thread
+    nothing is installed.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, handle) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
+
+
+def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) -> str | None:
+    """Start a cluster on this machine; return a folder to remove at the end, if one was needed."""
+    _refuse_missing_gpus(num_gpus, _gpus_here(), "this machine")
+    _ensure_token()
+    # nothing here is preempted, and the watcher is one more process for each Train run
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # one CPU for each pool worker and something left for the trials, or neither would ever start
+    cpus = num_cpus or max(len(os.sched_getaffinity(0)), num_gpus or 1) + 1
+    # Ray warns on the terminal about four times as many processes as it starts at once, by default as there are CPUs
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, cpus)))
+    aside = None
+    if os.path.exists("/tmp/ray") and not os.access("/tmp/ray", os.W_OK):
+        # another user's; sockets need a short path, so TMPDIR is no choice
+        aside = options["_temp_dir"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    # the cluster's processes inherit what is set here, at no cost; a runtime_env would keep Ray from using the workers
+    # that it starts ahead
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # the State API looks for a cluster by itself, and fails when it finds two on one machine, unless it is told
+    port = _free_port()
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+    ray.init(address="local", num_cpus=cpus, **options)
+    return aside
+
+
+def in_job() -> bool:
+    """Whether ``ray job submit`` started this process: its working directory is Ray's copy, removed after the job."""
+    return RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ
+
+
+def _attach(address: str, options: dict[str, Any]) -> None:
+    # Ray refuses a variable that the job's own runtime environment sets as well
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    runtime_env: dict[str, Any] = {"env_vars": {n: os.environ[n] for n in ENVIRONMENT if n not in given}}
+    if not in_job():
+        # a submitted job brings its working directory; without one the other machines get the code from here
+        runtime_env["py_modules"] = [str(ROOT / name) for name in PACKAGES]
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdecimal():
+            # Ray itself tries for many minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(address=address, runtime_env=runtime_env, **options)
+    except (OSError, ValueError) as error:
+        ray.shutdown()
+        raise InputError(
+            f"No Ray cluster answers at {address!r} ({error}); leave --address out to start one, and set "
+            "RAY_AUTH_MODE=token if it is there and asks for a token."
+        ) from error
+
+
+def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
+    resources = ray.cluster_resources()
+    there = int(resources.get("GPU", 0))
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    grows = any(NODE_GROUP in node["Labels"] for node in nodes)
+    if not grows:
+        _refuse_missing_gpus(num_gpus, there, "this machine" if local else "the cluster")
+    context = ray.get_runtime_context()
+    url = ray._private.worker.get_dashboard_url()
+    return ClusterInfo(
+        address=context.gcs_address,
+        local=local,
+        num_gpus=there if num_gpus is None else num_gpus,
+        num_cpus=int(resources.get("CPU", 0)),
+        memory=int(resources.get("memory", 0)),
+        nodes=len(nodes),
+        grows=grows,
+        state_api=_state_api_answers(context.gcs_address),
+        dashboard_url=f"http://{url}" if url else None,
+    )
+
+
+def _refuse_missing_gpus(asked: int | None, there: int, where: str) -> None:
+    if asked is not None and asked > there:
+        raise InputError(f"--num-gpus is {asked}, but {where} has {there}; give {there} or less, or leave it out.")
+
+
+def _gpus_here() -> int:
+    """Return how many GPUs Ray will find on this machine, without starting it."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    there = manager.get_current_node_num_accelerators()
+    return there if visible is None else min(there, len(visible))
+
+
+def _state_api_answers(address: str) -> bool:
+    from ray.util.state import list_nodes
+
+    try:
+        return bool(list_nodes(address=address, timeout=20))
+    except Exception as error:
+        logging.getLogger(__name__).warning("Ray's State API does not answer: %s", error)
+        return False
+
+
+def _ensure_token() -> None:
+    """Provide the token that clusters started by ``ray.init`` ask for, before Ray does.
+
+    Ray writes ``~/.ray/auth_token`` without a lock: of two first starts at once, one is locked out of its own cluster.
+    And it fails where the home folder cannot be written.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and os.access(token, os.R_OK):
+        return
+    aside = token.with_name(f".auth_token-{os.getpid()}")
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(secrets.token_hex(32))
+        aside.chmod(0o600)
+        try:
+            os.link(aside, token)
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)

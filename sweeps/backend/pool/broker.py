@@ -1,0 +1,404 @@
+"""The broker between Tune's trials and the workers of the adapter pool: a plain asyncio class that runs as a Ray actor.
+
+Jobs go from the driver through the broker to the workers; reports come back on two ways. The complete report goes to
+the driver, which stores it; the trial gets only the epoch and the loss of each rung, or of the last where nothing
+judges it, so that Tune's state stays small.
+A job is in exactly one of three places: the queue, a worker, or the set of finished jobs; a worker that (re)starts
+first registers, which puts the jobs of its previous life back at the head of the queue. What a unit is: the jobs of one
+Tune trial, one for a sweep over tasks, several for a panel of tasks.
+
+`sweeps.backend.pool.queue` is the workers' side. Nothing here knows Tune or Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trainables.common.jobs import Job, Report
+
+# a job that is in progress each time its worker dies, this often and with no report in between, is taken for the cause
+MAX_DEATHS = 3
+# a worker that starts this often in a row without any report will not get better by starting again; it is more than
+# MAX_DEATHS + 1, so that a worker gets to work once without the job that killed it
+MAX_BARREN_STARTS = 5
+
+
+@dataclass
+class _Live:
+    job: Job
+    unit: str
+    token: int | None = None  # the registration of the worker that has it, None in the queue
+    deaths: int = 0
+    cancelled: bool = False
+    last: Report | None = None
+
+
+@dataclass
+class _Rung:
+    epoch: int
+    loss: float
+    ended: bool
+    failed: bool
+
+
+@dataclass
+class _Unit:
+    trial_ids: list[str]
+    unread: dict[str, deque[_Rung]] = field(default_factory=lambda: defaultdict(deque))
+    read: dict[str, _Rung] = field(default_factory=dict)
+
+
+class PoolBroker:
+    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock.
+
+    Args:
+        every_rung: Whether trials see every rung of their units, which a scheduler needs, or only the last.
+    """
+
+    def __init__(self, every_rung: bool = True) -> None:
+        self._every_rung = every_rung
+        self._sharers = 1  # workers that share the jobs; none gets more than its share of those that are there
+        self._queue: deque[str] = deque()
+        self._live: dict[str, _Live] = {}
+        self._units: dict[str, _Unit] = {}
+        self._trials: dict[str, str] = {}  # Tune trial -> unit
+        self._finished: dict[str, str] = {}
+        self._outbox: deque[tuple[int, Report]] = deque()
+        self._sequence = 0
+        self._workers: dict[int, int] = {}  # rank -> token of its present life
+        self._cancels: dict[int, set[str]] = defaultdict(set)  # token -> jobs to stop
+        self._tokens = 0
+        self._barren: Counter[int] = Counter()
+        self._last_error: str | None = None
+        self._gave_up: str | None = None
+        self._draining = False
+        self._closed = False
+        self._restarts = 0
+        self._duplicates = 0
+        self._jobs_changed = asyncio.Event()
+        self._gate = asyncio.Event()
+        self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)  # of a unit or a trial
+
+    # the driver's side
+
+    async def submit(self, unit: str, jobs: Sequence[Job]) -> None:
+        """Put a unit's jobs into the queue. A unit that is known already is left as it is."""
+        if unit in self._units:
+            return
+        self._units[unit] = _Unit([job.trial_id for job in jobs])
+        for job in jobs:
+            self._live[job.trial_id] = _Live(job, unit)
+            self._queue.append(job.trial_id)
+        if self._gave_up is not None:
+            self._fail_all(self._gave_up)
+        elif self._closed or self._draining:
+            self._queue.clear()
+        self._jobs_changed.set()
+
+    async def begin(self, trial: str, unit: str) -> None:
+        """Let a Tune trial wait for a unit, which may be long under way. Two trials of one unit share its rungs."""
+        self._trials[trial] = unit
+        self._changed[trial].set()
+
+    async def cancel(self, unit: str) -> None:
+        """Stop a unit's unfinished jobs: those in the queue at once, those in a worker at its next look."""
+        if self._draining or unit not in self._units:
+            return
+        for trial_id in self._units[unit].trial_ids:
+            live = self._live.get(trial_id)
+            if live is None or live.cancelled:
+                continue
+            live.cancelled = True
+            if live.token is None:
+                self._queue.remove(trial_id)
+                self._end(live, "stopped")
+            else:
+                self._cancels[live.token].add(trial_id)
+
+    async def fail(self, unit: str, error: str, traceback: str | None = None) -> None:
+        """End a unit's unfinished jobs as failed, because its Tune trial cannot go on."""
+        self._fail_unit(unit, error, traceback)
+
+    async def open_gate(self) -> None:
+        """Begin to answer the trials. See `run_pool_sweep` for why they wait for each other at the start."""
+        self._gate.set()
+
+    async def collect(self, after: int) -> tuple[int, list[Report], dict[str, int]]:
+        """Return the reports since number ``after``, the number of the last one, and `counts`.
+
+        Reports are kept until the next call confirms them by its ``after``, so an answer that gets lost loses nothing.
+        """
+        while self._outbox and self._outbox[0][0] <= after:
+            self._outbox.popleft()
+        return self._sequence, [report for _, report in self._outbox], self._counts()
+
+    async def drain(self) -> None:
+        """Begin an orderly stop: hand out no more jobs, ask workers to stop theirs, wake every waiting trial.
+
+        A job stopped by this is not finished: its last report goes to the driver as ``running``.
+        """
+        self._draining = True
+        self._queue.clear()
+        for trial_id, live in self._live.items():
+            if live.token is not None:
+                self._cancels[live.token].add(trial_id)
+        self._wake_all()
+
+    async def close(self) -> None:
+        """Tell the workers that no more jobs will come."""
+        self._closed = True
+        self._wake_all()
+
+    async def end_cancelled(self) -> None:
+        """End the cancelled jobs whose worker has not answered, from their last report."""
+        for live in [live for live in self._live.values() if live.cancelled]:
+            self._end(live, "stopped")
+
+    async def give_up(self, reason: str) -> None:
+        """End every job, now and later, as failed: the pool cannot run."""
+        if self._gave_up is None and not self._draining and not self._closed:
+            self._give_up(reason)
+
+    # the trials' side
+
+    async def next_rung(self, trial: str) -> dict[str, Any]:
+        """Wait until the unit of a Tune trial gets to its next rung, or to its last.
+
+        A panel is at a rung when all of its running jobs are; a job that is ahead, because it continued from a
+        checkpoint, waits for the others. The loss is the mean over the panel, each ended job with its last loss, and
+        infinite as soon as one job failed.
+
+        Returns:
+            Tune's result: ``epoch``, ``eval_loss`` and ``done``.
+        """
+        await self._gate.wait()
+        while True:
+            unit = self._trials.get(trial)
+            changed = self._changed[trial if unit is None else unit]
+            changed.clear()
+            while unit in self._units and _advance(self._units[unit]):
+                result = _result(self._units[unit])
+                if self._every_rung or result["done"]:
+                    changed.set()  # for another trial of the same unit
+                    return result
+            if self._draining:
+                return {"epoch": 0, "eval_loss": math.inf, "done": True}
+            await changed.wait()
+
+    # the workers' side
+
+    async def register(self, rank: int, world_size: int) -> int | None:
+        """Begin a worker's life; its previous life's jobs go back to the head of the queue.
+
+        So do those of ranks that are no more, because Train restarts all workers at once, and with fewer of them where
+        machines are gone.
+
+        Returns:
+            The token that its other calls carry, or None when it should end at once.
+        """
+        self._sharers = world_size
+        for gone in [other for other in self._workers if other >= world_size]:
+            self._recover(self._workers.pop(gone))
+        previous = self._workers.get(rank)
+        self._tokens += 1
+        token = self._workers[rank] = self._tokens
+        if previous is not None:
+            self._restarts += 1
+            self._recover(previous)
+        self._barren[rank] += 1
+        if self._barren[rank] >= MAX_BARREN_STARTS and not self._draining and not self._closed:
+            reason = f"The pool worker {rank} started {self._barren[rank]} times without a report"
+            self._give_up(
+                f"{reason}: {self._last_error}" if self._last_error else f"{reason}; it was killed each time."
+            )
+        return None if self._over else token
+
+    async def take(self, token: int, limit: int, wait_s: float) -> tuple[list[Job], set[str], bool]:
+        """Assign at most ``limit`` jobs, no more than the worker's share, waiting at most ``wait_s`` s for the first.
+
+        Returns:
+            The jobs, the ids of jobs to stop, and whether more may come.
+        """
+        deadline = time.monotonic() + wait_s
+        while not self._queue and not self._over and token in self._workers.values():
+            self._jobs_changed.clear()
+            try:
+                await asyncio.wait_for(self._jobs_changed.wait(), deadline - time.monotonic())
+            except TimeoutError:
+                break
+        if token not in self._workers.values():
+            return [], set(), False
+        jobs: list[Job] = []
+        held = sum(live.token == token for live in self._live.values())
+        # the last jobs would otherwise all go to the worker that asks first
+        limit = min(limit, math.ceil(len(self._live) / self._sharers) - held)
+        while self._queue and len(jobs) < limit:
+            live = self._live[self._queue.popleft()]
+            live.token = token
+            jobs.append(live.job)
+        return jobs, self._cancels.pop(token, set()), not self._over
+
+    async def push(self, token: int, reports: Sequence[Report]) -> set[str]:
+        """Accept reports; returns the ids of jobs to stop."""
+        for report in reports:
+            live = self._live.get(report.trial_id)
+            if live is None or live.token != token:
+                self._duplicates += 1  # ended already, or taken over by a later life of the worker
+                continue
+            rank = next(rank for rank, t in self._workers.items() if t == token)
+            self._barren[rank] = 0
+            live.deaths = 0
+            report = replace(report, metrics={**report.metrics, "worker": rank})
+            if report.status == "running":
+                live.last = replace(report, history=())
+                self._send(report)
+                self._deliver(live, report)
+            elif report.status == "stopped" and not live.cancelled:
+                # stopped by drain(), to be continued by the next run of the sweep
+                del self._live[report.trial_id]
+                self._send(replace(report, status="running"))
+            else:
+                self._finish(live, report)
+        return self._cancels.pop(token, set())
+
+    async def crashed(self, token: int, traceback: str) -> None:
+        """Note why a worker is about to end."""
+        self._last_error = traceback
+
+    async def is_over(self) -> bool:
+        """Whether workers should end because no more jobs will come."""
+        return self._over
+
+    # private
+
+    @property
+    def _over(self) -> bool:
+        return self._closed or self._draining or self._gave_up is not None
+
+    def _counts(self) -> dict[str, int]:
+        by_status = Counter(self._finished.values())
+        return {
+            "queued": len(self._queue),
+            "running": sum(live.token is not None for live in self._live.values()),
+            "unfinished": len(self._live),
+            "success": by_status["success"],
+            "stopped": by_status["stopped"],
+            "failed": by_status["failed"],
+            "workers": len(self._workers),
+            "worker_restarts": self._restarts,
+            "duplicates": self._duplicates,
+            "gave_up": self._gave_up is not None,
+        }
+
+    def _recover(self, token: int) -> None:
+        lost = [live for live in self._live.values() if live.token == token]
+        self._cancels.pop(token, None)
+        again = []
+        for live in lost:
+            live.token = None
+            live.deaths += 1
+            if live.cancelled:
+                self._end(live, "stopped")
+            elif live.deaths >= MAX_DEATHS:
+                self._end(live, "failed", f"Its worker died {live.deaths} times in a row while training it.")
+            elif not self._draining:
+                again.append(live.job.trial_id)
+        self._queue.extendleft(reversed(again))
+        self._jobs_changed.set()
+
+    def _give_up(self, reason: str) -> None:
+        self._gave_up = reason
+        self._fail_all(reason)
+        self._wake_all()
+
+    def _fail_all(self, reason: str) -> None:
+        self._queue.clear()
+        for live in list(self._live.values()):
+            if live.token is not None:
+                self._cancels[live.token].add(live.job.trial_id)
+            self._end(live, "failed", reason.strip().splitlines()[-1], self._last_error)
+
+    def _end(self, live: _Live, status: Any, error: str | None = None, traceback: str | None = None) -> None:
+        if live.job.trial_id not in self._live:
+            return
+        last = live.last or Report(live.job.trial_id, "running", 0)
+        self._finish(live, replace(last, status=status, error=error, traceback=traceback))
+
+    def _finish(self, live: _Live, report: Report) -> None:
+        del self._live[report.trial_id]
+        self._finished[report.trial_id] = report.status
+        self._send(report)
+        self._deliver(live, report)
+        if report.status == "failed":
+            # a panel without one of its tasks compares with no other; its other jobs are to be tried again as well
+            self._fail_unit(live.unit, f"{report.trial_id} of the same panel failed: {report.error}", None)
+
+    def _fail_unit(self, unit: str, error: str, traceback: str | None) -> None:
+        for trial_id in self._units[unit].trial_ids if unit in self._units else ():
+            live = self._live.get(trial_id)
+            if live is None:
+                continue
+            if live.token is None:
+                if trial_id in self._queue:
+                    self._queue.remove(trial_id)
+            else:
+                self._cancels[live.token].add(trial_id)
+            self._end(live, "failed", error, traceback)
+
+    def _send(self, report: Report) -> None:
+        self._sequence += 1
+        self._outbox.append((self._sequence, report))
+
+    def _deliver(self, live: _Live, report: Report) -> None:
+        unit = self._units[live.unit]
+        loss = report.metrics.get("eval_loss")
+        if loss is None:  # a last report may speak of the evaluation only
+            loss = live.last.metrics.get("eval_loss") if live.last else None
+        failed = report.status == "failed"
+        if failed or loss is None or not math.isfinite(loss):
+            loss = math.inf
+        rung = _Rung(report.epoch, loss, report.status != "running", failed)
+        unit.unread[report.trial_id].append(rung)
+        self._changed[live.unit].set()
+
+    def _wake_all(self) -> None:
+        self._gate.set()
+        self._jobs_changed.set()
+        for event in self._changed.values():
+            event.set()
+
+
+def _advance(unit: _Unit) -> bool:
+    """Read the reports that bring a unit to its next rung, if they are there; an ended unit repeats its last result."""
+    failed = [trial_id for trial_id in unit.trial_ids if any(rung.failed for rung in unit.unread[trial_id])]
+    if failed:
+        for trial_id in failed:
+            unit.read[trial_id] = unit.unread[trial_id].pop()
+        return True
+    running = [trial_id for trial_id in unit.trial_ids if trial_id not in unit.read or not unit.read[trial_id].ended]
+    if not running:
+        return True
+    epochs = {trial_id: unit.read[trial_id].epoch if trial_id in unit.read else -1 for trial_id in running}
+    behind = [trial_id for trial_id in running if epochs[trial_id] == min(epochs.values())]
+    if not all(unit.unread[trial_id] for trial_id in behind):
+        return False
+    for trial_id in behind:
+        unit.read[trial_id] = unit.unread[trial_id].popleft()
+    return True
+
+
+def _result(unit: _Unit) -> dict[str, Any]:
+    read = list(unit.read.values())
+    running = [rung.epoch for rung in read if not rung.ended]
+    failed = any(rung.failed for rung in read)
+    return {
+        "epoch": min(running) if running else max(rung.epoch for rung in read),
+        "eval_loss": math.inf if failed else sum(rung.loss for rung in read) / len(read),
+        "done": failed or not running,
+    }

@@ -1,0 +1,199 @@
+"""The command line that all sweeps share: its options, and how errors leave the program.
+
+Every option is defined once, here; a sweep's script adds the groups that apply to it (`worker_options` for families
+that train one trial at a time, `sweeps.core.arc_options` for sweeps over ARC tasks). Values are checked for form while
+they are parsed; settings of the family (``--set``, ``--sweep``, ``--config``) are checked by its search space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from search_spaces.space import SearchSpace
+from sweeps.backend.cluster import in_job
+from trainables.common.errors import InputError, did_you_mean
+
+WANDB_MODES = ("off", "offline", "online")
+SEARCHES = ("random", "optuna")
+
+
+class Parser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` whose errors are one line, with the nearest option for a mistyped one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        # an abbreviation that works today is ambiguous once another option is added
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            message += did_you_mean(unknown[1].partition("=")[0], self._option_string_actions)
+        ending = "" if message.endswith(("?", ".")) else f" (see {self.prog} --help)"
+        self.exit(2, f"{self.prog}: error: {message}{ending}\n")
+
+
+def common_parser(space: SearchSpace, description: str) -> Parser:
+    """Return a parser with the options of every sweep.
+
+    The parsed namespace holds ``num_gpus`` (None: what the machine has), ``preset``, ``num_samples``, ``results_dir``,
+    ``run_id`` (a new one where none is given), ``address``, ``seed``, ``sets``, ``sweeps``, ``config`` (None or a path)
+    and those of `tracker_options`.
+
+    Args:
+        space: The search space, for the names of its presets.
+        description: What the sweep does, for ``--help``.
+    """
+    parser = Parser(description=description)
+    place_options(parser)
+    presets = "; ".join(f"{name}: {preset.description}" for name, preset in space.presets.items())
+    add = parser.add_argument
+    add(
+        "--preset",
+        type=_one_of(tuple(space.presets)),
+        default=space.default_preset,
+        metavar="|".join(space.presets),
+        help=f"{presets} (default: {space.default_preset})",
+    )
+    add(
+        "--num-samples",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="configurations or seeds to try; of a grid or an ablation, repetitions with a seed each (default: 1)",
+    )
+    add(
+        "--set",
+        dest="sets",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fix a setting, as in --set rank=8; repeatable, the last one for a name counts",
+    )
+    add(
+        "--sweep",
+        dest="sweeps",
+        action="append",
+        default=[],
+        metavar="NAME=DOMAIN",
+        help="sweep a setting: draw from 'lr=loguniform(1e-4, 1e-2)' or rank=4,8,16, try every value of "
+        "'rank=grid(4, 8)', or change this setting alone with 'rank=ablate(4, 8)'; repeatable",
+    )
+    add("--config", metavar="FILE", help="YAML file with the sections 'set' and 'sweep'")
+    add(
+        "--run-id",
+        type=_run_id,
+        default=new_run_id(),
+        metavar="ID",
+        help="name of the run; the name of an earlier one continues it (default: a new name)",
+    )
+    add("--seed", type=whole_number(0), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
+    tracker_options(parser)
+    return parser
+
+
+def tracker_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``wandb``, ``wandb_per_trial`` and ``tensorboard``."""
+    add = parser.add_argument
+    modes = "|".join(WANDB_MODES)
+    add("--wandb", type=_one_of(WANDB_MODES), default="off", metavar=modes, help="log to W&B (default: off)")
+    add("--wandb-per-trial", action="store_true", help="a W&B run for each trial instead of one for the sweep")
+    add("--tensorboard", action="store_true", help="write TensorBoard's files into the run's folder")
+
+
+def place_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``num_gpus``, ``address`` and ``results_dir``: where a sweep runs and where its results go."""
+    add = parser.add_argument
+    add(
+        "--num-gpus", type=whole_number(0), metavar="N", help="GPUs to use (default: what the machine has; 0: CPU only)"
+    )
+    add("--address", metavar="ADDR", help="Ray cluster to connect to (default: start one on this machine)")
+    add(
+        "--results-dir",
+        type=_results_dir,
+        default="results",
+        metavar="DIR",
+        help="folder or URI of all results; in a submitted job a relative one is in the home folder (default: results)",
+    )
+
+
+def worker_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``workers_per_trial`` and ``search``, for families whose trials train one model each."""
+    parser.add_argument(
+        "--workers-per-trial",
+        type=whole_number(0),
+        default=1,
+        metavar="N",
+        help="Ray Train workers of each trial; 0 trains in the trial's own process (default: 1)",
+    )
+    parser.add_argument(
+        "--search",
+        type=_one_of(SEARCHES),
+        default="random",
+        metavar="|".join(SEARCHES),
+        help="who draws from what is swept (default: random)",
+    )
+
+
+def run_main(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Call ``main(argv)`` and leave the program with its exit code.
+
+    An `InputError` becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130; any other exception is a
+    defect and keeps its traceback.
+    """
+    try:
+        code = main(argv)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)
+
+
+def new_run_id(now: datetime | None = None) -> str:
+    """Return a name for a new run: the UTC time and four random hex digits, as in ``20250131-235959-1a2b``."""
+    return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = minimum - 1
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {minimum}")
+        return number
+
+    return parse
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            near = did_you_mean(text, names)
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(names)}{near}")
+        return text
+
+    return parse
+
+
+def _results_dir(text: str) -> str:
+    # the working directory of a job is Ray's copy of the upload: what is written there is removed with it
+    return os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
+
+
+def _run_id(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a folder's name: a letter or digit, then at most 99 letters, digits, '.', '-' or '_'"
+        )
+    return text

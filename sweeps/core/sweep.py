@@ -1,0 +1,78 @@
+"""A sweep as the runner sees it: its space, its options, its units of work and the run's folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search_spaces.settings import Ablation, config_hash
+from search_spaces.space import SearchSpace
+from sweeps.core import checks
+from sweeps.store.record import run_record
+from sweeps.store.store import ResultsStore
+from trainables.common.jobs import Job
+
+# what a later session of the same run may change: how much and where, not what a unit of work means
+EXTENDABLE = ("num_samples", "tasks", "num_gpus", "slots", "wandb", "address", "workers_per_trial", "base", "domains")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, resolved and checked: everything that the runner needs to know of it.
+
+    Attributes:
+        name: Of the sweep, and of its folder under the results.
+        space: Its search space.
+        args: The parsed common options.
+        config: The family's configuration, an instance of ``space.config``.
+        domains: Swept settings by name.
+        settings: What identifies the run besides ``config``: JSON-able, kept in run.json.
+        data_fingerprint: Of the data.
+        categories: Category of each task.
+    """
+
+    name: str
+    space: SearchSpace
+    args: argparse.Namespace
+    config: Any
+    domains: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    data_fingerprint: str
+    categories: Mapping[str, str] = field(default_factory=dict)
+
+    def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
+        """Return the unit of work of a task and a configuration; its id is the same in every session."""
+        return Job(f"{task_id}-{config_hash(dict(values), seed)}", task_id, seed, dict(values), sample=sample)
+
+    def suggested_job(self, task_id: str, suggestion: Mapping[str, Any]) -> Job:
+        """Return the unit of work of a task and what a search suggests (see `sweeps.backend.optuna_search`)."""
+        values = {**vars(self.config), **{name: suggestion[name] for name in self.domains}}
+        return self.job(task_id, values, suggestion["seed"], suggestion["sample"])
+
+    def is_judged(self, jobs: Iterable[Job]) -> bool:
+        """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""
+        # which compares trials that trained equally long
+        ablates = any(isinstance(domain, Ablation) for domain in self.domains.values())
+        return len({job.sample for job in jobs}) > 1 and not ablates
+
+    def open_store(self) -> ResultsStore:
+        """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
+        args = self.args
+        checks.require(checks.results(args.results_dir), checks.wandb(args.wandb))
+        store = ResultsStore(args.results_dir, self.name, args.run_id)
+        common = ("preset", "num_samples", "num_gpus", "address", "wandb")
+        options = (*common, "slots", "data", "workers_per_trial", "search")
+        settings = {
+            **{name: getattr(args, name) for name in options if hasattr(args, name)},
+            "seed": args.seed,
+            "config": vars(self.config),
+            "domains": {name: str(domain) for name, domain in self.domains.items()},
+            **self.settings,
+        }
+        command = [Path(sys.executable).name, *sys.argv]
+        store.create(run_record(command, settings, EXTENDABLE, self.data_fingerprint, args.seed))
+        return store

@@ -1,0 +1,1 @@
+"""Views of a running sweep; none of them holds it up."""

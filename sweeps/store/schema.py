@@ -1,0 +1,313 @@
+"""The columns of the results: typed, versioned, documented one by one, and checked when a row is written.
+
+Three tables. *trials* has one row for each attempt at a unit of work, keyed by (trial_id, attempt); *history* has one
+row for each epoch of each attempt, keyed by (trial_id, attempt, epoch); *predictions* has one row for each held-out
+pair of each attempt that was evaluated, keyed by (trial_id, attempt, pair). A family may leave any column but the key
+empty and may bring columns of its own: a swept hyperparameter is ``config/<name>``, a metric that trials does not
+declare is ``metric/<name>``, and a per-component value in history keeps its name (``grad_norm/<component>``).
+
+Where the files lie and how they are written is in `sweeps.store.store`.
+"""
+
+from __future__ import annotations
+
+import json
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from trainables.common.errors import InputError
+
+# Raise it when a column is renamed, retyped or changes its meaning, and teach `upgrade` the way from the old version.
+# A new column needs no new version: files without it read as null.
+SCHEMA_VERSION = 1
+
+Kind = Literal["trials", "history", "predictions"]
+
+KEYS: dict[Kind, tuple[str, ...]] = {
+    "trials": ("trial_id", "attempt"),
+    "history": ("trial_id", "attempt", "epoch"),
+    "predictions": ("trial_id", "attempt", "pair"),
+}
+
+_TEXT, _INT, _REAL, _BOOL, _TIME = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", tz="UTC")
+_GRID = pa.list_(pa.list_(pa.int8()))
+
+TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("run_id", _TEXT, "run that the row belongs to"),
+    ("sweep", _TEXT, "name of the sweep"),
+    ("family", _TEXT, "model family that was trained"),
+    ("trial_id", _TEXT, "unit of work: <task_id>-<hash of configuration and seed>; key"),
+    ("attempt", _INT, "1 for the first try, one more for each retry after a failure; key"),
+    ("task_id", _TEXT, "task that was trained on"),
+    ("category", _TEXT, "category of the task"),
+    ("sample", _INT, "index of the configuration among those tried on this task, from 0"),
+    ("seed", _INT, "seed of the initial weights and of the data order"),
+    ("config", _TEXT, "complete resolved configuration, JSON"),
+    ("config_hash", _TEXT, "hash of the configuration"),
+    ("status", _TEXT, "success, failed, or stopped by the scheduler"),
+    ("stop_reason", _TEXT, "why training ended, such as epochs, patience, asha or an error"),
+    ("rung", _INT, "epoch of the scheduler's rung at which the trial was stopped"),
+    ("asha_cutoff", _REAL, "metric a trial had to reach at that rung to go on"),
+    ("epochs", _INT, "epochs trained, restarts included"),
+    ("num_examples", _INT, "training examples of the task before augmentation"),
+    ("early_stopped", _BOOL, "whether the trial's own patience ended it"),
+    ("final_loss", _REAL, "evaluation loss at the end"),
+    ("best_loss", _REAL, "lowest evaluation loss of any epoch"),
+    ("base_grid_accuracy", _REAL, "held-out grids that the base solves exactly before training, in [0, 1]"),
+    ("final_grid_accuracy", _REAL, "held-out grids solved exactly after training, in [0, 1]"),
+    ("base_cell_accuracy", _REAL, "held-out cells that the base decodes correctly before training, in [0, 1]"),
+    ("final_cell_accuracy", _REAL, "held-out cells decoded correctly after training, in [0, 1]"),
+    ("base_size_accuracy", _REAL, "held-out grids whose size the base gets right, in [0, 1]"),
+    ("final_size_accuracy", _REAL, "held-out grids whose size is right after training, in [0, 1]"),
+    (
+        "teacher_forced_cell_accuracy",
+        _REAL,
+        "held-out cells right when the true prefix is given, after training, in [0, 1]",
+    ),
+    ("base_teacher_forced_cell_accuracy", _REAL, "the same for the base before training, in [0, 1]"),
+    ("copy_grid_accuracy", _REAL, "held-out grids solved by copying the input, in [0, 1]"),
+    ("copy_cell_accuracy", _REAL, "held-out cells right when the input is copied, in [0, 1]"),
+    ("change_recall", _REAL, "of the held-out cells that differ from the input, those decoded correctly, in [0, 1]"),
+    ("dataset", _TEXT, "puzzles that a reasoner was trained on"),
+    ("halting", _TEXT, "rule by which a reasoner ends its steps"),
+    ("planner", _TEXT, "what prepares a reasoner's steps"),
+    ("token_accuracy", _REAL, "held-out cells answered correctly, of those asked for, in [0, 1]"),
+    ("exact_accuracy", _REAL, "held-out puzzles answered correctly as a whole, in [0, 1]"),
+    ("mean_steps", _REAL, "supervision steps that a held-out puzzle took, mean"),
+    ("seconds", _REAL, "wall time from the start of the trial to its end"),
+    ("busy_seconds", _REAL, "the trial's share of the wall time of the steps it took part in"),
+    ("gpu_seconds", _REAL, "the trial's share of accelerator time; 0 on a CPU"),
+    ("peak_memory_bytes", _INT, "highest memory of the process or accelerator while the trial ran"),
+    ("checkpoint", _TEXT, "path of the trained weights"),
+    ("error", _TEXT, "one line that says why the trial failed"),
+    ("traceback", _TEXT, "traceback of the failure"),
+    ("data_fingerprint", _TEXT, "fingerprint of the data trained on"),
+    ("started_at", _TIME, "start of the attempt, UTC"),
+    ("finished_at", _TIME, "end of the attempt, UTC"),
+    ("worker", _INT, "rank of the worker that trained it"),
+    ("slot", _INT, "slot of the pack that trained it"),
+)
+
+HISTORY: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("run_id", _TEXT, "run that the row belongs to"),
+    ("trial_id", _TEXT, "trial that the row belongs to; key"),
+    ("attempt", _INT, "attempt that the row belongs to; key"),
+    ("task_id", _TEXT, "task that was trained on"),
+    ("epoch", _INT, "epochs trained at the end of this one, restarts included, from 1; key"),
+    ("step", _INT, "optimiser steps taken at the end of the epoch"),
+    ("train_loss", _REAL, "mean training loss of the epoch"),
+    ("eval_loss", _REAL, "evaluation loss at the end of the epoch"),
+    ("lr", _REAL, "learning rate of the epoch's last step"),
+    ("grad_norm", _REAL, "norm of the whole gradient before clipping, mean over the epoch"),
+    ("examples", _INT, "examples trained on in the epoch"),
+    ("tokens", _INT, "tokens trained on in the epoch, padding not counted"),
+    ("padded_tokens", _REAL, "tokens computed in training, padding included: the trial's share of its batches"),
+    ("seconds", _REAL, "wall time of the epoch"),
+)
+
+PREDICTIONS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("run_id", _TEXT, "run that the row belongs to"),
+    ("trial_id", _TEXT, "trial that the row belongs to; key"),
+    ("attempt", _INT, "attempt that the row belongs to; key"),
+    ("task_id", _TEXT, "task that was trained on"),
+    ("pair", _INT, "place among the task's held-out test pairs, from 0; key"),
+    ("input", _GRID, "input grid: rows of colours 0 to 9"),
+    ("expected", _GRID, "the right answer"),
+    ("base", _GRID, "what the base answers before training; null where it writes no grid"),
+    ("adapted", _GRID, "the answer after training; null where it is no grid"),
+)
+
+_DECLARED: dict[Kind, dict[str, tuple[pa.DataType, str]]] = {
+    "trials": {name: (dtype, doc) for name, dtype, doc in TRIALS},
+    "history": {name: (dtype, doc) for name, dtype, doc in HISTORY},
+    "predictions": {name: (dtype, doc) for name, dtype, doc in PREDICTIONS},
+}
+
+
+def trials_schema(extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """Return the schema of the trials table ending in the columns ``extra`` (``config/<name>``, ``metric/<name>``)."""
+    return schema_of("trials", extra)
+
+
+def history_schema(extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """Return the schema of the history table ending in the columns ``extra`` (``grad_norm/<component>``, ...)."""
+    return schema_of("history", extra)
+
+
+def schema_of(kind: Kind, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """Return the schema of a table: the declared columns in order (``doc`` in their metadata), then ``extra``."""
+    fields = [pa.field(name, dtype, metadata={"doc": doc}) for name, (dtype, doc) in _DECLARED[kind].items()]
+    fields += [pa.field(name, dtype) for name, dtype in sorted((extra or {}).items())]
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION), "table": kind})
+
+
+def extra_of(schema: pa.Schema, kind: Kind) -> dict[str, pa.DataType]:
+    """Return the columns of a schema that the table does not declare, with their types."""
+    return {field.name: field.type for field in schema if field.name not in _DECLARED[kind]}
+
+
+def merge_extra(*columns: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """Return the union of extra columns, each with the narrowest type that holds all its values.
+
+    Null gives way to anything and int64 to float64; types that have nothing else in common become string.
+    """
+    merged: dict[str, pa.DataType] = {}
+    for one in columns:
+        for name, dtype in one.items():
+            merged[name] = _common_type(merged[name], dtype) if name in merged else dtype
+    return merged
+
+
+def extra_columns(rows: Iterable[Mapping[str, Any]], kind: Kind) -> dict[str, pa.DataType]:
+    """Return the extra columns that rows of dicts bring: ``config/<name>`` typed by its values, all others float64."""
+    found: dict[str, pa.DataType] = {}
+    for row in rows:
+        for name, value in row.items():
+            column = _column(name, kind)
+            if column not in _DECLARED[kind]:
+                dtype = _type_of(value) if column.startswith("config/") else _REAL
+                found[column] = _common_type(found.get(column, pa.null()), dtype)
+    return found
+
+
+def to_table(rows: Sequence[Mapping[str, Any]], kind: Kind, extra: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+    """Cast rows of dicts into a table of the current schema.
+
+    A column that a row does not have is null. A mapping given for ``config`` is written as JSON. An unknown name
+    becomes ``metric/<name>`` in trials and keeps its name in the other tables, as float64.
+
+    Args:
+        rows: One mapping per row.
+        kind: Which table.
+        extra: Extra columns that the table gets besides those of the rows, as `merge_extra` returns them.
+
+    Raises:
+        TypeError: If a value does not fit its column or a row lacks a part of its key.
+    """
+    schema = schema_of(kind, merge_extra(extra or {}, extra_columns(rows, kind)))
+    values: dict[str, list[Any]] = {name: [None] * len(rows) for name in schema.names}
+    types = {field.name: field.type for field in schema}
+    for index, row in enumerate(rows):
+        for part in KEYS[kind]:
+            if row.get(part) is None:
+                raise TypeError(f"A row of {kind} has no {part!r}, which is part of its key: {dict(row)!r:.300}.")
+        for name, value in row.items():
+            column = _column(name, kind)
+            try:
+                as_json = column == "config" or column.startswith("config/")
+                values[column][index] = _convert(value, types[column], as_json)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise TypeError(
+                    f"Column {column!r} of {kind} holds {types[column]}, but trial {row['trial_id']!r} gave "
+                    f"{value!r:.100} ({type(value).__name__}); give a value of that type or None."
+                ) from error
+    return pa.Table.from_arrays([pa.array(values[f.name], f.type) for f in schema], schema=schema)
+
+
+def upgrade(table: pa.Table, kind: Kind, extra: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+    """Return a table read from a file of this or an older version under the current schema.
+
+    Columns that the file does not have become null, in declared types; columns that only the file has stay, at the end.
+
+    Args:
+        table: What the file holds, with the schema metadata it was written with.
+        kind: Which table it is.
+        extra: Extra columns that the result gets besides the file's own.
+
+    Raises:
+        InputError: If a newer version of this project wrote the file, or if it holds another table.
+    """
+    check_version(table.schema, kind)
+    schema = schema_of(kind, merge_extra(extra or {}, extra_of(table.schema, kind)))
+    arrays = [
+        _cast(table[field.name], field.type)
+        if field.name in table.schema.names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def check_version(schema: pa.Schema, kind: Kind) -> None:
+    """Raise InputError if a file with this schema is of a newer version or holds another table than ``kind``."""
+    metadata = schema.metadata or {}
+    # files from before the version was recorded are the oldest there are
+    version = int(metadata.get(b"schema_version", b"0"))
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"A {kind} file has schema version {version}, but this installation reads versions up to {SCHEMA_VERSION}; "
+            "update the project to read it."
+        )
+    table = metadata.get(b"table", kind.encode()).decode()
+    if table != kind:
+        raise InputError(
+            f"A file of the table {table!r} lies where files of {kind!r} belong; move it to its own folder."
+        )
+
+
+def _column(name: str, kind: Kind) -> str:
+    if kind != "trials" or name in _DECLARED[kind] or name.startswith(("config/", "metric/")):
+        return name
+    return f"metric/{name}"
+
+
+def _type_of(value: Any) -> pa.DataType:
+    value = _scalar(value)
+    if value is None:
+        return pa.null()
+    if isinstance(value, bool):
+        return _BOOL
+    if isinstance(value, numbers.Integral):
+        return _INT
+    return _REAL if isinstance(value, numbers.Real) else _TEXT
+
+
+def _common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    if a == b or pa.types.is_null(b):
+        return a
+    if pa.types.is_null(a):
+        return b
+    return _REAL if {a, b} == {_INT, _REAL} else _TEXT
+
+
+def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type == dtype else column.cast(dtype)
+
+
+def _scalar(value: Any) -> Any:
+    # numpy scalars and one-element tensors, without importing either library
+    return value.item() if hasattr(value, "item") else value
+
+
+def _convert(value: Any, dtype: pa.DataType, as_json: bool) -> Any:
+    """Return ``value`` as the Python value that pyarrow stores as ``dtype``; raise TypeError where it does not fit."""
+    if dtype == _GRID and value is not None:
+        return _grid(value.tolist() if hasattr(value, "tolist") else value)
+    value = _scalar(value)
+    if value is None:
+        return None
+    if dtype == _TEXT and (isinstance(value, str) or as_json):
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if dtype == _BOOL and isinstance(value, bool):
+        return value
+    if dtype == _REAL and isinstance(value, numbers.Real):
+        return float(value)
+    if dtype == _INT and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+        # pyarrow itself refuses what 64 bits do not hold, but without naming the column
+        if not -(2**63) <= value < 2**63:
+            raise OverflowError(f"{value!r} does not fit into 64 bits")
+        return int(value)
+    if dtype == _TIME and isinstance(value, datetime) and value.tzinfo is not None:
+        return value
+    raise TypeError(f"{value!r:.100} is not of type {dtype}")
+
+
+def _grid(rows: Any) -> list[list[int]]:
+    # bytes() refuses what is no whole number from 0 to 255, many times faster than a look at each cell
+    if not isinstance(rows, list) or not all(isinstance(row, list) and max(bytes(row), default=0) <= 9 for row in rows):
+        raise ValueError("a grid is a list of rows of colours from 0 to 9")
+    return rows

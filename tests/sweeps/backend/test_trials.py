@@ -1,0 +1,97 @@
+"""Ordinary families under Ray: in the Tune trial and as a Ray Train run, continued from the last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+from sweeps.backend.asha import GroupedASHA
+from sweeps.backend.cluster import ClusterInfo, connect
+from sweeps.backend.trials import TrialEnd, run_ordinary
+
+
+def train_loop(config: dict[str, Any], run: Any) -> None:
+    kept = run.checkpoint()
+    first = json.loads((kept / "state.json").read_text())["epoch"] + 1 if kept else 1
+    for epoch in range(first, config["epochs"] + 1):
+        if epoch == config.get("breaks_at") and first == 1:
+            raise RuntimeError(f"broke in epoch {epoch}")
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "state.json").write_text(json.dumps({"epoch": epoch}))
+            metrics = {"epoch": epoch, "eval_loss": config["quality"] / epoch, "world_size": run.world_size}
+            run.report(metrics, Path(folder) if run.rank == 0 else None)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterInfo]:
+    with connect("local", num_gpus=0, num_cpus=2) as info:
+        yield info
+
+
+def run_trials(
+    trials: list[tuple[str, dict[str, Any]]], tmp_path: Path, workers: int, **options: Any
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, TrialEnd]]:
+    reports: dict[str, list[dict[str, Any]]] = {trial_id: [] for trial_id, _ in trials}
+    ends: list[TrialEnd] = []
+    assert run_ordinary(
+        train_loop,
+        trials,
+        name="run",
+        storage_path=str(tmp_path),
+        workers_per_trial=workers,
+        use_gpu=False,
+        on_report=lambda trial_id, metrics: reports[trial_id].append(metrics),
+        on_trial_end=ends.append,
+        **options,
+    )
+    assert len(ends) == len(trials)
+    return reports, {end.trial_id: end for end in ends}
+
+
+@pytest.mark.slow
+def test_in_the_tune_trial(cluster: ClusterInfo, tmp_path: Path) -> None:
+    trials = [(f"t{i}", {"epochs": 4, "quality": 1.0, "breaks_at": 3 if i else 0}) for i in range(2)]
+    reports, ends = run_trials(trials, tmp_path, 0, max_failures=1)
+    for trial_id in ("t0", "t1"):  # t1 broke once and went on from its checkpoint
+        assert [metrics["epoch"] for metrics in reports[trial_id]] == [1, 2, 3, 4]
+        assert ends[trial_id].status == "success" and ends[trial_id].metrics["epoch"] == 4
+    assert reports["t0"][0] == {"epoch": 1, "eval_loss": 1.0, "world_size": 1}
+
+    # the same trial with more epochs, in a new run of the same name
+    reports, _ = run_trials([("t0", {"epochs": 6, "quality": 1.0})], tmp_path, 0)
+    assert [metrics["epoch"] for metrics in reports["t0"]] == [5, 6]
+
+
+@pytest.mark.slow
+def test_failure_and_asha(cluster: ClusterInfo, tmp_path: Path) -> None:
+    trials = [("good", {"epochs": 9, "quality": 1.0}), ("bad", {"epochs": 9, "quality": 5.0})]
+    trials.append(("broken", {"epochs": 9, "quality": 1.0, "breaks_at": 1}))
+    scheduler = GroupedASHA(key=lambda c: c["trial_id"], max_t=9, grace_period=3)
+    _, ends = run_trials(trials, tmp_path, 0, scheduler=scheduler, max_failures=0)
+    assert {name: end.status for name, end in ends.items()} == {"good": "success", "bad": "stopped", "broken": "failed"}
+    assert "broke in epoch 1" in str(ends["broken"].error)
+    assert "in train_loop" in str(ends["broken"].traceback)
+
+
+@pytest.mark.slow
+def test_as_a_train_run(cluster: ClusterInfo, tmp_path: Path) -> None:
+    assert cluster.state_api
+    reports, ends = run_trials([("t", {"epochs": 5, "quality": 1.0, "breaks_at": 4})], tmp_path, 2, max_failures=1)
+    assert [metrics["epoch"] for metrics in reports["t"]] == [1, 2, 3, 4, 5]
+    assert reports["t"][0] == {"epoch": 1, "eval_loss": 1.0, "world_size": 2}
+    assert ends["t"].status == "success"
+
+    # it is on the Train page of Ray's dashboard, with the attempt that failed and the one that went on
+    headers = get_auth_headers_if_auth_enabled({})
+    request = urllib.request.Request(f"{cluster.dashboard_url}/api/train/v2/runs/v1", headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        [run] = json.load(answer)["train_runs"]
+    assert (run["name"], run["status"]) == ("run-t", "FINISHED")
+    assert [attempt["status"] for attempt in run["attempts"]] == ["ERRORED", "FINISHED"]

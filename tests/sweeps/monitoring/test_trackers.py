@@ -1,0 +1,186 @@
+"""Trackers as views of the rows: what W&B and TensorBoard wrote is read back from their own files."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dashboards.report import render
+from sweeps.monitoring.trackers import Trackers, sinks_for
+from sweeps.store.record import run_record
+from sweeps.store.store import ResultsStore
+from sweeps.trackers import main
+from trainables.common.errors import InputError
+
+TRIALS = [
+    {"trial_id": f"t{i}", "attempt": 1, "task_id": f"t{i}", "status": "success", "final_loss": 0.5 * i, "seed": 0}
+    for i in range(2)
+]
+HISTORY = [
+    {"trial_id": trial["trial_id"], "attempt": 1, "task_id": trial["task_id"], "epoch": epoch, "train_loss": 1 / epoch}
+    for trial in TRIALS
+    for epoch in (1, 2, 3)
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResultsStore:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    store = ResultsStore(tmp_path, "sweep", "run")
+    store.create(run_record("command", {"rank": 4}, (), "data", 0))
+    store.append(TRIALS, HISTORY)
+    return store
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """Yield the records of an offline run: a LevelDB log of protocol buffers."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, parts = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def logged(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """Return a run's identity, its history and its summary, once all of it is in the file."""
+    deadline = time.monotonic() + 30
+    # W&B's own process writes the last of it a moment after the run is finished
+    while not any(record.WhichOneof("record_type") == "exit" for record in wandb_records(file)):
+        assert time.monotonic() < deadline, file
+        time.sleep(0.05)
+    run, history, summary = {}, [], {}
+    for record in wandb_records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = {"id": record.run.run_id, "group": record.run.run_group, "project": record.run.project}
+        elif kind == "history":
+            history.append({(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item})
+        elif kind == "summary":
+            summary |= {(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in record.summary.update}
+    return run, history, summary
+
+
+@pytest.mark.slow
+def test_one_wandb_run_for_a_sweep(store: ResultsStore, tmp_path: Path) -> None:
+    with Trackers(sinks_for(store, "offline", False, False, render)) as trackers:
+        trackers.rows([], HISTORY)
+        trackers.rows(TRIALS, [])
+    assert trackers.dropped == 0
+    [file] = Path(store.folder.root).glob("wandb/offline-run-*/*.wandb")
+    run, history, summary = logged(file)
+    assert run == {"id": "run", "group": "sweep", "project": "arc-sweeps"}
+    assert history[0]["mean/train_loss"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert history[1]["trials"] == 2
+    [trials], [epochs] = ([row for row in history if f"{name}_table.nrows" in row] for name in ("trials", "history"))
+    assert trials["trials_table.nrows"] == 2 and epochs["history_table.nrows"] == 6
+    media = json.loads((file.parent / "files" / epochs["history_table.path"]).read_text())
+    assert [row[media["columns"].index("epoch")] for row in media["data"]] == [1, 2, 3, 1, 2, 3]
+    [page] = (file.parent / "files").glob("media/html/report_*.html")
+    assert "sweep / run" in page.read_text()
+    assert summary["trials"] == 2
+
+
+@pytest.mark.slow
+def test_one_wandb_run_for_each_trial(store: ResultsStore) -> None:
+    assert main([store.folder.location, "--wandb", "offline", "--wandb-per-trial"]) == 0
+    runs = [logged(file) for file in Path(store.folder.root).glob("wandb/offline-run-*/*.wandb")]
+    assert {run["id"] for run, _, _ in runs} == {"run-t0-1", "run-t1-1"}
+    for run, history, summary in runs:
+        assert run["group"] == "run" and [row["epoch"] for row in history] == [1, 2, 3]
+        assert [row["train_loss"] for row in history] == [1.0, 1 / 2, 1 / 3]
+        assert summary["status"] == "success" and summary["final_loss"] == (0.5 if run["id"] == "run-t1-1" else 0.0)
+
+
+def test_tensorboard_gets_the_epochs(store: ResultsStore) -> None:
+    from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401 - the writer's package reads no files
+    from tensorboardX.proto.event_pb2 import Event
+
+    with Trackers(sinks_for(store, "off", False, True, render)) as trackers:
+        trackers.rows([], HISTORY[:4])
+        trackers.rows(TRIALS, HISTORY[4:])
+    assert trackers.dropped == 0
+    for trial_id in ("t0", "t1"):
+        [file] = Path(store.folder.root, "tensorboard", trial_id).glob("events.*")
+        data, place, found = file.read_bytes(), 0, []
+        while place < len(data):  # length, its checksum, event, its checksum
+            (length,) = struct.unpack("<Q", data[place : place + 8])
+            event = Event()
+            event.ParseFromString(data[place + 12 : place + 12 + length])
+            found += [(event.step, v.simple_value) for v in event.summary.value if v.tag == "train_loss"]
+            place += 16 + length
+        assert found == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
+def test_a_log_to_nowhere_is_refused(store: ResultsStore) -> None:
+    with pytest.raises(InputError, match="nothing to log to"):
+        main([store.folder.location])
+
+
+class Broken:
+    def rows(self, trials: Any, history: Any) -> None:
+        raise OSError("no route to host")
+
+    def close(self) -> None:
+        raise AssertionError("a dropped sink is not called again")
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def rows(self, trials: Any, history: Any) -> None:
+        self.taken += [row["trial_id"] for row in trials]
+
+    def close(self) -> None:
+        self.taken.append("closed")
+
+
+def test_a_failing_sink_is_dropped_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    kept = Kept()
+    with Trackers([Broken, lambda: kept]) as trackers:
+        trackers.rows(TRIALS[:1], [])
+        trackers.rows(TRIALS[1:], [])
+    assert kept.taken == ["t0", "t1", "closed"] and trackers.dropped == 1
+    assert "no route to host" in caplog.text
+
+
+def test_a_sink_that_hangs_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+    class Hangs(Kept):
+        def rows(self, trials: Any, history: Any) -> None:
+            time.sleep(30)
+
+    trackers = Trackers([Hangs], close_s=0.2)
+    begun = time.monotonic()
+    for _ in range(100):
+        trackers.rows(TRIALS, [])
+    assert not trackers.close() and time.monotonic() - begun < 5
+    assert "did not finish" in caplog.text
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_is_dropped(store: ResultsStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    begun = time.monotonic()
+    with Trackers(sinks_for(store, "online", False, False, render), close_s=5) as trackers:
+        trackers.rows(TRIALS, HISTORY)
+        assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10

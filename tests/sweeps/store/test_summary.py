@@ -1,0 +1,102 @@
+"""The summary of a run, how it is printed, and the command that prints and exports it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sweeps.results import main
+from sweeps.store.store import ResultsStore
+from sweeps.store.summary import print_summary, summarise
+from tests.sweeps.store.test_store import ROOT, answers, epochs, record, trial
+
+
+def accuracies(base, final):
+    columns = ("base_grid_accuracy", "base_cell_accuracy", "final_grid_accuracy", "final_cell_accuracy")
+    return dict(zip(columns, (*base, *final), strict=True))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ResultsStore(tmp_path, "sweep", "run")
+
+
+@pytest.fixture
+def full(store):
+    store.create(record())
+    store.append(
+        [
+            trial("up", **accuracies((0, 0.5), (1, 0.4)), copy_grid_accuracy=0.0, gpu_seconds=2.0, seconds=3.0),
+            trial("tie-up", **accuracies((0, 0.5), (0, 0.6)), copy_grid_accuracy=0.5),
+            trial("same", **accuracies((0, 0.5), (0, 0.5))),
+            trial("down", **accuracies((1, 0.9), (0, 1.0))),
+            trial("unknown", final_loss=float("nan")),
+            trial("retried", "failed", error="[loss] is NaN"),
+            trial("cut", "stopped", **accuracies((0, 0), (1, 1))),
+        ],
+        epochs("up", 2),
+    )
+    store.append([trial("retried", "failed", 2, error="[loss] is NaN again")], epochs("up", 3, attempt=2))
+    store.append(predictions=[*answers("up"), *answers("retried"), *answers("retried", 1, 2)])
+    return store
+
+
+def test_the_summary_counts_the_last_attempt_and_breaks_ties_by_cells(full):
+    summary = summarise(full)
+    assert summary["counts"] == {"failed": 1, "stopped": 1, "success": 5} and summary["adapters"] == 7
+    assert summary["versus_base"] == {"improved": 2, "same": 1, "worse": 1, "not_compared": 1}
+    means = summary["means"]
+    assert means["base_grid_accuracy"] == means["final_grid_accuracy"] == means["copy_grid_accuracy"] == 0.25
+    assert means["final_cell_accuracy"] == pytest.approx(0.625) and means["change_recall"] is None
+    assert [row["task_id"] for row in summary["best"]] == ["up", "tie-up", "same"]
+    assert [row["task_id"] for row in summary["worst"]] == ["down", "same", "tie-up"]
+    assert summary["failures"] == [
+        {"task_id": "retried", "trial_id": "retried", "attempt": 2, "error": "[loss] is NaN again"}
+    ]
+    assert summary["seconds"]["gpu_seconds"] == 2.0
+
+
+def test_the_printed_summary_is_plain_outside_a_terminal(full, capsys):
+    print_summary(summarise(full))
+    text = capsys.readouterr().out
+    assert text.isascii() and "\x1b" not in text
+    lines = [" ".join(line.replace("|", " ").split()) for line in text.splitlines()]
+    assert "improved against the base 2" in lines and "exact-match accuracy 25.0 % 25.0 %" in lines
+    assert "failed: retried: [loss] is NaN again" in lines and f"results: {full.folder.root}" in lines
+    assert "recall of changed cells" not in text
+
+
+def test_an_empty_store_and_rows_of_another_family_have_a_summary(store, capsys):
+    print_summary(summarise(store))
+    store.append([{"trial_id": "a", "attempt": 1, "status": "success", "depth": 2.0}])
+    summary = summarise(store)
+    assert summary["versus_base"]["not_compared"] == 1 and summary["best"] == []
+    print_summary(summary)
+    assert "exact-match" not in capsys.readouterr().out
+
+
+def test_the_command_line_exports_one_file(full, tmp_path, capsys):
+    file = tmp_path / "summary.json"
+    assert main([full.folder.root, "--export-json", str(file)]) == 0
+    assert "improved against the base" in capsys.readouterr().out
+    exported = json.loads(file.read_text())
+    assert exported["run"]["data_fingerprint"] == "f0" and exported["summary"]["adapters"] == 7
+    assert exported["history"]["up"]["attempt"] == [2, 2, 2] and exported["history"]["up"]["epoch"] == [1, 2, 3]
+    assert "lr" not in exported["history"]["up"] and len(exported["trials"]) == 7
+    pictures = [(row["trial_id"], row["attempt"], row["adapted"]) for row in exported["predictions"]]
+    assert pictures == [("up", 1, [[0, 1]]), ("retried", 2, [[0, 1]])]
+
+
+def test_the_command_line_refuses_in_one_sentence(full, tmp_path):
+    for arguments in ([str(tmp_path)], ["/"], [full.folder.root, "--export-json", str(tmp_path / "no" / "file")]):
+        command = [sys.executable, "-m", "sweeps.results", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+
+
+def test_importing_it_brings_neither_torch_nor_ray():
+    code = "import sys, sweeps.store.summary; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
