@@ -31,8 +31,8 @@ from search_spaces.atomic_lora import DEMO_VALUES
 from trainables.arc import Example, grid_tokens, load_tasks
 from trainables.atomic_lora.causal_lm import CPU_BATCH_OVERHEAD, CausalLMWorkload, load_causal_lm
 from trainables.atomic_lora.config import AdapterConfig
-from trainables.folder import Folder
-from trainables.jobs import Job, ListQueue
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, ListQueue
 from trainables.pack.engine import PackEngine
 
 # operators by what they are for; the others are listed as they are

@@ -21,14 +21,13 @@ from sweeps.core import checks, cli
 from sweeps.core.arc_options import base_option
 from sweeps.core.checks import Check
 from trainables.atomic_lora import bases
-from trainables.atomic_lora.config import HUB
 from trainables.common.errors import InputError
 
 
 def base(location: str | None) -> Check:
     """Load a base as the atomic LoRA sweep does; None is the Champion that ships."""
     place = bases.absolute(location or str(bases.DEFAULT_BASE))
-    defaults = bases.HF_DEFAULTS if place.startswith(HUB) else {}
+    defaults = bases.HF_DEFAULTS if bases.is_causal_lm(place) else {}
     config, _ = SPACE.resolve(SPACE.default_preset, None, [], [], 1, defaults)
     try:
         fingerprint, parameters = bases.check_base(place, [config.target_modules])
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             have = f"{info.nodes} machines, {info.num_cpus} CPUs, {info.num_gpus} GPUs to use"
             found += [Check("Ray", f"{ray.__version__} at {info.address}: {have}"), checks.state_api(info)]
             if not found[0].missing:
-                found += checks.machines(info, args.results_dir, args.base)
+                found += checks.machines(info, args.results_dir, args.base and bases.absolute(args.base))
     except InputError as error:
         found.append(Check("Ray", "not connected", str(error)))
     Console().print(table(found))

@@ -33,8 +33,9 @@ def base_option(parser: argparse._ActionsContainer) -> None:
     """Add ``base``, the frozen base of adapters."""
     parser.add_argument(
         "--base",
-        metavar="PATH|hf:NAME_OR_PATH",
-        help="the frozen base: a Champion's checkpoint, or a Hugging Face causal LM (default: the Champion that ships)",
+        metavar="PATH|smollm2|hf:NAME_OR_PATH",
+        help="the frozen base: a Champion's checkpoint, SmolLM2-135M-Instruct as a Python package carries it, or a "
+        "Hugging Face causal LM (default: the Champion that ships)",
     )
 
 

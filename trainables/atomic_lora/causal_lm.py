@@ -32,10 +32,11 @@ from transformers import (
 )
 
 from trainables.arc import BOS, EOS, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, Task, decode, encode
-from trainables.atomic_lora.config import HUB
+from trainables.atomic_lora.bases import location
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.loss import cell_hits, row_losses
 from trainables.atomic_lora.workload import ArcWorkload
+from trainables.common.embedded import MODELS
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.precision import has_fast_bf16
@@ -69,17 +70,18 @@ class CausalLM:
 
 
 def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
-    """Load ``hf:NAME_OR_PATH``, frozen and cut down to the tokens of grids.
+    """Load a causal LM, frozen and cut down to the tokens of grids.
 
     Args:
-        base: The name of a model on the hub (or in its local cache), or a folder, after ``hf:``.
+        base: The name of a model that a package carries, such as ``smollm2``; or, after ``hf:``, the name of a model on
+            the hub (or in its local cache), or a folder.
         device: Where to put it.
         dtype: Its floating-point type; by default bfloat16 where the device is fast at it, else float32.
 
     Raises:
         InputError: If there is no such model, or its tokenizer has no token for a digit or a mark.
     """
-    name = base.removeprefix(HUB)
+    name = location(base)
     dtype = dtype or (torch.bfloat16 if has_fast_bf16(device) else torch.float32)
     config = _config(base)
     try:
@@ -108,9 +110,14 @@ def cut_vocabulary(model: Any, ids: Sequence[int]) -> None:
 
 
 def fingerprint(base: str) -> str:
-    """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' beginnings."""
+    """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' beginnings.
+
+    Those of an embedded model are the beginning of its file's SHA-256.
+    """
+    if base in MODELS:
+        return MODELS[base].fingerprint
     config = _config(base)
-    folder = Path(base.removeprefix(HUB)).expanduser()
+    folder = Path(location(base)).expanduser()
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
     if folder.is_dir():
         for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
@@ -132,7 +139,7 @@ def skeleton(base: str) -> nn.Module:
 
 def _config(base: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(base.removeprefix(HUB))
+        return AutoConfig.from_pretrained(location(base))
     except (OSError, ValueError) as error:
         raise _refused(base, error) from error
 
@@ -233,8 +240,7 @@ class CausalLMWorkload(ArcWorkload):
         target_modules: Sequence[str],
         bf16: bool,
     ) -> None:
-        name = base_name.removeprefix(HUB)
-        super().__init__(base.model, name, REFERENCE_LR, tasks, folder, target_modules, bf16)
+        super().__init__(base.model, location(base_name), REFERENCE_LR, tasks, folder, target_modules, bf16)
         self.base, self.fingerprint = base, base.fingerprint
         if self.device.type == "cpu":
             self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD)

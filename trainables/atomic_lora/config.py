@@ -7,6 +7,9 @@ from typing import Literal
 
 # what a base's name begins with where it is a Hugging Face model's, on the hub or in a folder
 HUB = "hf:"
+# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md), and a
+# trial's process takes seconds to start; on a GPU as many as a timing finds, at most this many
+CPU_SLOTS, CUDA_SLOTS = 8, 256
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,10 @@ class AdapterConfig:
     validation_pairs: int = 0
     report_every: int = 5
     export_dtype: Literal["base", "float32", "bfloat16"] = "base"
+
+
+def choose_slots(slots: int | str, device: str) -> int:
+    """Return the most slots that ``auto`` means on a torch device, ``cpu`` or ``cuda:<i>``, or the number given."""
+    if slots == "auto":
+        return CUDA_SLOTS if device.startswith("cuda") else CPU_SLOTS
+    return int(slots)

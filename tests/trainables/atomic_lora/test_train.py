@@ -18,14 +18,14 @@ from peft import PeftModel
 from torch import Tensor
 
 from trainables.arc import EOS, ROW_END, Example, Task, load_tasks, test_examples, training_examples
-from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
+from trainables.atomic_lora.config import AdapterConfig, ChampionConfig, choose_slots
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.decoding import grid_metrics
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.layout import Layout
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
-from trainables.atomic_lora.train import choose_slots, train_adapters
+from trainables.atomic_lora.train import train_adapters
 from trainables.atomic_lora.workload import MULTIPLE, ChampionWorkload, adapter_config, split_pairs
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError

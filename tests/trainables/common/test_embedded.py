@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from tests.sweeps.tiny import ROOT
 from tests.trainables.common.tiny_package import save_package
 from trainables.common import embedded
-from trainables.errors import InputError
+from trainables.common.errors import InputError
 
 needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the extra [models]")
 
@@ -42,7 +42,7 @@ def test_a_model_is_converted_once_and_loads_from_its_folder(tiny: embedded.Embe
     folder = embedded.folder("tiny")
     source: Any = AutoModelForCausalLM.from_pretrained(tmp_path / tiny.package, gguf_file=tiny.weights)
     converted: Any = AutoModelForCausalLM.from_pretrained(folder)
-    assert sum(p.numel() for p in converted.parameters()) == tiny.parameters
+    assert converted.state_dict().keys() == source.state_dict().keys()
     for name, weight in source.state_dict().items():
         torch.testing.assert_close(converted.state_dict()[name], weight.bfloat16(), rtol=0, atol=0)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -139,7 +139,7 @@ def test_smollm2_answers() -> None:
     folder = embedded.folder("smollm2")
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
-    assert sum(p.numel() for p in model.parameters()) == embedded.MODELS["smollm2"].parameters
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     asked = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -152,7 +152,7 @@ def test_smollm2_answers() -> None:
 def test_minilm_tells_paraphrases_from_other_sentences() -> None:
     folder = embedded.folder("minilm")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert sum(p.numel() for p in model.parameters()) == embedded.MODELS["minilm"].parameters
+    assert sum(p.numel() for p in model.parameters()) == 22_713_216
     sentences = ["A cat sits on the mat.", "The mat has a cat on it.", "Interest rates rose last month."]
     batch = tokenizer(sentences, padding=True, return_tensors="pt")
     with torch.no_grad():

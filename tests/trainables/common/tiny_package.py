@@ -59,5 +59,5 @@ def save_package(folder: Path, name: str = "tiny_model_package") -> EmbeddedMode
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    parameters = sum(int(np.prod(shape)) for shape in tensors.values())
-    return EmbeddedModel(name, file.name, hashlib.sha256(file.read_bytes()).hexdigest(), parameters, "pip install tiny")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return EmbeddedModel(name, file.name, digest, "pip install tiny", "causal_lm")
