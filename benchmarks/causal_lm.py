@@ -4,7 +4,8 @@
 
 One process with one thread, as a pool's worker on CPUs, and the engine without Ray: the smallest tasks, in slots that
 all train at once, with the settings of ``--preset demo`` but fewer epochs. The first pass is timed. A second one, under
-PyTorch's profiler, says which share of it each kind of operator took.
+PyTorch's profiler, says which share of it each kind of operator took. Then the trained adapters answer the test pairs
+as they are and rounded to bfloat16, as an export may store them, on the base in float32: what the rounding costs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -28,13 +30,17 @@ sys.path[0] = str(ROOT)
 
 from benchmarks.machine import as_worker, record
 from search_spaces.atomic_lora import DEMO_VALUES
-from trainables.arc import Example, grid_tokens, load_tasks
+from trainables.arc import Example, grid_tokens, load_tasks, test_examples
 from trainables.atomic_lora.causal_lm import CPU_BATCH_OVERHEAD, CausalLMWorkload, load_causal_lm
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, ListQueue
+from trainables.pack.bank import AdapterBank
+from trainables.pack.checkpoint import Factors
 from trainables.pack.engine import PackEngine
+from trainables.pack.plan import AdapterPlan
 
+HEAD = "output head, forward"
 # operators by what they are for; the others are listed as they are
 KINDS = {
     "attention": ("scaled_dot_product", "_flash_attention", "softmax", "bmm", "baddbmm"),
@@ -49,6 +55,11 @@ class TimedWorkload(CausalLMWorkload):
         super().__init__(*args)
         self.seconds: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
+        self.trained: list[tuple[Job, AdapterPlan[Example], Factors]] = []
+
+    def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
+        self.trained.append((job, plan, factors))
+        return ""
 
     @contextmanager
     def timed(self, part: str, tokens: int) -> Iterator[None]:
@@ -104,7 +115,7 @@ def main() -> None:
         begun = time.perf_counter()
         stats = train().stats
         seconds = time.perf_counter() - begun
-        parts = dict(workload.seconds)
+        parts, trained_adapters = dict(workload.seconds), list(workload.trained)
         trained = seconds - parts["scoring"] - parts["generation"]
         rows = {
             "seconds": seconds,
@@ -120,25 +131,59 @@ def main() -> None:
         forward = head.forward
 
         def labelled(x: torch.Tensor) -> torch.Tensor:
-            with record_function("output head"):
+            with record_function(HEAD):
                 return forward(x)
 
         head.forward = labelled
         workload._base_solved.clear()
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             train()
-    operators = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
-    whole = sum(operators.values())
-    inclusive = {event.key: event.cpu_time_total for event in seen.key_averages()}
-    shares: Counter[str] = Counter({"output head, forward": inclusive["output head"] / whole})
-    for name, us in operators.items():
-        shares[kind_of(name)] += us / whole
+        rounding = cost_of_rounding(args.base, place, trained_adapters)
+    events = {event.key: event for event in seen.key_averages()}
+    whole = sum(event.self_cpu_time_total for event in events.values())
+    shares: Counter[str] = Counter()
+    for name, event in events.items():
+        shares[kind_of(name)] += event.self_cpu_time_total / whole
+    # with the products that are counted among the linear layers as well
+    shares[HEAD] = events[HEAD].cpu_time_total / whole
     for name, value in rows.items():
         print(f"{name:24} {value:.3g}")
     for name, share in shares.most_common():
-        if share >= 0.01 or name.startswith("output head"):
+        if share >= 0.01 or name == HEAD:
             print(f"{share:>7.1%} {name}")
-    record(args.json, {"tasks": len(chosen), **rows, "operators": {n: s for n, s in shares.items() if s >= 0.001}})
+    for dtype, means in rounding.items():
+        print(f"adapters in {dtype}: " + ", ".join(f"{name} {value:.5f}" for name, value in means.items()))
+    operators = {name: share for name, share in shares.items() if share >= 0.001}
+    record(args.json, {"tasks": len(chosen), **rows, "operators": operators, "rounding": rounding})
+
+
+@torch.no_grad()
+def cost_of_rounding(
+    base: str, folder: Folder, trained: Sequence[tuple[Job, AdapterPlan[Example], Factors]]
+) -> dict[str, dict[str, float]]:
+    """Return means over tasks of the loss on test pairs and of their metrics, by the type that adapters are kept in."""
+    tasks = load_tasks()
+    loaded = load_causal_lm(base, dtype=torch.float32)
+    workload = CausalLMWorkload(loaded, base, tasks, folder, ("all-linear",), bf16=False)
+    examples = [test_examples(tasks[job.task_id]) for job, _, _ in trained]
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        bank = AdapterBank(workload.pack.layers, len(trained), max(plan.rank for _, plan, _ in trained))
+        for slot, (_, plan, factors) in enumerate(trained):
+            bank.write(slot, {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in factors.items()}, plan.alpha)
+        losses = []
+        for slot, rows in enumerate(examples):
+            with workload.pack.use(bank, [slot] * len(rows)):
+                targets = sum(workload.size(row).targets for row in rows)
+                losses.append(float(workload.losses(rows).sum()) / targets)
+        with workload.pack.use(bank):
+            evaluations = workload.evaluate([(job, plan) for job, plan, _ in trained])
+        names = ("final_grid_accuracy", "final_cell_accuracy", "teacher_forced_cell_accuracy")
+        found[str(dtype).removeprefix("torch.")] = {
+            "loss": fmean(losses),
+            **{name: fmean(evaluation.metrics[name] for evaluation in evaluations) for name in names},
+        }
+    return found
 
 
 def kind_of(operator: str) -> str:

