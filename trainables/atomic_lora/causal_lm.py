@@ -50,6 +50,9 @@ REFERENCE_LR = 1e-3
 # Tokens that take a CPU as long as the fixed cost of a batch, which is mostly to read the weights once: about the ratio
 # of operations to bytes a second, whatever the model's size (docs/log.md)
 CPU_BATCH_OVERHEAD = 30
+# and tokens that a batch of several rows may have: with so small an overhead larger ones gain nothing, and a token's
+# activations take half a megabyte in SmolLM2
+CPU_BATCH_TOKENS = 2_000
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,7 @@ class CausalLMWorkload(ArcWorkload):
         super().__init__(base.model, location(base_name), REFERENCE_LR, tasks, folder, target_modules, bf16)
         self.base, self.fingerprint = base, base.fingerprint
         if self.device.type == "cpu":
-            self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD)
+            self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD, limit=CPU_BATCH_TOKENS)
 
     @classmethod
     def component(cls, layer: str) -> str:
