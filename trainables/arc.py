@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -389,6 +390,12 @@ def validation_examples(
 def test_examples(task: Task) -> list[Example]:
     """Return the held-out test examples: the first demonstrations as context, exactly as a solver is given them."""
     return [Example(task.train[:CONTEXT_PAIRS], pair, task.id) for pair in task.test]
+
+
+def modal_output(task: Task) -> Grid:
+    """Return the most frequent output of a task's demonstrations, the first of those that are equally frequent."""
+    counts = Counter(grid_key(pair.output) for pair in task.train)
+    return max((pair.output for pair in task.train), key=lambda output: counts[grid_key(output)])
 
 
 # pytest collects by name; this one is no test

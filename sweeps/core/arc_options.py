@@ -33,8 +33,10 @@ def base_option(parser: argparse._ActionsContainer) -> None:
     """Add ``base``, the frozen base of adapters."""
     parser.add_argument(
         "--base",
-        metavar="PATH|hf:NAME_OR_PATH",
-        help="the frozen base: a Champion's checkpoint, or a Hugging Face causal LM (default: the Champion that ships)",
+        metavar="PATH|canvas|smollm2|hf:NAME_OR_PATH",
+        help="the frozen base: a Champion's or a canvas model's checkpoint, the canvas model that ships, "
+        "SmolLM2-135M-Instruct as a Python package carries it, or a Hugging Face causal LM (default: the Champion that "
+        "ships)",
     )
 
 

@@ -18,14 +18,13 @@ import urllib.parse
 import urllib.request
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend import cluster
 from sweeps.store.store import open_folder
-from trainables.atomic_lora.config import HUB
+from trainables.atomic_lora import bases
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 
@@ -182,7 +181,6 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
     except Exception as refusal:  # what a place that cannot be reached raises depends on the file system
         error = str(refusal)
     usage = shutil.disk_usage(ray._private.worker.global_worker.node.get_session_dir_path())
-    path = None if base is None else Path(base.removeprefix(HUB)).expanduser()
     torch_gpus, torch_error = _torch_gpus() if ask_torch else (None, "")
     return Machine(
         name=os.uname().nodename,
@@ -191,8 +189,7 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
         torch_error=torch_error,
         full=usage.used / usage.total,
         results_error=error,
-        # what is no path is a name on a hub
-        base_there=path is None or not path.is_absolute() or path.exists(),
+        base_there=base is None or bases.is_there(base),
     )
 
 
@@ -219,10 +216,7 @@ def _of_machine(machine: Machine, gpus: int, location: str, base: str | None) ->
         )
     checks.append(Check(f"results from {name}", "not reached" if missing else "reached", missing))
     if not machine.base_there:
-        missing = (
-            f"{name} has no {base}; start the sweep with 'ray job submit --working-dir .', which takes the project's "
-            "own base along, or put the base on a path that all machines share."
-        )
+        missing = f"{name} has no {base}; {bases.how_to_bring(base or '')}."
         checks.append(Check(f"base on {name}", "not there", missing))
     return checks
 

@@ -71,6 +71,11 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("base_teacher_forced_cell_accuracy", _REAL, "the same for the base before training, in [0, 1]"),
     ("copy_grid_accuracy", _REAL, "held-out grids solved by copying the input, in [0, 1]"),
     ("copy_cell_accuracy", _REAL, "held-out cells right when the input is copied, in [0, 1]"),
+    (
+        "modal_grid_accuracy",
+        _REAL,
+        "held-out grids solved by answering with the task's most frequent training output, in [0, 1]",
+    ),
     ("change_recall", _REAL, "of the held-out cells that differ from the input, those decoded correctly, in [0, 1]"),
     ("dataset", _TEXT, "puzzles that a reasoner was trained on"),
     ("halting", _TEXT, "rule by which a reasoner ends its steps"),

@@ -92,9 +92,7 @@ class CanvasWorkload(ArcWorkload):
         grids, hits, cells = zip(*self._by_side(rows, solved), strict=True)
         return list(grids), list(hits), list(cells)
 
-    def _by_side(
-        self, rows: Sequence[Example], use: Callable[[Tensor, Tensor, Sequence[Example]], list[T]]
-    ) -> list[T]:
+    def _by_side(self, rows: Sequence[Example], use: Callable[[Tensor, Tensor, Sequence[Example]], list[T]]) -> list[T]:
         """Run the model on the rows of each canvas side and return what ``use`` makes of each row, in their order.
 
         ``use`` is given logits [n, S, S, 11], inputs [n, S, S] and the n rows.

@@ -7,6 +7,9 @@ from typing import Literal
 
 # what a base's name begins with where it is a Hugging Face model's, on the hub or in a folder
 HUB = "hf:"
+# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md), and a
+# trial's process takes seconds to start; on a GPU as many as a timing finds, at most this many
+CPU_SLOTS, CUDA_SLOTS = 8, 256
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class AdapterConfig:
         validation_pairs: Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``;
             with 0 the loss is measured on the demonstrations in colours that training never shows.
         report_every: Epochs between two rungs: reports, checkpoints and ASHA decisions happen there.
+        export_dtype: Floating-point type of the adapter's file; ``base``: that of the base as it was loaded. Training
+            and its checkpoints are in float32.
     """
 
     rank: int = 16
@@ -72,6 +77,7 @@ class AdapterConfig:
     examples_per_epoch: int = 32
     validation_pairs: int = 0
     report_every: int = 5
+    export_dtype: Literal["base", "float32", "bfloat16"] = "base"
 
 
 @dataclass(frozen=True)
@@ -122,3 +128,10 @@ class CanvasConfig:
     changed_weight: float = 2.0
     clip_norm: float = 1.0
     compile: bool = False
+
+
+def choose_slots(slots: int | str, device: str) -> int:
+    """Return the most slots that ``auto`` means on a torch device, ``cpu`` or ``cuda:<i>``, or the number given."""
+    if slots == "auto":
+        return CUDA_SLOTS if device.startswith("cuda") else CPU_SLOTS
+    return int(slots)
