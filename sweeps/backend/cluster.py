@@ -35,6 +35,9 @@ NODE_GROUP = "ray.io/node-group"
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("sweeps", "search_spaces", "trainables")
 
+# Memory of one worker of an ordinary trial on CPUs: about 1.3 GB of interpreter, torch and Ray Train, and its model.
+TRIAL_WORKER_BYTES = 2 << 30
+
 # read by the driver, Tune's trials, Train's controller and its workers, so it goes into this process and all others
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows go to Parquet; Tune's own loggers double the cost of a result
@@ -75,6 +78,26 @@ class ClusterInfo:
     grows: bool
     state_api: bool
     dashboard_url: str | None
+
+    @property
+    def cores(self) -> int:
+        """CPUs to train on: a cluster that was started here has one more, for what does not compute."""
+        return self.num_cpus - 1 if self.local else self.num_cpus
+
+    def trials_at_once(self, workers_per_trial: int, trials: int) -> tuple[int, int]:
+        """Return how many trials of an ordinary family run at once, and the CPU threads of each of their workers.
+
+        As many run at once as there are GPUs for all of their workers, or else cores and memory. A trial that found no
+        room would wait for its workers only for a while, and then fail.
+
+        Args:
+            workers_per_trial: Workers that train a trial together; 0 counts as one, the trial's own process.
+            trials: Trials that there are to run.
+        """
+        workers = max(1, workers_per_trial)
+        places = self.num_gpus or min(self.cores, self.memory // TRIAL_WORKER_BYTES)
+        at_once = max(1, min(trials, places // workers))
+        return at_once, max(1, self.cores // (at_once * workers))
 
     def pool_workers(self, worker_bytes: int) -> int:
         """Return one for each GPU, or one for each CPU but one as far as ``worker_bytes`` of memory are there for each.

@@ -102,7 +102,11 @@ class TuneRun:
 
 
 def use_threads(count: int) -> None:
-    """Let this process compute with ``count`` CPU threads. Ray sets one for each CPU reserved, which is mostly one."""
+    """Let this process compute with ``count`` CPU threads, at most one for each core of its machine.
+
+    Ray sets one for each CPU reserved, which is mostly one.
+    """
+    count = min(count, len(os.sched_getaffinity(0)))
     os.environ["OMP_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)

@@ -72,8 +72,8 @@ def run_ordinary(
     num_samples: int = 1,
     scheduler: FIFOScheduler | None = None,
     max_concurrent: int = 1,
+    threads: int = 1,
     max_failures: int = 2,
-    cpus_per_worker: float = 1,
     grows: bool = False,
 ) -> bool:
     """Run trials of an ordinary family until all are done or a stop is asked for; return False if it was.
@@ -94,9 +94,9 @@ def run_ordinary(
         make_trial: In a search, makes trial id and configuration from what ``param_space`` and ``searcher`` chose.
         param_space, searcher, num_samples: As for `run_pool_sweep`.
         scheduler: Tune scheduler over reported metrics; ``trial.config`` has ``trial_id`` for each of ``trials``.
-        max_concurrent: Trials at once; the GPUs of the cluster over those of a trial is right.
+        max_concurrent: Trials at once; more than `ClusterInfo.trials_at_once` would wait for room and fail.
+        threads: CPU threads of each worker, or of each trial without workers.
         max_failures: Restarts of a trial from its last checkpoint after a failure.
-        cpus_per_worker: CPUs to reserve for each worker.
         grows: Whether an autoscaler may have to start machines first, which takes it minutes.
     """
     space = dict(param_space or {})
@@ -106,15 +106,16 @@ def run_ordinary(
         make_trial = partial(_given_trial, {trial_id: dict(config) for trial_id, config in trials})
         space["trial_id"] = ray.tune.grid_search([trial_id for trial_id, _ in trials])
         num_samples = 1
-    resources: dict[str, float] = {"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
+    resources: dict[str, float] = {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
 
     def train_trial(tune_config: dict[str, Any]) -> None:
         trial_id, config = make_trial(tune_config)
         if not workers_per_trial:
+            use_threads(threads)
             train_loop(dict(config), TuneRun(Folder(storage_path).sub(f"{name}-{trial_id}"), use_gpu))
             return
         _train(
-            partial(_train_worker, train_loop, dict(config)),
+            partial(_train_worker, train_loop, dict(config), threads),
             f"{name}-{trial_id}",
             storage_path,
             workers_per_trial,
@@ -194,10 +195,9 @@ def _train(
     ).fit()
 
 
-def _train_worker(train_loop: TrainLoop, config: dict[str, Any]) -> None:
-    run = TrainRun()
-    use_threads(max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size()))
-    train_loop(config, run)
+def _train_worker(train_loop: TrainLoop, config: dict[str, Any], threads: int) -> None:
+    use_threads(threads)
+    train_loop(config, TrainRun())
 
 
 def trial_error(trial: Trial) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,7 +41,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     with recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
         recorder.expect(missing)
         finished = _train_trials(
-            sweep, store, loop, recorder, info, trials=trials, scheduler=scheduler, should_stop=stop
+            sweep, store, loop, recorder, info, len(trials), trials=trials, scheduler=scheduler, should_stop=stop
         )
     return close(sweep, store, not finished, {job.trial_id for job in jobs})
 
@@ -62,7 +61,7 @@ def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -
     _replay_trials(sweep, scheduler, store, [trial_id for key in drawn.configs for trial_id in drawn.trial_ids(key)])
     with recording(sweep, store, sweep.args.num_samples, len(drawn.complete), noun="trials") as (recorder, info, stop):
         finished = _train_trials(
-            sweep, store, loop, recorder, info,
+            sweep, store, loop, recorder, info, left,
             make_trial=make_trial,
             searcher=drawn.searcher(lambda suggestion: recorder.expect(drawn.jobs(suggestion))),
             num_samples=left,
@@ -83,34 +82,41 @@ def _replay_trials(sweep: Sweep, scheduler: GroupedASHA, store: ResultsStore, tr
 
 
 def _train_trials(
-    sweep: Sweep, store: ResultsStore, loop: TrainLoop, recorder: Recorder, info: cluster.ClusterInfo, **options: Any
+    sweep: Sweep,
+    store: ResultsStore,
+    loop: TrainLoop,
+    recorder: Recorder,
+    info: cluster.ClusterInfo,
+    count: int,
+    **options: Any,
 ) -> bool:
-    """Run trials and record them; ``options`` are those of `run_ordinary`. Return False where a stop was asked for."""
-    recorder.slots = max(1, info.num_gpus)
-    # an epoch's row has its own seconds, a trial's those of all, earlier sessions' too
-    seconds: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
-    for row in store.history().select(["trial_id", "attempt", "epoch", "seconds"]).to_pylist():
-        seconds[row["trial_id"], row["attempt"]][row["epoch"]] = row["seconds"] or 0.0
+    """Run ``count`` trials and record them; return False where a stop was asked for.
+
+    ``options`` are those of `run_ordinary`.
+    """
+    workers = sweep.args.workers_per_trial
+    recorder.slots, threads = info.trials_at_once(workers, count)
 
     def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
-        job = recorder.jobs[trial_id]
         row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        seconds[trial_id, job.attempt][metrics["epoch"]] = metrics.get("seconds", 0.0)
-        recorder.on_reports([Report(job.trial_id, "running", metrics["epoch"], metrics, [row])])
+        recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [row])])
 
     def on_trial_end(end: TrialEnd) -> None:
         epoch = end.metrics.get("epoch", 0)
         metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
-        spent = sum(seconds[end.trial_id, recorder.jobs[end.trial_id].attempt].values())
-        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss"), "seconds": spent}
+        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
         status: Any = end.status
+        if status == "stopped" and epoch >= recorder.jobs[end.trial_id].config[sweep.space.budget_setting]:
+            # ASHA's verdict on the last rung of a trial comes when it has nothing left to train.
+            status = "success"
         recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
 
     return run_ordinary(
         loop,
         name=f"{sweep.name}-{sweep.args.run_id}",
         storage_path=store.folder.sub("checkpoints").location,
-        workers_per_trial=sweep.args.workers_per_trial,
+        workers_per_trial=workers,
+        threads=threads,
         use_gpu=info.num_gpus > 0,
         on_report=on_report,
         on_trial_end=on_trial_end,
@@ -120,4 +126,5 @@ def _train_trials(
     )
 
 
-HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens")
+# ``seconds`` of a report are those of an epoch; the trial's row has their sum
+HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens", "seconds")

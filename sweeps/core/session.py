@@ -7,6 +7,7 @@ carry the work out.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,9 +61,29 @@ def ledger(sweep: Sweep, task_ids: Sequence[str]) -> tuple[ResultsStore, list[Jo
         for sample, (values, seed) in enumerate(samples)
     ]
     store = sweep.open_store()
+    jobs = _numbered(jobs, len(samples), store)
     finished, attempts = store.finished(), store.attempts()
     missing = [replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in jobs if job.trial_id not in finished]
     return store, jobs, missing
+
+
+def _numbered(jobs: Sequence[Job], count: int, store: ResultsStore) -> list[Job]:
+    """Return the jobs with samples that no other trial of their task has, in this sweep or another one of the run.
+
+    A trial that has a row keeps its sample. Another one keeps the number that it was drawn with, unless an earlier
+    sweep of the same run has used it.
+    """
+    rows = store.latest_trials().select(["trial_id", "task_id", "sample"]).to_pylist()
+    stored = {row["trial_id"]: row["sample"] for row in rows}
+    taken = {(row["task_id"], row["sample"]) for row in rows}
+    numbered = []
+    for job in jobs:
+        sample = stored.get(job.trial_id, job.sample)
+        if job.trial_id not in stored and (job.task_id, sample) in taken:
+            sample = next(number for number in itertools.count(count) if (job.task_id, number) not in taken)
+        taken.add((job.task_id, sample))
+        numbered.append(replace(job, sample=sample))
+    return numbered
 
 
 def replay(scheduler: GroupedASHA, store: ResultsStore, groups: Mapping[str, str], period: int, metric: str) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from search_spaces.settings import Ablation, config_hash
 from search_spaces.space import SearchSpace
 from sweeps.core import checks
+from sweeps.monitoring.pace import Cost
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from trainables.common.jobs import Job
@@ -33,6 +35,7 @@ class Sweep:
         settings: What identifies the run besides ``config``: JSON-able, kept in run.json.
         data_fingerprint: Of the data.
         categories: Category of each task.
+        costs: Cost of each task with one epoch; tasks that are not there cost the same.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Sweep:
     settings: Mapping[str, Any]
     data_fingerprint: str
     categories: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
@@ -53,11 +57,16 @@ class Sweep:
         values = {**vars(self.config), **{name: suggestion[name] for name in self.domains}}
         return self.job(task_id, values, suggestion["seed"], suggestion["sample"])
 
+    def cost(self, job: Job) -> Cost:
+        """Return what a unit of work costs beside the others: that of its task, for as many epochs as it may train."""
+        cost = self.costs.get(job.task_id, Cost())
+        return replace(cost, epochs=int(job.config[self.space.budget_setting]))
+
     def is_judged(self, jobs: Iterable[Job]) -> bool:
         """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""
         # which compares trials that trained equally long
         ablates = any(isinstance(domain, Ablation) for domain in self.domains.values())
-        return len({job.sample for job in jobs}) > 1 and not ablates
+        return max(Counter(job.task_id for job in jobs).values(), default=0) > 1 and not ablates
 
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""

@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from sweeps.monitoring.pace import Cost, Pace
 
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.25
@@ -38,9 +40,6 @@ class Progress:
         stream: Where the panel (if it is a terminal) or plain lines (if not) go; None means ``sys.stderr``.
         noun: What one trial makes, in the plural.
         clock: Returns seconds; replaced in tests.
-
-    Attributes:
-        running: Trials in training, where somebody counts them; else those that have reported are shown.
 
     Raises:
         OSError: If the log cannot be opened.
@@ -62,8 +61,8 @@ class Progress:
         self._finished: dict[str, str] = {}
         self._gains: dict[str, float] = {}
         self._began = self._last_line = self._last_refresh = clock()
-        self._first_start: float | None = None
-        self.running = 0
+        self._pace = Pace(total - already_done, clock)
+        self._counted = 0
         self._closed = False
         self._log = open(log_path, "a", encoding="utf-8", buffering=1) if log_path is not None else None
         self._live: Live | None = None
@@ -82,21 +81,32 @@ class Progress:
     ) -> None:
         self.close()
 
-    def trial_started(self, trial_id: str) -> None:
-        """Note that a trial is being trained; starting it again after a failure takes the failure back."""
+    def expect(self, costs: Mapping[str, Cost]) -> None:
+        """Take note of trials and of what they cost, before their first report."""
         with self._lock:
-            if self._first_start is None:
-                self._first_start = self._clock()
-            self._finished.pop(trial_id, None)
-            self._gains.pop(trial_id, None)
-            self._running.setdefault(trial_id, (0, {}))
-            self.tick()
+            self._pace.expect(costs)
+
+    def count_running(self, running: int) -> None:
+        """Note how many trials are in training. Where nobody counts them, those that have reported are shown."""
+        with self._lock:
+            self._counted = running
+            if running:
+                self._pace.begin()
 
     def trial_progress(self, trial_id: str, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Note what a running trial reported; reports that arrive after its end are ignored."""
+        """Note what a running trial reported; reports that arrive after its end are ignored.
+
+        Args:
+            trial_id: The trial.
+            epoch: Epochs that it has trained.
+            metrics: Shown are ``train_loss`` and ``eval_loss``. Where nobody counts trials in training, the first
+                report's ``seconds`` say when training began.
+        """
         with self._lock:
+            self._pace.begin(metrics.get("seconds") or 0.0)
             if trial_id not in self._finished:
                 self._running[trial_id] = (epoch, dict(metrics))
+                self._pace.reach(trial_id, epoch)
             self.tick()
 
     def trial_finished(self, trial_id: str, status: str, metrics: Mapping[str, Any]) -> None:
@@ -109,6 +119,8 @@ class Progress:
         """
         with self._lock:
             self._running.pop(trial_id, None)
+            self._pace.begin(metrics.get("seconds") or 0.0)
+            self._pace.end(trial_id)
             early = status == "success" and metrics.get("early_stopped")
             self._finished[trial_id] = "stopped" if early else status
             gain = _gain(metrics)
@@ -148,7 +160,7 @@ class Progress:
     def line(self) -> str:
         """Return the state as one plain line."""
         with self._lock:
-            return ", ".join(f"{value} {name}" if name else value for name, value in self._facts())
+            return ", ".join(_said(self._facts()))
 
     def _facts(self) -> list[tuple[str, str]]:
         statuses = list(self._finished.values())
@@ -156,15 +168,14 @@ class Progress:
         done = self._already_done + len(statuses) - failed
         epochs = [epoch for epoch, _ in self._running.values()]
         reached = f" (epoch {min(epochs)} to {max(epochs)})" if any(epochs) else ""
-        pace, seconds = self.pace()
-        left = "unknown" if math.isnan(seconds) else _duration(seconds)
+        pace, left = self._pace.per_hour, self._pace.seconds_left
         facts = [
             ("done", f"{done}/{self._total}"),
             ("running" + reached, f"{self.in_training}"),
             ("stopped early", f"{stopped}"),
             ("failed", f"{failed}"),
-            (f"{self._noun} per hour", f"{pace:.0f}" if pace else "unknown"),
-            ("left", left),
+            (f"{self._noun} per hour", f"{pace:.0f}") if pace else ("", f"no {self._noun} have ended yet"),
+            ("", f"waiting for {self._pace.waiting_for}") if math.isnan(left) else ("left", _duration(left)),
         ]
         if self._gains:
             best, worst = (pick(self._gains, key=self._gains.__getitem__) for pick in (max, min))
@@ -175,28 +186,21 @@ class Progress:
     @property
     def in_training(self) -> int:
         """Trials in training."""
-        return max(self.running, len(self._running))
+        return max(self._counted, len(self._running))
 
     def pace(self) -> tuple[float, float]:
-        """Return the trials that end in an hour, and the seconds until all have ended: NaN before the first has."""
+        """Return the trials that end in an hour of training, and the seconds until all have ended: see `Pace`."""
         with self._lock:
-            waiting, per_hour = self._total - self._already_done - len(self._finished), self._per_hour()
-            return per_hour, 0.0 if not waiting else waiting / per_hour * 3600 if per_hour else math.nan
-
-    def _per_hour(self) -> float:
-        # counted from the first start: the time that the cluster took to come up says nothing about the pace
-        elapsed = self._clock() - (self._began if self._first_start is None else self._first_start)
-        return len(self._finished) / elapsed * 3600 if elapsed > 0 else 0.0
+            return self._pace.per_hour, self._pace.seconds_left
 
     def _panel(self) -> Group:
         ended = self._already_done + len(self._finished)
-        facts = self._facts()
-        counts = Text(", ".join(f"{value} {name}" for name, value in facts[:4]))
-        pace = Text(", ".join(f"{value} {name}" for name, value in facts[4:6]))
+        facts = _said(self._facts())
+        counts, pace = Text(", ".join(facts[:4])), Text(", ".join(facts[4:6]))
         bar = Table.grid()  # a bar by itself does not end its line
         bar.add_row(ProgressBar(total=max(self._total, 1), completed=ended, width=60))
         rows: list[Any] = [bar, counts, pace]
-        rows += [Text(value, style="dim") for _, value in facts[6:]]
+        rows += [Text(fact, style="dim") for fact in facts[6:]]
         if self._running:
             table = Table("trial", "epoch", "train loss", "eval loss", box=None, header_style="dim")
             for trial_id, (epoch, metrics) in list(self._running.items())[:SHOWN_TRIALS]:
@@ -224,6 +228,10 @@ def _gain(metrics: Mapping[str, Any]) -> float | None:
     if any(value is None or not math.isfinite(value) for value in values):
         return None
     return float(values[0]) - float(values[1])  # type: ignore[arg-type]
+
+
+def _said(facts: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{value} {name}" if name else value for name, value in facts]
 
 
 def _duration(seconds: float) -> str:

