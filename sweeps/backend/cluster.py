@@ -112,8 +112,6 @@ def connect(
     address: str | None = None,
     num_gpus: int | None = None,
     num_cpus: int | None = None,
-    *,
-    log_to_driver: bool = False,
 ) -> Iterator[ClusterInfo]:
     """Connect to Ray for the length of a ``with`` block, and shut down or leave the cluster at its end.
 
@@ -122,7 +120,6 @@ def connect(
             ``RAY_ADDRESS`` says; None starts one unless ``RAY_ADDRESS`` is set.
         num_gpus: GPUs to use, None for all that there are.
         num_cpus: CPUs of a cluster that is started here, None for all; ignored when attaching.
-        log_to_driver: Print what remote processes print.
 
     Raises:
         InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, or the address does
@@ -136,7 +133,7 @@ def connect(
     aside: str | None = None
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if local:
             aside = _start(options, num_gpus, num_cpus)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeps.backend import cluster
-from sweeps.backend.asha import GroupedASHA, one_group
+from sweeps.backend.asha import GroupedASHA
 from sweeps.backend.runs import TrainLoop
-from sweeps.backend.trials import TrialEnd, run_ordinary
+from sweeps.backend.trials import Search, StopFlag, Training, TrialEnd, run_ordinary
 from sweeps.core.recorder import Recorder
-from sweeps.core.search_ledger import Drawn, require_searchable
-from sweeps.core.session import asha, close, ledger, recording, replay
+from sweeps.core.search_ledger import SearchLedger, require_searchable
+from sweeps.core.session import Past, asha, close, ledger, recording
 from sweeps.core.sweep import Sweep
 from sweeps.store.store import ResultsStore
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, Report
+
+# a trial's id and its loop's settings
+Trial = tuple[str, Mapping[str, Any]]
 
 
 def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
@@ -34,96 +37,95 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
         return close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
     if sweep.is_judged(jobs):
-        scheduler = asha(sweep, one_group)
-        _replay_trials(sweep, scheduler, store, [job.trial_id for job in jobs])
+        scheduler, past = asha(sweep), Past(store, sweep.space.metric)
+        for job in jobs:
+            scheduler.replay(past.unit(job.trial_id, [job.trial_id]))
     models = store.folder.sub("models")
     trials = [_trial(job, models, settings) for job in missing]
     with recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
         recorder.expect(missing)
-        finished = _train_trials(
-            sweep, store, loop, recorder, info, len(trials), trials=trials, scheduler=scheduler, should_stop=stop
-        )
+        finished = _train_trials(sweep, store, loop, trials, scheduler, recorder, info, stop)
     return close(sweep, store, not finished, {job.trial_id for job in jobs})
 
 
 def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
     require_searchable(sweep.domains)
     store, family = sweep.open_store(), sweep.space.family
-    drawn, models = Drawn(sweep, store, [family]), store.folder.sub("models")
-    left = sweep.args.num_samples - len(drawn.complete)
+    drawn, models = SearchLedger(sweep, store, [family]), store.folder.sub("models")
+    left = sweep.args.num_samples - len(drawn.finished)
     if left <= 0:
         return close(sweep, store, False, None)
 
-    def make_trial(suggestion: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def make_trial(suggestion: Mapping[str, Any]) -> Trial:
         return _trial(sweep.suggested_job(family, suggestion), models, settings)
 
-    scheduler = asha(sweep, one_group, key=lambda suggestion: make_trial(suggestion)[0])
-    _replay_trials(sweep, scheduler, store, [trial_id for key in drawn.configs for trial_id in drawn.trial_ids(key)])
-    with recording(sweep, store, sweep.args.num_samples, len(drawn.complete), noun="trials") as (recorder, info, stop):
-        finished = _train_trials(
-            sweep, store, loop, recorder, info, left,
-            make_trial=make_trial,
-            searcher=drawn.searcher(lambda suggestion: recorder.expect(drawn.jobs(suggestion))),
-            num_samples=left,
-            scheduler=scheduler,
-            should_stop=stop,
-        )  # fmt: skip
+    scheduler, past = asha(sweep), Past(store, sweep.space.metric)
+    for key in drawn.configs:
+        scheduler.replay(past.unit(key, drawn.trial_ids(key)))
+    with recording(sweep, store, sweep.args.num_samples, len(drawn.finished), noun="trials") as (recorder, info, stop):
+        recorder.listeners.append(drawn.hear)
+        search = Search(drawn.searcher(lambda key: recorder.expect(drawn.jobs(key))), make_trial, left)
+        finished = _train_trials(sweep, store, loop, search, scheduler, recorder, info, stop)
     return close(sweep, store, not finished, None)
 
 
-def _trial(job: Job, models: Folder, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _trial(job: Job, models: Folder, settings: Mapping[str, Any]) -> Trial:
     folder = models.sub(job.trial_id).location
     return job.trial_id, {**settings, "config": dict(job.config), "seed": job.seed, "folder": folder}
-
-
-def _replay_trials(sweep: Sweep, scheduler: GroupedASHA, store: ResultsStore, trial_ids: Iterable[str]) -> None:
-    period, metric = sweep.space.grace_period(sweep.config), sweep.space.metric
-    replay(scheduler, store, dict.fromkeys(trial_ids, "all"), period, metric)
 
 
 def _train_trials(
     sweep: Sweep,
     store: ResultsStore,
     loop: TrainLoop,
+    work: Sequence[Trial] | Search[Trial],
+    scheduler: GroupedASHA | None,
     recorder: Recorder,
     info: cluster.ClusterInfo,
-    count: int,
-    **options: Any,
+    stop: StopFlag,
 ) -> bool:
-    """Run ``count`` trials and record them; return False where a stop was asked for.
-
-    ``options`` are those of `run_ordinary`.
-    """
-    workers = sweep.args.workers_per_trial
+    """Run trials and record them; return False where a stop was asked for."""
+    workers, count = sweep.args.workers_per_trial, work.num_samples if isinstance(work, Search) else len(work)
     recorder.slots, threads = info.trials_at_once(workers, count)
-
-    def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
-        row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [row])])
-
-    def on_trial_end(end: TrialEnd) -> None:
-        epoch = end.metrics.get("epoch", 0)
-        metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
-        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
-        status: Any = end.status
-        if status == "stopped" and epoch >= recorder.jobs[end.trial_id].config[sweep.space.budget_setting]:
-            # ASHA's verdict on the last rung of a trial comes when it has nothing left to train.
-            status = "success"
-        recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
-
-    return run_ordinary(
+    training = Training(
         loop,
         name=f"{sweep.name}-{sweep.args.run_id}",
         storage_path=store.folder.sub("checkpoints").location,
         workers_per_trial=workers,
-        threads=threads,
         use_gpu=info.num_gpus > 0,
-        on_report=on_report,
-        on_trial_end=on_trial_end,
-        max_concurrent=recorder.slots,
+        threads=threads,
         grows=info.grows,
-        **options,
     )
+    return run_ordinary(
+        work,
+        training,
+        _Rows(sweep, recorder),
+        metric=sweep.space.metric,
+        asha=scheduler,
+        should_stop=stop,
+        max_concurrent=recorder.slots,
+    )
+
+
+class _Rows:
+    """Makes reports of what trials say, for the recorder."""
+
+    def __init__(self, sweep: Sweep, recorder: Recorder) -> None:
+        self._recorder, self._budget = recorder, sweep.space.budget_setting
+
+    def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
+        row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [row])])
+
+    def on_trial_end(self, end: TrialEnd) -> None:
+        epoch, status = end.metrics.get("epoch", 0), end.status
+        if status == "stopped" and epoch >= self._recorder.jobs[end.trial_id].config[self._budget]:
+            # ASHA's verdict on the last rung of a trial comes when it has nothing left to train.
+            status = "success"
+        metrics = {name: value for name, value in end.metrics.items() if name not in HISTORY_ONLY and "/" not in name}
+        metrics |= {"epochs": epoch, "final_loss": end.metrics.get("eval_loss")}
+        metrics |= end.decision.columns() if end.decision else {}
+        self._recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
 
 
 # ``seconds`` of a report are those of an epoch; the trial's row has their sum

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +32,7 @@ class Recorder:
     Attributes:
         jobs: The jobs that reports may be about, by trial id.
         slots: Trials that can train at once.
+        listeners: Who else is told of every report, after its row is on its way.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Recorder:
         self._trained = _trained_before(writer.store)
         self.jobs: dict[str, Job] = {}
         self.slots = 1
+        self.listeners: list[Callable[[Sequence[Report]], None]] = []
 
     def expect(self, jobs: Iterable[Job]) -> None:
         """Take note of jobs before their first report."""
@@ -69,6 +71,8 @@ class Recorder:
         trials = [self._trial_row(report) for report in reports if report.status != "running"]
         self._writer.add(trials, history, predictions)
         self._trackers.rows(trials, history)
+        for listener in self.listeners:
+            listener(reports)
         for report in reports:
             if report.status == "running":
                 self._progress.trial_progress(report.trial_id, report.epoch, report.metrics)

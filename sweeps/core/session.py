@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sweeps.backend import cluster
-from sweeps.backend.asha import GroupedASHA
+from sweeps.backend.asha import ONE_GROUP, GroupedASHA, Unit
 from sweeps.core import checks
 from sweeps.core.recorder import Recorder
 from sweeps.core.sweep import Sweep
@@ -30,19 +30,10 @@ from trainables.common.jobs import Job
 # exit codes: 0 all good, 1 something failed, 130 interrupted (2 is bad input, see sweeps/core/cli.py)
 FAILED, INTERRUPTED = 1, 130
 
-Grouping = Callable[[Mapping[str, Any]], str]
 
-
-def trial_of(config: Mapping[str, Any]) -> str:
-    """Return the trial that a Tune trial's configuration names."""
-    return str(config["trial_id"])
-
-
-def asha(sweep: Sweep, group: Grouping, key: Grouping | None = trial_of) -> GroupedASHA:
-    """Return the scheduler of a sweep, with an ASHA for each ``group`` of trials."""
+def asha(sweep: Sweep) -> GroupedASHA:
+    """Return the scheduler of a sweep."""
     return GroupedASHA(
-        group=group,
-        key=key,
         metric=sweep.space.metric,
         mode=sweep.space.mode,
         max_t=sweep.space.longest(sweep.config, sweep.domains),
@@ -86,17 +77,40 @@ def _numbered(jobs: Sequence[Job], count: int, store: ResultsStore) -> list[Job]
     return numbered
 
 
-def replay(scheduler: GroupedASHA, store: ResultsStore, groups: Mapping[str, str], period: int, metric: str) -> None:
-    """Tell a scheduler every ``period`` epochs of the trials of ``groups`` that the store holds."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    history = store.history()
-    # a metric that the schema does not declare has a column once a row has it
-    columns = ["trial_id", "epoch", metric] if metric in history.schema.names else []
-    for row in history.select(columns).to_pylist() if columns else ():
-        if row["trial_id"] in groups and row["epoch"] % period == 0 and row[metric] is not None:
-            curves.setdefault(row["trial_id"], []).append((row["epoch"], row[metric]))
-    for trial_id, values in curves.items():
-        scheduler.replay(groups[trial_id], trial_id, sorted(values))
+class Past:
+    """What the trials of a run came to in earlier sessions.
+
+    Args:
+        store: The run's results.
+        metric: Name of the value that trials are compared by.
+    """
+
+    def __init__(self, store: ResultsStore, metric: str) -> None:
+        self._finished = store.finished()
+        history = store.history()
+        curves: dict[str, dict[int, float]] = {}
+        # a metric that the schema does not declare has a column once a row has it
+        columns = ["trial_id", "attempt", "epoch", metric]
+        rows = history.select(columns).to_pylist() if metric in history.schema.names else []
+        for row in sorted(rows, key=lambda row: (row["attempt"], row["epoch"])):
+            if row[metric] is not None:
+                curves.setdefault(row["trial_id"], {})[row["epoch"]] = row[metric]
+        self._curves = {trial_id: sorted(curve.items()) for trial_id, curve in curves.items()}
+
+    def unit(self, name: str, trial_ids: Sequence[str], jobs: Sequence[Job] = (), group: str = ONE_GROUP) -> Unit:
+        """Return a unit that goes on where it was.
+
+        Args:
+            name: Of the unit.
+            trial_ids: All its trials.
+            jobs: Those of them that are left to train.
+            group: The units that it is compared with.
+        """
+        finished = {trial_id: self._finished[trial_id] for trial_id in trial_ids if trial_id in self._finished}
+        known = [trial_id for trial_id in trial_ids if trial_id in finished or trial_id in self._curves]
+        rungs = [row["rung"] for row in finished.values() if row["status"] == "stopped" and row["rung"] is not None]
+        earlier = {trial_id: self._curves.get(trial_id, []) for trial_id in known}
+        return Unit(name, jobs, group, earlier, min(rungs, default=None))
 
 
 @contextmanager

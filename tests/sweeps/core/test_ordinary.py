@@ -22,7 +22,7 @@ from sweeps.core.ordinary import run_trials
 from sweeps.core.sweep import Sweep
 from tests.sweeps.head import free_port
 
-# ------------------------------------------------------------------------------------------------------ how many at once
+# ----------------------------------------------------------------------------------------------------- how many at once
 
 
 def info(**changes: Any) -> ClusterInfo:
