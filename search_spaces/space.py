@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
@@ -25,8 +25,7 @@ from search_spaces.settings import (
     sample_configs,
 )
 from trainables.common.errors import InputError, did_you_mean
-
-Mode = Literal["min", "max"]
+from trainables.common.family import Family, Mode
 
 
 @dataclass(frozen=True)
@@ -52,29 +51,34 @@ class SearchSpace:
     """One family's search space.
 
     Attributes:
-        family: Name of the package in ``trainables``.
+        family: What is trained: its columns, and the metric that ASHA and searchers compare.
         config: The family's frozen dataclass of settings.
         presets: Presets by name.
         validate: Checks ranges of one complete configuration; raises `SettingError`.
-        metric: What ASHA and searchers compare, from the reports; it belongs into each epoch's history as well, from
-            which a later session knows it.
-        mode: ``min`` or ``max``: which way ``metric`` is better.
         default_preset: Name of the preset used when none is chosen.
         rung_setting: Setting that holds the time between two reports, which is also ASHA's grace period.
         budget_setting: Setting that holds the most time one trial may train.
         reduction_factor: ASHA keeps about one in this many at each rung.
     """
 
-    family: str
+    family: Family
     config: type
     presets: Mapping[str, Preset]
     validate: Callable[[Any], None]
-    metric: str = "eval_loss"
-    mode: Mode = "min"
     default_preset: str = "full"
     rung_setting: str = "report_every"
     budget_setting: str = "epochs"
     reduction_factor: int = 3
+
+    @property
+    def metric(self) -> str:
+        """What ASHA and searchers compare, from the reports."""
+        return self.family.metric
+
+    @property
+    def mode(self) -> Mode:
+        """Which way the metric is better: ``min`` or ``max``."""
+        return self.family.mode
 
     def resolve(
         self,

@@ -77,7 +77,19 @@ def prepare(
     bases.require_tasks(base, {task_id: everything[task_id] for task_id in chosen}, args.data)
     base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
     settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
-    sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
+    sweep = Sweep(
+        name,
+        space,
+        args,
+        config,
+        domains,
+        settings,
+        fingerprint(everything),
+        categories,
+        # a base is known by its fingerprint, wherever it lies
+        extendable=("tasks", "slots", "taxonomy", "base"),
+        places=bases.places(base),
+    )
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
         {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},

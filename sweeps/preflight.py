@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             have = f"{info.nodes} machines, {info.num_cpus} CPUs, {info.num_gpus} GPUs to use"
             found += [Check("Ray", f"{ray.__version__} at {info.address}: {have}"), checks.state_api(info)]
             if not found[0].missing:
-                found += checks.machines(info, args.results_dir, args.base and bases.absolute(args.base))
+                found += checks.machines(
+                    info, args.results_dir, bases.places(bases.absolute(args.base or str(bases.DEFAULT_BASE)))
+                )
     except InputError as error:
         found.append(Check("Ray", "not connected", str(error)))
     Console().print(table(found))

@@ -8,6 +8,7 @@ What is not checked: machines that an autoscaler has not started yet, and whethe
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import netrc
 import os
@@ -17,14 +18,15 @@ import sys
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend import cluster
 from sweeps.store.store import open_folder
-from trainables.atomic_lora import bases
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 
@@ -32,6 +34,8 @@ GIBIBYTE = 1 << 30
 # a full sweep of 400 adapters writes less; Ray itself stops storing objects on a disk that is 95 % full
 FREE_BYTES = GIBIBYTE
 FULL = 0.95
+# how a place that is a Python package begins
+PACKAGE = "package:"
 # asks every GPU to compute: a driver that is too old lets torch count them all the same
 ASK_TORCH = """
 import torch
@@ -68,7 +72,7 @@ class Machine:
         torch_error: Why it does not.
         full: Share of the disk with Ray's files that is in use, 0 to 1.
         results_error: Why the results cannot be reached from here, None where they can.
-        base_there: Whether the base is there.
+        absent: What of the places is not there.
     """
 
     name: str
@@ -77,7 +81,7 @@ class Machine:
     torch_error: str
     full: float
     results_error: str | None
-    base_there: bool
+    absent: tuple[str, ...]
 
 
 def require(*checks: Check) -> None:
@@ -140,13 +144,13 @@ def state_api(info: cluster.ClusterInfo) -> Check:
     return Check("Ray's State API", "no answer", missing)
 
 
-def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = None) -> list[Check]:
-    """Look at every machine of the cluster: GPUs and drivers, disk, and whether it reaches the results and the base.
+def machines(info: cluster.ClusterInfo, results_dir: str, places: Mapping[str, str]) -> list[Check]:
+    """Look at every machine of the cluster: GPUs and drivers, disk, and whether it reaches the results and the places.
 
     Args:
         info: The cluster, connected.
         results_dir: Folder of all results; every machine reads and writes a file there.
-        base: The frozen base, if there is one; a path must be there on every machine.
+        places: What must be there on every machine, by what it is: a path, or ``package:NAME`` of a Python package.
     """
     folder, name = Folder(results_dir), f"preflight-{uuid.uuid4().hex}"
     nodes = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
@@ -155,7 +159,7 @@ def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = Non
     try:
         answers = [
             remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                folder, name, f"{name}-{node}", base, gpus > 0 and info.num_gpus > 0
+                folder, name, f"{name}-{node}", dict(places), gpus > 0 and info.num_gpus > 0
             )
             for node, gpus in nodes.items()
         ]
@@ -166,11 +170,11 @@ def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = Non
     return [
         check
         for machine, gpus in zip(seen, nodes.values(), strict=True)
-        for check in _of_machine(machine, gpus, folder.location, base)
+        for check in _of_machine(machine, gpus, folder.location, places)
     ]
 
 
-def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: bool) -> Machine:
+def look(folder: Folder, theirs: str, own: str, places: Mapping[str, str], ask_torch: bool) -> Machine:
     """Look at this machine: read the driver's file in the folder of all results, and leave one there."""
     error = None
     try:
@@ -189,11 +193,11 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
         torch_error=torch_error,
         full=usage.used / usage.total,
         results_error=error,
-        base_there=base is None or bases.is_there(base),
+        absent=tuple(what for what, place in places.items() if not _has(place)),
     )
 
 
-def _of_machine(machine: Machine, gpus: int, location: str, base: str | None) -> list[Check]:
+def _of_machine(machine: Machine, gpus: int, location: str, places: Mapping[str, str]) -> list[Check]:
     name, checks = machine.name, []
     missing = ""
     if machine.torch_gpus is not None and machine.torch_gpus < gpus:
@@ -215,10 +219,23 @@ def _of_machine(machine: Machine, gpus: int, location: str, base: str | None) ->
             "all machines share, such as s3://BUCKET/results."
         )
     checks.append(Check(f"results from {name}", "not reached" if missing else "reached", missing))
-    if not machine.base_there:
-        missing = f"{name} has no {base}; {bases.how_to_bring(base or '')}."
-        checks.append(Check(f"base on {name}", "not there", missing))
+    for what in machine.absent:
+        place = places[what]
+        bring = (
+            "install it there, as README says"
+            if place.startswith(PACKAGE)
+            else "start the sweep with 'ray job submit --working-dir .', which takes the project's own files along, or "
+            f"put the {what} on a path that all machines share"
+        )
+        missing = f"{name} has no {place.replace(PACKAGE, 'package ')}; {bring}."
+        checks.append(Check(f"{what} on {name}", "not there", missing))
     return checks
+
+
+def _has(place: str) -> bool:
+    if place.startswith(PACKAGE):
+        return importlib.util.find_spec(place.removeprefix(PACKAGE)) is not None
+    return Path(place).exists()
 
 
 def _nvidia() -> tuple[str, ...]:

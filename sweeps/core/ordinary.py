@@ -31,7 +31,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     """
     if sweep.args.search == "optuna":
         return _search_trials(sweep, loop, settings)
-    family = sweep.space.family
+    family = sweep.space.family.name
     store, jobs, missing = ledger(sweep, [family])
     if not missing:
         return close(sweep, store, False, {job.trial_id for job in jobs})
@@ -50,7 +50,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
 
 def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
     require_searchable(sweep.domains)
-    store, family = sweep.open_store(), sweep.space.family
+    store, family = sweep.open_store(), sweep.space.family.name
     drawn, models = SearchLedger(sweep, store, [family]), store.folder.sub("models")
     left = sweep.args.num_samples - len(drawn.finished)
     if left <= 0:

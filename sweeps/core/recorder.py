@@ -115,7 +115,7 @@ class Recorder:
         }
         return {
             **self._key(report),
-            "family": self._sweep.space.family,
+            "family": self._sweep.space.family.name,
             "category": self._sweep.categories.get(job.task_id),
             "sample": job.sample,
             "seed": job.seed,

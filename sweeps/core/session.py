@@ -127,7 +127,7 @@ def recording(
         cluster.stop_on_signals() as stop,
     ):
         if info.num_gpus or info.nodes > 1:
-            checks.require(*checks.machines(info, args.results_dir, sweep.settings.get("base")))
+            checks.require(*checks.machines(info, args.results_dir, sweep.places))
         if getattr(args, "workers_per_trial", 0):
             checks.require(checks.state_api(info))
         with RowWriter(store) as writer, Progress(total, done, log, noun=noun) as progress:

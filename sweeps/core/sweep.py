@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,19 @@ from typing import Any
 from search_spaces.settings import Ablation, config_hash
 from search_spaces.space import SearchSpace
 from sweeps.core import checks
+from sweeps.core.checks import Check
 from sweeps.monitoring.pace import Cost
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from trainables.common.jobs import Job
 
-# what a later session of the same run may change: how much and where, not what a unit of work means
-EXTENDABLE = ("num_samples", "tasks", "num_gpus", "slots", "wandb", "address", "workers_per_trial", "base", "domains")
+# options that a later session of the same run may change: how much and where, not what a unit of work means
+EXTENDABLE = (
+    "num_samples", "num_gpus", "address", "results_dir", "run_id", "wandb", "wandb_per_trial", "tensorboard",
+    "workers_per_trial", "domains",
+)  # fmt: skip
+# options that are written down as what they came to: the configuration and the domains
+RESOLVED = ("config", "sets", "sweeps")
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,13 @@ class Sweep:
         args: The parsed common options.
         config: The family's configuration, an instance of ``space.config``.
         domains: Swept settings by name.
-        settings: What identifies the run besides ``config``: JSON-able, kept in run.json.
+        settings: What identifies the run besides options and ``config``: JSON-able, kept in run.json.
         data_fingerprint: Of the data.
         categories: Category of each task.
         costs: Cost of each task with one epoch; tasks that are not there cost the same.
+        extendable: Options and settings of the family's own that a later session may change.
+        checks: What the family needs before anything is trained, as it was found.
+        places: Paths that must be there on every machine of a cluster, by what they are.
     """
 
     name: str
@@ -47,6 +56,9 @@ class Sweep:
     data_fingerprint: str
     categories: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    extendable: Sequence[str] = ()
+    checks: Sequence[Check] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
@@ -71,17 +83,15 @@ class Sweep:
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
         args = self.args
-        checks.require(checks.results(args.results_dir), checks.wandb(args.wandb))
+        checks.require(checks.results(args.results_dir), checks.wandb(args.wandb), *self.checks)
         store = ResultsStore(args.results_dir, self.name, args.run_id)
-        common = ("preset", "num_samples", "num_gpus", "address", "wandb")
-        options = (*common, "slots", "data", "workers_per_trial", "search")
         settings = {
-            **{name: getattr(args, name) for name in options if hasattr(args, name)},
-            "seed": args.seed,
+            **{name: value for name, value in vars(args).items() if name not in RESOLVED},
             "config": vars(self.config),
             "domains": {name: str(domain) for name, domain in self.domains.items()},
             **self.settings,
         }
         command = [Path(sys.executable).name, *sys.argv]
-        store.create(run_record(command, settings, EXTENDABLE, self.data_fingerprint, args.seed))
+        extendable = (*EXTENDABLE, *self.extendable)
+        store.create(run_record(command, settings, extendable, self.data_fingerprint, args.seed, self.space.family))
         return store

@@ -88,12 +88,6 @@ def folder(name: str) -> Path:
     return converted
 
 
-def is_installed(name: str) -> bool:
-    """Return whether this machine has the package of a model, or the model itself from when it had."""
-    model = MODELS[name]
-    return importlib.util.find_spec(model.package) is not None or _converted(name, model).exists()
-
-
 def cache_folder() -> Path:
     """Return the folder of converted models; it need not exist."""
     if chosen := os.environ.get(CACHE_VARIABLE):

@@ -15,8 +15,9 @@ from typing import Any
 from trainables.common.checkpoints import Checkpoints, Note, require_same
 from trainables.common.context import Run
 from trainables.common.folder import Folder
-from trainables.recursive_reasoner.config import NOT_IDENTITY, ReasonerConfig
+from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, load_dataset
+from trainables.recursive_reasoner.family import FAMILY
 from trainables.recursive_reasoner.trainer import Trainer
 
 
@@ -95,7 +96,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
 
 def identity(config: ReasonerConfig, dataset: Dataset, seed: int) -> dict[str, Any]:
     """Return what a checkpoint and the run that goes on from it must have in common."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_IDENTITY}
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FAMILY.not_identity}
     return {"dataset": dataset.name, "data_fingerprint": dataset.fingerprint, "seed": seed, **settings}
 
 

@@ -34,7 +34,7 @@ def sweep_over(domains: Mapping[str, Any], seed: int = 3) -> Sweep:
 @pytest.fixture
 def store(tmp_path: Path) -> ResultsStore:
     store = ResultsStore(tmp_path, "recursive_reasoner", "run")
-    store.create(run_record(["python"], {}, [], "f0", 0))
+    store.create(run_record(["python"], {}, [], "f0", 0, SPACE.family))
     return store
 
 

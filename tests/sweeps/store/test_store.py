@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore, RowWriter
+from trainables.atomic_lora.family import FAMILY
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 
@@ -43,7 +44,7 @@ def answers(name, pairs=1, attempt=1):
 
 def record(fingerprint="f0", **settings):
     settings = {"preset": "demo", "num_samples": 1, "family": {"rank": 8}} | settings
-    return run_record(["python", "sweeps/x.py", "--note", "a b"], settings, ["num_samples"], fingerprint, seed=0)
+    return run_record(["python", "sweeps/x.py", "--note", "a b"], settings, ["num_samples"], fingerprint, 0, FAMILY)
 
 
 def keys(folder, *names):
@@ -283,7 +284,7 @@ def test_an_fsspec_uri_works():
 
 KILLED = """
 import sys
-from sweeps.results import ResultsStore
+from sweeps.store.store import ResultsStore
 store = ResultsStore(sys.argv[1], "sweep", "run")
 for n in range(10_000):
     name = f"t{n}"

