@@ -279,7 +279,9 @@ def stub_sweep(trials: int) -> None:
         sweep = Sweep("stub", SPACE, args, config, domains, {"tasks": task_ids}, "none")
         started = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):
-            code = run_pool(sweep, Pool(stub_loop, {"slots": 32}, lambda on_gpu: 32, 1 << 30), task_ids)
+            code = run_pool(
+                sweep, Pool(stub_loop, {"slots": 32}, lambda configs: {}, lambda on_gpu: 32, 1 << 30), task_ids
+            )
         seconds = time.perf_counter() - started
     if code:
         raise SystemExit(code)

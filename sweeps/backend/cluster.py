@@ -24,9 +24,8 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray._private.accelerators import get_accelerator_manager_for_resource
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
+from sweeps.backend.ray_private import JOB_CONFIG_VARIABLE, dashboard_url, gpus_here
 from trainables.common.environment import TRAINING_ENVIRONMENT
 from trainables.common.errors import InputError
 
@@ -175,7 +174,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) -> str | None:
     """Start a cluster on this machine; return a folder to remove at the end, if one was needed."""
-    _refuse_missing_gpus(num_gpus, _gpus_here(), "this machine")
+    _refuse_missing_gpus(num_gpus, gpus_here(), "this machine")
     _ensure_token()
     # nothing here is preempted, and the watcher is one more process for each Train run
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -200,12 +199,12 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
 
 def in_job() -> bool:
     """Whether ``ray job submit`` started this process: its working directory is Ray's copy, removed after the job."""
-    return RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ
+    return JOB_CONFIG_VARIABLE in os.environ
 
 
 def _attach(address: str, options: dict[str, Any]) -> None:
     # Ray refuses a variable that the job's own runtime environment sets as well
-    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
     given = (job.get("runtime_env") or {}).get("env_vars") or {}
     runtime_env: dict[str, Any] = {"env_vars": {n: os.environ[n] for n in ENVIRONMENT if n not in given}}
     if not in_job():
@@ -233,7 +232,7 @@ def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
     if not grows:
         _refuse_missing_gpus(num_gpus, there, "this machine" if local else "the cluster")
     context = ray.get_runtime_context()
-    url = ray._private.worker.get_dashboard_url()
+    url = dashboard_url()
     return ClusterInfo(
         address=context.gcs_address,
         local=local,
@@ -250,14 +249,6 @@ def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
 def _refuse_missing_gpus(asked: int | None, there: int, where: str) -> None:
     if asked is not None and asked > there:
         raise InputError(f"--num-gpus is {asked}, but {where} has {there}; give {there} or less, or leave it out.")
-
-
-def _gpus_here() -> int:
-    """Return how many GPUs Ray will find on this machine, without starting it."""
-    manager = get_accelerator_manager_for_resource("GPU")
-    visible = manager.get_current_process_visible_accelerator_ids()
-    there = manager.get_current_node_num_accelerators()
-    return there if visible is None else min(there, len(visible))
 
 
 def _state_api_answers(address: str) -> bool:

@@ -305,7 +305,6 @@ class Training:
 
     def _as_train_run(self, trial_id: str, config: Mapping[str, Any]) -> None:
         from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.config import FailureConfig, RunConfig
         from ray.tune.integration.ray_train import TuneReportCallback
 
         # each ray.train.report waits for the next look at the workers, every 2 s by default
@@ -315,10 +314,10 @@ class Training:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers_per_trial, use_gpu=self.use_gpu, resources_per_worker=self.resources
             ),
-            run_config=RunConfig(
+            run_config=ray.train.RunConfig(
                 name=f"{self.name}-{trial_id}",
                 storage_path=self.storage_path,
-                failure_config=FailureConfig(
+                failure_config=ray.train.FailureConfig(
                     max_failures=self.max_failures,
                     # without a limit on the controller, a run that finds no resources waits for ever
                     controller_failure_limit=PATIENT_STARTS if self.grows else STARTS,

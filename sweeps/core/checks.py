@@ -26,6 +26,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend import cluster
+from sweeps.backend.ray_private import session_folder
 from sweeps.store.store import open_folder
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
@@ -111,8 +112,13 @@ def results(location: str) -> Check:
     return Check("results", found)
 
 
-def wandb(mode: str) -> Check:
-    """See whether W&B can be written in a mode of ``--wandb``; no network is used."""
+def wandb(mode: str, per_trial: bool = False) -> Check:
+    """See whether W&B can be written in a mode of ``--wandb``, without the network; ``--wandb-per-trial`` needs one."""
+    if per_trial and mode == "off":
+        missing = (
+            "--wandb-per-trial says how to log to W&B, but --wandb is off; give --wandb offline or online as well."
+        )
+        return Check("W&B", "not asked for", missing)
     if mode != "online":
         return Check("W&B", {"off": "not asked for", "offline": "written beside the results"}[mode])
     host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -184,7 +190,7 @@ def look(folder: Folder, theirs: str, own: str, places: Mapping[str, str], ask_t
             folder.write(own, b"preflight")
     except Exception as refusal:  # what a place that cannot be reached raises depends on the file system
         error = str(refusal)
-    usage = shutil.disk_usage(ray._private.worker.global_worker.node.get_session_dir_path())
+    usage = shutil.disk_usage(session_folder())
     torch_gpus, torch_error = _torch_gpus() if ask_torch else (None, "")
     return Machine(
         name=os.uname().nodename,
@@ -242,7 +248,10 @@ def _nvidia() -> tuple[str, ...]:
     if shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return ("nvidia-smi, which does not answer",)
     return tuple(line.replace(", ", " with driver ") for line in done.stdout.splitlines() if done.returncode == 0)
 
 

@@ -1,14 +1,22 @@
-"""Sweeps of ordinary families: one model per trial."""
+"""Sweeps of ordinary families: one model per trial.
+
+`main` is the whole of such a family's script; ``docs/new_family.md`` shows one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from search_spaces.space import SearchSpace
 from sweeps.backend import cluster
 from sweeps.backend.asha import GroupedASHA
 from sweeps.backend.runs import TrainLoop
 from sweeps.backend.trials import Search, StopFlag, Training, TrialEnd, run_ordinary
+from sweeps.core import cli
+from sweeps.core.checks import Check
 from sweeps.core.recorder import Recorder
 from sweeps.core.search_ledger import SearchLedger, require_searchable
 from sweeps.core.session import Past, asha, close, ledger, recording
@@ -21,6 +29,71 @@ from trainables.common.jobs import Job, Report
 Trial = tuple[str, Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a family's script makes of its options, once they are checked.
+
+    Attributes:
+        loop: The family's ``train_loop(settings, run)``.
+        settings: Passed to it, besides ``config``, ``seed`` and ``folder`` (where the trial may leave files).
+        data_fingerprint: Of the data.
+        identity: What identifies the run besides its options and settings: JSON-able, kept in run.json.
+        extendable: Options of the family's own that a later session of the run may change.
+        checks: What the family needs, as it was found; something that is missing refuses the sweep.
+        places: Paths that must be there on every machine of a cluster, by what they are.
+    """
+
+    loop: TrainLoop
+    settings: Mapping[str, Any]
+    data_fingerprint: str
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    extendable: Sequence[str] = ()
+    checks: Sequence[Check] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+def main(
+    space: SearchSpace,
+    add_options: Callable[[cli.Parser], None],
+    prepare: Callable[[argparse.Namespace, Any, Mapping[str, Any]], Prepared | None],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+) -> int:
+    """Run the sweep of a family from its command line; return the exit code.
+
+    Args:
+        space: The search space, which names the family.
+        add_options: Adds the family's own options to the parser.
+        prepare: Checks options, configuration and domains, and returns what to train; None where there is nothing.
+        argv: The words after the program's name.
+        description: What the sweep does, for ``--help``.
+
+    Raises:
+        InputError: If anything of the command line is wrong.
+    """
+    parser = cli.common_parser(space, description or "")
+    cli.worker_options(parser)
+    add_options(parser)
+    args = parser.parse_args(argv)
+    config, domains = space.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+    prepared = prepare(args, config, domains)
+    if prepared is None:
+        return 0
+    sweep = Sweep(
+        space.family.name,
+        space,
+        args,
+        config,
+        domains,
+        prepared.identity,
+        prepared.data_fingerprint,
+        extendable=prepared.extendable,
+        checks=prepared.checks,
+        places=prepared.places,
+    )
+    return run_trials(sweep, prepared.loop, prepared.settings)
+
+
 def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
     """Run one trial for each sampled configuration that the store does not hold yet; return the exit code.
 
@@ -31,8 +104,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     """
     if sweep.args.search == "optuna":
         return _search_trials(sweep, loop, settings)
-    family = sweep.space.family.name
-    store, jobs, missing = ledger(sweep, [family])
+    store, jobs, missing = ledger(sweep, [sweep.space.family.name])
     if not missing:
         return close(sweep, store, False, {job.trial_id for job in jobs})
     scheduler = None
@@ -42,7 +114,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             scheduler.replay(past.unit(job.trial_id, [job.trial_id]))
     models = store.folder.sub("models")
     trials = [_trial(job, models, settings) for job in missing]
-    with recording(sweep, store, len(jobs), len(jobs) - len(missing), noun="trials") as (recorder, info, stop):
+    with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
         recorder.expect(missing)
         finished = _train_trials(sweep, store, loop, trials, scheduler, recorder, info, stop)
     return close(sweep, store, not finished, {job.trial_id for job in jobs})
@@ -62,7 +134,7 @@ def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -
     scheduler, past = asha(sweep), Past(store, sweep.space.metric)
     for key in drawn.configs:
         scheduler.replay(past.unit(key, drawn.trial_ids(key)))
-    with recording(sweep, store, sweep.args.num_samples, len(drawn.finished), noun="trials") as (recorder, info, stop):
+    with recording(sweep, store, sweep.args.num_samples, len(drawn.finished)) as (recorder, info, stop):
         recorder.listeners.append(drawn.hear)
         search = Search(drawn.searcher(lambda key: recorder.expect(drawn.jobs(key))), make_trial, left)
         finished = _train_trials(sweep, store, loop, search, scheduler, recorder, info, stop)
@@ -114,8 +186,7 @@ class _Rows:
         self._recorder, self._budget = recorder, sweep.space.budget_setting
 
     def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
-        row = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [row])])
+        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [metrics])])
 
     def on_trial_end(self, end: TrialEnd) -> None:
         epoch, status = end.metrics.get("epoch", 0), end.status

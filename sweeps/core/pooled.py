@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,26 +23,28 @@ class Pool:
 
     Attributes:
         loop: The family's pool loop, or its name as ``package.module:function``.
-        settings: Passed to it, besides ``folder``, ``rank``, ``batch_size`` and ``target_modules``.
+        settings: Passed to it, besides ``folder`` and the limits.
+        limits: What a pack must have room for, as settings of the loop, from all configurations that may be trained.
         slots: The most adapters in training at once on each worker, for GPUs (True) or CPUs.
         worker_bytes: Memory that a worker on a CPU needs; there are no more workers than fit.
     """
 
     loop: PoolLoop
     settings: Mapping[str, Any]
+    limits: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
     slots: Callable[[bool], int]
     worker_bytes: int
 
-    def build(self, info: ClusterInfo, folder: str, limits: Mapping[str, Any]) -> tuple[AdapterPool, int]:
+    def build(self, info: ClusterInfo, folder: str, configs: Sequence[Mapping[str, Any]]) -> tuple[AdapterPool, int]:
         """Return the workers for a cluster, and how many adapters they train at once.
 
         Args:
             info: The cluster.
             folder: The run's folder.
-            limits: What the pack must have room for.
+            configs: All configurations that may be trained, or those between which they lie.
         """
         on_gpu, workers = info.num_gpus > 0, info.pool_workers(self.worker_bytes)
-        settings = {**self.settings, **limits, "folder": folder}
+        settings = {**self.settings, **self.limits(configs), "folder": folder}
         pool = AdapterPool(self.loop, settings, num_workers=workers, use_gpu=on_gpu, elastic=not info.local)
         return pool, self.slots(on_gpu) * workers
 
@@ -70,10 +72,10 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
         for unit in judged:
             scheduler.replay(unit)
         units = [unit for unit in judged if unit.jobs]
-    limits = _extents(job.config for job in jobs)
+    configs = [job.config for job in jobs]
     with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
         recorder.expect(missing)
-        adapters, slots = pool.build(info, store.folder.location, limits)
+        adapters, slots = pool.build(info, store.folder.location, configs)
         recorder.slots = slots
         outcome = run_pool_sweep(
             units,
@@ -109,11 +111,11 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
         key = suggestion[UNIT]
         return past.unit(key, drawn.trial_ids(key), drawn.jobs(key))
 
-    limits = _extents(_corners(vars(sweep.config), sweep.domains))
+    configs = list(_corners(vars(sweep.config), sweep.domains))
     total, done = args.num_samples * len(panel), len(drawn.finished) * len(panel)
     with recording(sweep, store, total, done) as (recorder, info, stop):
         recorder.listeners.append(drawn.hear)
-        adapters, slots = pool.build(info, store.folder.location, limits)
+        adapters, slots = pool.build(info, store.folder.location, configs)
         recorder.slots = slots
         searcher = drawn.searcher(lambda key: recorder.expect(drawn.jobs(key)))
         outcome = run_pool_sweep(
@@ -129,17 +131,9 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
     return close(sweep, store, outcome.interrupted, None)
 
 
-def _extents(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The largest rank and batch and all layers of any configuration: what the pack must have room for."""
-    configs = list(configs)
-    return {
-        **{name: max(values[name] for values in configs) for name in ("rank", "batch_size")},
-        "target_modules": tuple(dict.fromkeys(name for values in configs for name in values["target_modules"])),
-    }
-
-
 def _corners(values: Mapping[str, Any], domains: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a configuration, and it with each setting at the ends of its domain."""
     yield {**values}
-    for name in ("rank", "batch_size", "target_modules"):
-        for extreme in extremes(domains[name]) if name in domains else ():
+    for name, domain in domains.items():
+        for extreme in extremes(domain):
             yield {**values, name: extreme}

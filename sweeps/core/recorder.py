@@ -15,6 +15,7 @@ from sweeps.core.sweep import Sweep
 from sweeps.monitoring.metrics import SweepMetrics
 from sweeps.monitoring.progress import Progress
 from sweeps.monitoring.trackers import Trackers
+from sweeps.store.schema import Kind, fitting
 from sweeps.store.store import ResultsStore, RowWriter
 from trainables.common.jobs import Job, Report
 
@@ -42,6 +43,7 @@ class Recorder:
         self._trackers = trackers
         self._retried = self._restarts = 0
         self._trained = _trained_before(writer.store)
+        self._refused: dict[str, str] = {}  # trials that reported what does not fit, with what is wrong
         self.jobs: dict[str, Job] = {}
         self.slots = 1
         self.listeners: list[Callable[[Sequence[Report]], None]] = []
@@ -64,13 +66,9 @@ class Recorder:
 
         Called with nothing, write what is due.
         """
-        reports = [self._without_known_epochs(report) for report in reports]
-        now = datetime.now(UTC)
-        history = [{**self._key(report), **epoch, "recorded_at": now} for report in reports for epoch in report.history]
-        predictions = [{**self._key(report), **answers} for report in reports for answers in report.predictions]
-        trials = [self._trial_row(report) for report in reports if report.status != "running"]
-        self._writer.add(trials, history, predictions)
-        self._trackers.rows(trials, history)
+        reports = [self._record(self._without_known_epochs(report)) for report in reports]
+        if not reports:
+            self._writer.add()
         for listener in self.listeners:
             listener(reports)
         for report in reports:
@@ -83,6 +81,35 @@ class Recorder:
         self._metrics.observe(reports)
         retries = self._retried + self._restarts
         self._metrics.refresh(self._progress.in_training, self.slots, retries, *self._progress.pace())
+
+    def _record(self, report: Report) -> Report:
+        """Hand a report's rows to the store and the trackers, and return the report.
+
+        A report with a value that does not fit its column fails its own trial and no other: epochs are stored without
+        that value, and the trial ends as failed, whatever else it says.
+        """
+        if report.status != "running" and report.trial_id in self._refused:
+            report = replace(report, status="failed", error=self._refused[report.trial_id])
+        rows = self._rows(report)
+        try:
+            self._writer.add(**rows)
+        except TypeError as error:
+            self._refused[report.trial_id] = str(error)
+            if report.status != "running":
+                report = replace(report, status="failed", error=str(error))
+            own = self._writer.store.family.columns
+            rows = {kind: fitting(some, kind, own) for kind, some in self._rows(report).items()}
+            self._writer.add(**rows)
+        self._trackers.rows(rows["trials"], rows["history"])
+        return report
+
+    def _rows(self, report: Report) -> dict[Kind, list[dict[str, Any]]]:
+        key, now = self._key(report), datetime.now(UTC)
+        return {
+            "trials": [self._trial_row(report)] if report.status != "running" else [],
+            "history": [{**key, **epoch, "recorded_at": now} for epoch in report.history],
+            "predictions": [{**key, **answers} for answers in report.predictions],
+        }
 
     def _without_known_epochs(self, report: Report) -> Report:
         """Drop the epochs that were reported before, and take note of the others.

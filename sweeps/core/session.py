@@ -115,7 +115,7 @@ class Past:
 
 @contextmanager
 def recording(
-    sweep: Sweep, store: ResultsStore, total: int, done: int, noun: str = "adapters"
+    sweep: Sweep, store: ResultsStore, total: int, done: int
 ) -> Iterator[tuple[Recorder, cluster.ClusterInfo, Any]]:
     """Connect to Ray and open all that listens to the sweep, for the length of a ``with`` block."""
     log = Path(store.folder.root, "progress.log") if store.folder.is_local else None
@@ -130,25 +130,31 @@ def recording(
             checks.require(*checks.machines(info, args.results_dir, sweep.places))
         if getattr(args, "workers_per_trial", 0):
             checks.require(checks.state_api(info))
-        with RowWriter(store) as writer, Progress(total, done, log, noun=noun) as progress:
-            metrics = SweepMetrics(sweep.name, sweep.space.family, total, done)
+        family = sweep.space.family
+        with RowWriter(store) as writer, Progress(total, done, log, family=family) as progress:
+            metrics = SweepMetrics(sweep.name, family, total, done)
             yield Recorder(sweep, writer, progress, metrics, trackers), info, stop
 
 
 def close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:
-    """Print the closing table and return the exit code; ``trial_ids`` are this sweep\'s, None for all of the run."""
+    """Print the closing table and return the exit code; ``trial_ids`` are this sweep's, None for all of the run."""
     summary = summarise(store)
     print_summary(summary)
     if interrupted:
         print(f"Interrupted: run the same command with --run-id {sweep.args.run_id} to finish.", file=sys.stderr)
         return INTERRUPTED
-    rows = store.latest_trials().select(["trial_id", "status"]).to_pylist()
-    failed = [
-        row["trial_id"]
-        for row in rows
-        if row["status"] == "failed" and (trial_ids is None or row["trial_id"] in trial_ids)
-    ]
-    return FAILED if failed else 0
+    latest = store.latest_trials()
+    statuses = dict(zip(latest["trial_id"].to_pylist(), latest["status"].to_pylist(), strict=True))
+    # a trial that never started has no row
+    missing = [trial_id for trial_id in trial_ids or () if trial_id not in statuses]
+    if missing:
+        print(
+            f"{len(missing)} {sweep.space.family.noun} have no result, {min(missing)} among them; run the same command "
+            f"with --run-id {sweep.args.run_id} to train them.",
+            file=sys.stderr,
+        )
+    considered = statuses if trial_ids is None else trial_ids & statuses.keys()
+    return FAILED if missing or any(statuses[trial_id] == "failed" for trial_id in considered) else 0
 
 
 def _report(store: ResultsStore) -> str:

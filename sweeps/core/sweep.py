@@ -41,10 +41,10 @@ class Sweep:
         settings: What identifies the run besides options and ``config``: JSON-able, kept in run.json.
         data_fingerprint: Of the data.
         categories: Category of each task.
-        costs: Cost of each task with one epoch; tasks that are not there cost the same.
         extendable: Options and settings of the family's own that a later session may change.
         checks: What the family needs before anything is trained, as it was found.
         places: Paths that must be there on every machine of a cluster, by what they are.
+        costs: Cost of each task with one epoch; tasks that are not there cost the same.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Sweep:
     settings: Mapping[str, Any]
     data_fingerprint: str
     categories: Mapping[str, str] = field(default_factory=dict)
-    costs: Mapping[str, Cost] = field(default_factory=dict)
     extendable: Sequence[str] = ()
     checks: Sequence[Check] = ()
     places: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
@@ -83,7 +83,8 @@ class Sweep:
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
         args = self.args
-        checks.require(checks.results(args.results_dir), checks.wandb(args.wandb), *self.checks)
+        asked = checks.wandb(args.wandb, args.wandb_per_trial)
+        checks.require(checks.results(args.results_dir), asked, *self.checks)
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         settings = {
             **{name: value for name, value in vars(args).items() if name not in RESOLVED},

@@ -1,8 +1,7 @@
 """Live progress of a long sweep: a panel in a terminal, plain lines elsewhere and always in the run's log.
 
-It shows counts, pace, time left, and the best and worst trial so far by how much cell accuracy its training gained over
-its base. It only listens: what a trial's metrics mean is decided where they are made, and the closing table is printed
-from the results store.
+It shows counts, pace, time left, and the best and worst trial so far by what its family orders trials by. It only
+listens: what a trial's metrics mean is declared by the family, and the closing table is printed from the results store.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.monitoring.pace import Cost, Pace
+from trainables.common.family import EVAL_LOSS, Family
 
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.25
@@ -38,7 +38,7 @@ class Progress:
         already_done: Number of trials that earlier sessions finished; they do not count towards the pace.
         log_path: Local file that plain lines are appended to, or None.
         stream: Where the panel (if it is a terminal) or plain lines (if not) go; None means ``sys.stderr``.
-        noun: What one trial makes, in the plural.
+        family: What is trained: how trials are called, ordered, and which metric is shown beside the losses.
         clock: Returns seconds; replaced in tests.
 
     Raises:
@@ -51,15 +51,15 @@ class Progress:
         already_done: int = 0,
         log_path: str | Path | None = None,
         stream: TextIO | None = None,
-        noun: str = "adapters",
+        family: Family = Family(""),  # noqa: B008
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._already_done, self._noun, self._clock = total, already_done, noun, clock
+        self._total, self._already_done, self._family, self._clock = total, already_done, family, clock
         self._stream = stream if stream is not None else sys.stderr
         self._lock = threading.RLock()
         self._running: dict[str, tuple[int, Mapping[str, Any]]] = {}
         self._finished: dict[str, str] = {}
-        self._gains: dict[str, float] = {}
+        self._standings: dict[str, tuple[tuple[float, ...], str]] = {}
         self._began = self._last_line = self._last_refresh = clock()
         self._pace = Pace(total - already_done, clock)
         self._counted = 0
@@ -71,7 +71,7 @@ class Progress:
             self._live = Live(self._panel(), console=Console(file=self._stream), auto_refresh=False)
             self._live.start()
         now = datetime.now(UTC)
-        self._write(f"{now:%Y-%m-%d %H:%M:%S} UTC, {total - already_done} of {total} {noun} to do")
+        self._write(f"{now:%Y-%m-%d %H:%M:%S} UTC, {total - already_done} of {total} {family.noun} to do")
 
     def __enter__(self) -> Progress:
         return self
@@ -99,8 +99,8 @@ class Progress:
         Args:
             trial_id: The trial.
             epoch: Epochs that it has trained.
-            metrics: Shown are ``train_loss`` and ``eval_loss``. Where nobody counts trials in training, the first
-                report's ``seconds`` say when training began.
+            metrics: Shown are ``train_loss``, ``eval_loss`` and the family's metric. Where nobody counts trials in
+                training, the first report's ``seconds`` say when training began.
         """
         with self._lock:
             self._pace.begin(metrics.get("seconds") or 0.0)
@@ -115,7 +115,7 @@ class Progress:
         Args:
             trial_id: The trial.
             status: ``success``, ``stopped`` or ``failed``.
-            metrics: Of its row; read are ``final_cell_accuracy``, ``base_cell_accuracy``, ``early_stopped``, ``error``.
+            metrics: Of its row; read are ``early_stopped``, ``error`` and the columns that the family orders trials by.
         """
         with self._lock:
             self._running.pop(trial_id, None)
@@ -123,9 +123,9 @@ class Progress:
             self._pace.end(trial_id)
             early = status == "success" and metrics.get("early_stopped")
             self._finished[trial_id] = "stopped" if early else status
-            gain = _gain(metrics)
-            if gain is not None and status != "failed":
-                self._gains[trial_id] = gain
+            standing = self._family.standing(metrics)
+            if standing is not None and status != "failed":
+                self._standings[trial_id] = standing, self._family.standing_text(metrics)
             if status == "failed":
                 reason = " ".join(str(metrics.get("error") or "no reason given").split())
                 self._write(f"failed: {trial_id}: {reason}", above_panel=True)
@@ -168,19 +168,18 @@ class Progress:
         done = self._already_done + len(statuses) - failed
         epochs = [epoch for epoch, _ in self._running.values()]
         reached = f" (epoch {min(epochs)} to {max(epochs)})" if any(epochs) else ""
-        pace, left = self._pace.per_hour, self._pace.seconds_left
+        pace, left, noun = self._pace.per_hour, self._pace.seconds_left, self._family.noun
         facts = [
             ("done", f"{done}/{self._total}"),
             ("running" + reached, f"{self.in_training}"),
             ("stopped early", f"{stopped}"),
             ("failed", f"{failed}"),
-            (f"{self._noun} per hour", f"{pace:.0f}") if pace else ("", f"no {self._noun} have ended yet"),
+            (f"{noun} per hour", f"{pace:.0f}") if pace else ("", f"no {noun} have ended yet"),
             ("", f"waiting for {self._pace.waiting_for}") if math.isnan(left) else ("left", _duration(left)),
         ]
-        if self._gains:
-            best, worst = (pick(self._gains, key=self._gains.__getitem__) for pick in (max, min))
-            facts.append(("", f"best {best} {100 * self._gains[best]:+.1f} points"))
-            facts.append(("", f"worst {worst} {100 * self._gains[worst]:+.1f} points"))
+        for name, pick in (("best", max), ("worst", min)) if self._standings else ():
+            trial_id = pick(self._standings, key=self._standings.__getitem__)
+            facts.append(("", f"{name} {trial_id} {self._standings[trial_id][1]}"))
         return facts
 
     @property
@@ -202,10 +201,11 @@ class Progress:
         rows: list[Any] = [bar, counts, pace]
         rows += [Text(fact, style="dim") for fact in facts[6:]]
         if self._running:
-            table = Table("trial", "epoch", "train loss", "eval loss", box=None, header_style="dim")
+            shown = tuple(dict.fromkeys(("train_loss", EVAL_LOSS, self._family.metric)))
+            heads = (name.replace("_", " ") for name in shown)
+            table = Table("trial", "epoch", *heads, box=None, header_style="dim")
             for trial_id, (epoch, metrics) in list(self._running.items())[:SHOWN_TRIALS]:
-                losses = (_number(metrics.get(name)) for name in ("train_loss", "eval_loss"))
-                table.add_row(trial_id, str(epoch), *losses)
+                table.add_row(trial_id, str(epoch), *(_number(metrics.get(name)) for name in shown))
             rows.append(table)
             if len(self._running) > SHOWN_TRIALS:
                 rows.append(Text(f"and {len(self._running) - SHOWN_TRIALS} more", style="dim"))
@@ -220,14 +220,6 @@ class Progress:
             self._stream.flush()
         elif above_panel:
             self._live.console.print(Text(text, style="red"))
-
-
-def _gain(metrics: Mapping[str, Any]) -> float | None:
-    """Return the gain in cell accuracy over the base, or None where the metrics do not say."""
-    values = [metrics.get(name) for name in ("final_cell_accuracy", "base_cell_accuracy")]
-    if any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return float(values[0]) - float(values[1])  # type: ignore[arg-type]
 
 
 def _said(facts: Sequence[tuple[str, str]]) -> list[str]:

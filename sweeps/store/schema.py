@@ -173,6 +173,24 @@ def check_row(row: Mapping[str, Any], kind: Kind, own: Sequence[Column] = ()) ->
             _cell(row, column, value, known[column][0], kind)
 
 
+def fitting(rows: Iterable[Mapping[str, Any]], kind: Kind, own: Sequence[Column] = ()) -> list[dict[str, Any]]:
+    """Return rows without the values that do not fit their declared columns; a row without its key is left out."""
+    known, kept = declared(kind, own), []
+    for row in rows:
+        fit = {}
+        for name, value in row.items():
+            column = _column(name, kind, known)
+            try:
+                if column in known:
+                    _cell(row, column, value, known[column][0], kind)
+                fit[name] = value
+            except TypeError:
+                continue
+        if all(fit.get(part) is not None for part in KEYS[kind]):
+            kept.append(fit)
+    return kept
+
+
 def to_table(
     rows: Sequence[Mapping[str, Any]],
     kind: Kind,

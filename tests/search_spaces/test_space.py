@@ -11,6 +11,7 @@ from ray.tune.search.sample import Categorical, choice, loguniform, randint, sam
 from search_spaces.settings import Ablation, SettingError
 from search_spaces.space import Preset, SearchSpace, extremes, require_above_zero, require_at_least
 from trainables.common.errors import InputError
+from trainables.common.family import Family
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def validate(config):
 
 
 SPACE = SearchSpace(
-    family="toy",
+    family=Family("toy"),
     config=Toy,
     validate=validate,
     presets={

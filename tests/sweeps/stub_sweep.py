@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 
@@ -18,6 +18,7 @@ from sweeps.core import cli
 from sweeps.core.ordinary import run_trials
 from sweeps.core.pooled import Pool, run_panel_search, run_pool
 from sweeps.core.sweep import Sweep
+from trainables.common.family import Column, Family
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class StubConfig:
     quality: float = 1.0
     epochs: int = 30
     report_every: int = 5
+    says: Literal["score", "text", "no_epoch"] = "score"
     rank: int = 1
     batch_size: int = 1
-    target_modules: tuple[str, ...] = ("all",)
 
 
 def validate(config: StubConfig) -> None:
@@ -38,12 +39,10 @@ def validate(config: StubConfig) -> None:
 
 
 SPACE = SearchSpace(
-    family="stub",
+    family=Family("stub", (Column("score", float, "how good it is"),), metric="score", mode="max"),
     config=StubConfig,
     presets={"full": Preset("all there is", sweep={"quality": tune.uniform(0.5, 2.0)})},
     validate=validate,
-    metric="score",
-    mode="max",
 )
 
 
@@ -51,7 +50,13 @@ def train_loop(settings: dict[str, Any], run: Any) -> None:
     """An ordinary family's loop."""
     config = settings["config"]
     for epoch in range(1, config["epochs"] + 1):
-        run.report({"epoch": epoch, "score": -config["quality"] * (1 + 1 / epoch)})
+        score = "high" if config["says"] == "text" else -config["quality"] * (1 + 1 / epoch)
+        run.report({"epoch": None if config["says"] == "no_epoch" else epoch, "score": score})
+
+
+def limits(configs: Sequence[Any]) -> dict[str, Any]:
+    """The loop needs no room."""
+    return {}
 
 
 def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
@@ -66,5 +71,5 @@ def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
         return run_trials(sweep, train_loop, {})
     pool_settings = {"slots": 2, "epoch_s": 0.05, "metric": "score", **settings}
     # as much memory as there is in the end: one worker
-    pool = Pool("tests.sweeps.stub_pool:loop", pool_settings, lambda on_gpu: pool_settings["slots"], 1 << 50)
+    pool = Pool("tests.sweeps.stub_pool:loop", pool_settings, limits, lambda on_gpu: pool_settings["slots"], 1 << 50)
     return (run_panel_search if kind == "panel" else run_pool)(sweep, pool, ["a", "b"])

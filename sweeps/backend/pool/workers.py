@@ -18,10 +18,9 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from sweeps.backend.pool.queue import BrokerQueue
+from sweeps.backend.ray_private import data_parallel_trainer
 from sweeps.backend.runs import TrainRun, use_threads
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class AdapterPool:
             use_gpu=use_gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
         )
-        self._failures = FailureConfig(
+        self._failures = ray.train.FailureConfig(
             max_failures=max_failures,
             # Train learns late that a machine is gone, and first tries to start as many workers as before
             controller_failure_limit=max_failures if elastic else 2,
@@ -77,8 +76,8 @@ class AdapterPool:
         """
         self._broker = broker
         # every worker trains alone, so the plain trainer, which sets up no process group, is the right one
-        trainer = DataParallelTrainer(
-            partial(_work, broker, self._loop, self._settings),
+        trainer = data_parallel_trainer(
+            train_loop_per_worker=partial(_work, broker, self._loop, self._settings),
             scaling_config=self._scaling,
             run_config=ray.train.RunConfig(
                 name=f"adapter-pool-{uuid.uuid4().hex[:8]}",
@@ -99,7 +98,7 @@ class AdapterPool:
         ray.kill(self._broker)
         return ended
 
-    def _run(self, trainer: DataParallelTrainer) -> None:
+    def _run(self, trainer: Any) -> None:
         try:
             trainer.fit()
             reason = "The adapter pool ended although there were jobs left."

@@ -8,6 +8,8 @@ import pytest
 
 from sweeps.monitoring.pace import Cost
 from sweeps.monitoring.progress import Progress
+from trainables.atomic_lora.family import FAMILY
+from trainables.common.family import Family
 
 
 class Clock:
@@ -29,11 +31,11 @@ def clock():
 
 
 def _row(base, final, **more):
-    return {"base_cell_accuracy": base, "final_cell_accuracy": final, **more}
+    return {"base_grid_accuracy": base, "final_grid_accuracy": final, **more}
 
 
 def test_line_counts_every_state(clock):
-    with Progress(10, already_done=3, stream=io.StringIO(), clock=clock) as progress:
+    with Progress(10, already_done=3, stream=io.StringIO(), clock=clock, family=FAMILY) as progress:
         assert progress.line().startswith(
             "3/10 done, 0 running, 0 stopped early, 0 failed, no adapters have ended yet, "
         )
@@ -45,11 +47,11 @@ def test_line_counts_every_state(clock):
         progress.trial_finished("c", "failed", {"error": "loss is nan"})
         line = progress.line()
     assert "5/10 done, 2 running (epoch 5 to 15), 1 stopped early, 1 failed" in line
-    assert "best a +25.0 points, worst b -10.0 points" in line
+    assert "best a +25.0 exact-match accuracy, +0.0 cell accuracy, worst b -10.0 exact-match accuracy" in line
 
 
 def test_pace_leaves_out_earlier_sessions_and_the_time_before_training(clock):
-    progress = Progress(110, already_done=90, stream=io.StringIO(), clock=clock)
+    progress = Progress(110, already_done=90, stream=io.StringIO(), clock=clock, family=FAMILY)
     clock.now += 500
     progress.count_running(16)
     clock.now += 60
@@ -60,7 +62,7 @@ def test_pace_leaves_out_earlier_sessions_and_the_time_before_training(clock):
 
 
 def test_the_line_says_what_is_waited_for(clock):
-    progress = Progress(4, stream=io.StringIO(), clock=clock)
+    progress = Progress(4, stream=io.StringIO(), clock=clock, family=FAMILY)
     assert "no adapters have ended yet, waiting for the workers to start" in progress.line()
     progress.count_running(2)
     assert "no adapters have ended yet, waiting for the first report" in progress.line()
@@ -73,7 +75,7 @@ def test_the_line_says_what_is_waited_for(clock):
 
 
 def test_the_time_left_weighs_trials_by_their_cost(clock):
-    progress = Progress(3, stream=io.StringIO(), clock=clock)
+    progress = Progress(3, stream=io.StringIO(), clock=clock, family=FAMILY)
     progress.expect({"large": Cost(8.0, 10, end=20.0), "small": Cost(1.0, 10), "tiny": Cost(0.5, 10)})
     progress.count_running(1)
     clock.now += 40
@@ -87,7 +89,7 @@ def test_the_time_left_weighs_trials_by_their_cost(clock):
 
 
 def test_epochs_of_earlier_sessions_are_neither_done_nor_left(clock):
-    progress = Progress(2, stream=io.StringIO(), clock=clock)
+    progress = Progress(2, stream=io.StringIO(), clock=clock, family=FAMILY)
     progress.expect({"a": Cost(1.0, 10, trained=8), "b": Cost(1.0, 10)})
     progress.count_running(2)
     clock.now += 10
@@ -98,7 +100,7 @@ def test_epochs_of_earlier_sessions_are_neither_done_nor_left(clock):
 
 
 def test_trials_that_a_search_has_not_drawn_yet_cost_as_much_as_the_others(clock):
-    progress = Progress(10, stream=io.StringIO(), clock=clock, noun="trials")
+    progress = Progress(10, stream=io.StringIO(), clock=clock, family=Family("x"))
     progress.expect({"a": Cost(epochs=4), "b": Cost(epochs=8)})
     # a trial whose process nobody counts: its first report says how long it has trained
     clock.now += 100
@@ -107,18 +109,18 @@ def test_trials_that_a_search_has_not_drawn_yet_cost_as_much_as_the_others(clock
 
 
 def test_patience_counts_as_stopped_early(clock):
-    progress = Progress(2, stream=io.StringIO(), clock=clock)
+    progress = Progress(2, stream=io.StringIO(), clock=clock, family=FAMILY)
     progress.trial_finished("a", "success", {"early_stopped": True})
     assert "1/2 done, 0 running, 1 stopped early, 0 failed" in progress.line()
 
 
 def test_nothing_left_when_everything_was_done_before(clock):
-    assert "5/5 done" in (line := Progress(5, 5, stream=io.StringIO(), clock=clock).line())
+    assert "5/5 done" in (line := Progress(5, 5, stream=io.StringIO(), clock=clock, family=FAMILY).line())
     assert "0:00:00 left" in line
 
 
 def test_each_trial_counts_once(clock):
-    progress = Progress(2, stream=io.StringIO(), clock=clock)
+    progress = Progress(2, stream=io.StringIO(), clock=clock, family=FAMILY)
     progress.trial_progress("a", 1, {})
     progress.trial_finished("a", "success", {})
     progress.trial_finished("a", "success", {})
@@ -127,9 +129,9 @@ def test_each_trial_counts_once(clock):
     assert "best" not in progress.line()
 
 
-@pytest.mark.parametrize("metrics", [{}, _row(None, 0.5), _row(0.5, float("nan")), {"final_cell_accuracy": 1.0}])
+@pytest.mark.parametrize("metrics", [{}, _row(None, 0.5), _row(0.5, float("nan")), {"final_grid_accuracy": 1.0}])
 def test_trials_without_accuracies_are_neither_best_nor_worst(clock, metrics):
-    progress = Progress(2, stream=io.StringIO(), clock=clock)
+    progress = Progress(2, stream=io.StringIO(), clock=clock, family=FAMILY)
     progress.trial_finished("a", "success", metrics)
     assert "best" not in progress.line()
 
@@ -137,7 +139,7 @@ def test_trials_without_accuracies_are_neither_best_nor_worst(clock, metrics):
 def test_plain_lines_every_ten_seconds_and_at_the_end(clock, tmp_path):
     stream, log = io.StringIO(), tmp_path / "progress.log"
     log.write_text("an earlier session\n")
-    progress = Progress(4, stream=stream, log_path=log, clock=clock)
+    progress = Progress(4, stream=stream, log_path=log, clock=clock, family=FAMILY)
     for _ in range(25):
         clock.now += 1
         progress.tick()
@@ -171,7 +173,7 @@ def test_terminal_gets_a_panel_and_the_log_plain_lines(clock, tmp_path, monkeypa
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     stream, log = Terminal(), tmp_path / "progress.log"
-    with Progress(20, stream=stream, log_path=log, clock=clock) as progress:
+    with Progress(20, stream=stream, log_path=log, clock=clock, family=FAMILY) as progress:
         for index in range(10):
             progress.trial_progress(f"trial{index}", 0, {})
         progress.trial_progress("trial0", 5, {"eval_loss": 0.1234, "train_loss": None})
@@ -188,7 +190,7 @@ def test_terminal_gets_a_panel_and_the_log_plain_lines(clock, tmp_path, monkeypa
 def test_panel_is_redrawn_only_now_and_then(clock, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with Progress(20, stream=stream, clock=clock) as progress:
+    with Progress(20, stream=stream, clock=clock, family=FAMILY) as progress:
         before = len(stream.getvalue())
         for index in range(100):
             progress.trial_progress("a", index, {})
@@ -199,7 +201,7 @@ def test_panel_is_redrawn_only_now_and_then(clock, monkeypatch):
 
 
 def test_threads_lose_no_event(clock):
-    progress = Progress(400, stream=io.StringIO(), clock=clock)
+    progress = Progress(400, stream=io.StringIO(), clock=clock, family=FAMILY)
 
     def work(worker):
         for index in range(100):
