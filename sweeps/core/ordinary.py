@@ -106,7 +106,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
         return _search_trials(sweep, loop, settings)
     store, jobs, missing = ledger(sweep, [sweep.space.family.name])
     if not missing:
-        return close(sweep, store, False, {job.trial_id for job in jobs})
+        return close(sweep, store)
     scheduler = None
     if sweep.is_judged(jobs):
         scheduler, past = asha(sweep), Past(store, sweep.space.metric)
@@ -117,7 +117,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
         recorder.expect(missing)
         finished = _train_trials(sweep, store, loop, trials, scheduler, recorder, info, stop)
-    return close(sweep, store, not finished, {job.trial_id for job in jobs})
+    return close(sweep, store, not finished, recorder.jobs.values())
 
 
 def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
@@ -126,7 +126,7 @@ def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -
     drawn, models = SearchLedger(sweep, store, [family]), store.folder.sub("models")
     left = sweep.args.num_samples - len(drawn.finished)
     if left <= 0:
-        return close(sweep, store, False, None)
+        return close(sweep, store)
 
     def make_trial(suggestion: Mapping[str, Any]) -> Trial:
         return _trial(sweep.suggested_job(family, suggestion), models, settings)
@@ -138,7 +138,7 @@ def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -
         recorder.listeners.append(drawn.hear)
         search = Search(drawn.searcher(lambda key: recorder.expect(drawn.jobs(key))), make_trial, left)
         finished = _train_trials(sweep, store, loop, search, scheduler, recorder, info, stop)
-    return close(sweep, store, not finished, None)
+    return close(sweep, store, not finished, recorder.jobs.values())
 
 
 def _trial(job: Job, models: Folder, settings: Mapping[str, Any]) -> Trial:

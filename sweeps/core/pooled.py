@@ -59,7 +59,7 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
     """
     store, jobs, missing = ledger(sweep, task_ids)
     if not missing:
-        return close(sweep, store, False, {job.trial_id for job in jobs})
+        return close(sweep, store)
     units, scheduler = [Unit(job.trial_id, [job], job.task_id) for job in missing], None
     if sweep.is_judged(jobs):
         scheduler, past = asha(sweep), Past(store, sweep.space.metric)
@@ -84,11 +84,11 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             metric=sweep.space.metric,
             asha=scheduler,
             should_stop=stop,
-            # a worker asks for jobs often, the driver looks twice a second
+            # Workers ask for jobs more often than the driver looks whether there are enough.
             backlog=7 * slots,
             storage_path=None if info.local else store.folder.sub("cluster").location,
         )
-    return close(sweep, store, outcome.interrupted, {job.trial_id for job in jobs})
+    return close(sweep, store, outcome.interrupted, recorder.jobs.values())
 
 
 def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
@@ -102,7 +102,7 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
     drawn = SearchLedger(sweep, store, panel)
     left = args.num_samples - len(drawn.finished)
     if left <= 0:
-        return close(sweep, store, False, None)
+        return close(sweep, store)
     scheduler, past = asha(sweep), Past(store, space.metric)
     for key in drawn.configs:
         scheduler.replay(past.unit(key, drawn.trial_ids(key), drawn.jobs(key)))
@@ -128,7 +128,7 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             max_concurrent=max(2, slots // len(panel)),
             storage_path=None if info.local else store.folder.sub("cluster").location,
         )
-    return close(sweep, store, outcome.interrupted, None)
+    return close(sweep, store, outcome.interrupted, recorder.jobs.values())
 
 
 def _corners(values: Mapping[str, Any], domains: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

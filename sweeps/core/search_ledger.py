@@ -17,6 +17,7 @@ from sweeps.backend.optuna_search import ConfigurationSearch, Outcome
 from sweeps.core.sweep import Sweep
 from sweeps.store.store import ResultsStore
 from trainables.common.errors import InputError
+from trainables.common.family import EVAL_LOSS
 from trainables.common.jobs import Job, Report
 
 DRAWN = "search.json"
@@ -123,9 +124,7 @@ class SearchLedger:
 
     def _end(self, status: str, metrics: Mapping[str, Any]) -> _End:
         metric = self._sweep.space.metric
-        column = "final_loss" if metric == "eval_loss" else metric
-        # in a row of the store, a metric that the schema does not declare
-        value = metrics.get(column, metrics.get(f"metric/{column}"))
+        value = metrics.get("final_loss" if metric == EVAL_LOSS else metric)
         return _End(status, value if value is not None and math.isfinite(value) else None, metrics.get("rung"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -136,25 +136,21 @@ def recording(
             yield Recorder(sweep, writer, progress, metrics, trackers), info, stop
 
 
-def close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:
-    """Print the closing table and return the exit code; ``trial_ids`` are this sweep's, None for all of the run."""
-    summary = summarise(store)
-    print_summary(summary)
+def close(sweep: Sweep, store: ResultsStore, interrupted: bool = False, jobs: Iterable[Job] = ()) -> int:
+    """Print the closing table and return the exit code; ``jobs`` are those of this session."""
+    print_summary(summarise(store))
+    again = f"run the same command with --run-id {sweep.args.run_id}"
     if interrupted:
-        print(f"Interrupted: run the same command with --run-id {sweep.args.run_id} to finish.", file=sys.stderr)
+        print(f"Interrupted: {again} to finish.", file=sys.stderr)
         return INTERRUPTED
-    latest = store.latest_trials()
-    statuses = dict(zip(latest["trial_id"].to_pylist(), latest["status"].to_pylist(), strict=True))
-    # a trial that never started has no row
-    missing = [trial_id for trial_id in trial_ids or () if trial_id not in statuses]
-    if missing:
-        print(
-            f"{len(missing)} {sweep.space.family.noun} have no result, {min(missing)} among them; run the same command "
-            f"with --run-id {sweep.args.run_id} to train them.",
-            file=sys.stderr,
-        )
-    considered = statuses if trial_ids is None else trial_ids & statuses.keys()
-    return FAILED if missing or any(statuses[trial_id] == "failed" for trial_id in considered) else 0
+    rows = store.latest_trials().select(["trial_id", "attempt", "status"]).to_pylist()
+    statuses = {(row["trial_id"], row["attempt"]): row["status"] for row in rows}
+    ends = {job.trial_id: statuses.get((job.trial_id, job.attempt)) for job in jobs}
+    lost = [trial_id for trial_id, status in ends.items() if status is None]
+    if lost:
+        noun = sweep.space.family.noun
+        print(f"No result came of {len(lost)} {noun}, such as {lost[0]}: {again} to train them.", file=sys.stderr)
+    return FAILED if lost or "failed" in ends.values() else 0
 
 
 def _report(store: ResultsStore) -> str:

@@ -63,7 +63,8 @@ class Family:
     Attributes:
         name: Of the family; its rows, its metrics and its section of the report carry it.
         columns: What its trials report besides the common columns of `sweeps.store.schema`.
-        metric: What ASHA and searches compare: ``eval_loss`` or one of the columns.
+        metric: What ASHA and searches compare: ``eval_loss`` or one of the columns. It belongs into the history of each
+            epoch too, from which a later session of a run knows it.
         mode: ``min`` or ``max``: which way the metric is better.
         verdict: Columns that say, the first that differs, whether a trial is better than its ``base``.
         not_identity: Settings that change how a trial is measured and kept, not what it trains: variants that differ
