@@ -279,7 +279,9 @@ def stub_sweep(trials: int) -> None:
         sweep = Sweep("stub", SPACE, args, config, domains, {"tasks": task_ids}, "none")
         started = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):
-            code = run_pool(sweep, Pool(stub_loop, {"slots": 32}, lambda on_gpu: 32, 1 << 30), task_ids)
+            code = run_pool(
+                sweep, Pool(stub_loop, {"slots": 32}, lambda configs: {}, lambda on_gpu: 32, 1 << 30), task_ids
+            )
         seconds = time.perf_counter() - started
     if code:
         raise SystemExit(code)
@@ -290,14 +292,18 @@ def stub_sweep(trials: int) -> None:
 def stub_others(workers: int, trials: int) -> None:
     """Run so many ordinary trials, one after another, and print their seconds a trial, Ray's start not counted."""
     from sweeps.backend.cluster import connect
-    from sweeps.backend.trials import run_ordinary
+    from sweeps.backend.trials import Training, TrialEnd, run_ordinary
+
+    class Listener:
+        def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None: ...
+
+        def on_trial_end(self, end: TrialEnd) -> None: ...
 
     with tempfile.TemporaryDirectory() as folder, connect(None, 0):
+        training = Training(stub_train, "stub", folder, workers_per_trial=workers, use_gpu=False)
+        work: list[tuple[str, dict[str, Any]]] = [(f"trial-{number}", {}) for number in range(trials)]
         started = time.perf_counter()
-        run_ordinary(
-            stub_train, [(f"trial-{number}", {}) for number in range(trials)], name="stub", storage_path=folder,
-            workers_per_trial=workers, use_gpu=False, on_report=lambda trial_id, metrics: None,
-        )  # fmt: skip
+        run_ordinary(work, training, Listener(), metric="eval_loss")
         print(json.dumps({"seconds_per_trial": (time.perf_counter() - started) / trials}))
 
 

@@ -13,6 +13,7 @@ or baselines gets the sections that its rows can fill. What is read and counted 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -29,17 +30,12 @@ if __name__ == "__main__":
 
 from dashboards.report_data import comparison, gather
 from dashboards.report_server import serve
-from dashboards.sections.recursive_reasoner import reasoners
 from sweeps.store.store import ResultsStore
 from trainables.common.errors import InputError
 
 PARTS = Path(__file__).parent / "page"
+SCRIPTS = ("base.js", "charts.js", "pictures.js", "trials.js", "page.js")
 SECTIONS = Path(__file__).parent / "sections"
-SCRIPTS = (
-    *(PARTS / name for name in ("base.js", "charts.js", "pictures.js", "trials.js")),
-    SECTIONS / "recursive_reasoner.js",
-    PARTS / "page.js",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,11 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def content(stores: Sequence[ResultsStore]) -> dict[str, Any]:
     """Return everything that a page about these runs shows, as JSON can hold it."""
     runs = [gather(store, 1 / len(stores)) for store in stores]
+    # a family that has a section of its own
+    names = [name for name in dict.fromkeys(s.family.name for s in stores) if (SECTIONS / f"{name}.js").exists()]
     return {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": runs,
         "comparison": comparison(runs) if len(runs) > 1 else None,
-        "reasoners": reasoners(stores),
+        "sections": {name: _section(name).gather(stores) for name in names},
     }
 
 
@@ -88,12 +86,14 @@ def page(data: dict[str, Any], watched: bool = False) -> str:
         watched: Whether a server answers at ``data.json`` with newer data.
     """
     title = ", ".join(f"{run['sweep']} / {run['run_id']}" for run in data["runs"])
+    sections = [SECTIONS / f"{name}.js" for name in data["sections"]]
+    scripts = [*(PARTS / name for name in SCRIPTS[:-1]), *sections, PARTS / SCRIPTS[-1]]
     slots = {
         "TITLE": escape(title),
         "STYLE": (PARTS / "page.css").read_text(),
         "PLOTLY": get_plotlyjs(),
         "DATA": embedded({**data, "watched": watched}),
-        "SCRIPT": "\n".join(path.read_text() for path in SCRIPTS),
+        "SCRIPT": "\n".join(path.read_text() for path in scripts),
     }
     # split and joined, so that nothing that is filled in is searched for slots again
     text = (PARTS / "page.html").read_text()
@@ -110,6 +110,11 @@ def embedded(data: Any) -> str:
     """Return ``data`` as JSON that can stand inside a script element, whatever its texts say."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _section(family: str) -> Any:
+    """Return the module of a family's section: ``gather(stores)`` returns what its script draws."""
+    return importlib.import_module(f"dashboards.sections.{family}")
 
 
 def _default_output(stores: Sequence[ResultsStore]) -> str:

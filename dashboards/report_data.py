@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from sweeps.store.store import ResultsStore, latest_attempts
-from sweeps.store.summary import LINES, change_over_base, json_value, summarise, verdict
+from sweeps.store.summary import json_value, summarise, verdict
+from trainables.common.family import Family, number
 
 # of all runs on a page together: about 2 MB each
 CURVE_POINTS = 100_000
@@ -32,7 +33,6 @@ HIDDEN = ("run_id", "sweep", "family", "config", "data_fingerprint", "traceback"
 PACE_BINS = 10
 
 Row = dict[str, Any]
-PAIRS = [(label, base, final) for label, base, final in LINES if base is not None]
 
 
 def gather(store: ResultsStore, share: float = 1.0) -> dict[str, Any]:
@@ -42,38 +42,36 @@ def gather(store: ResultsStore, share: float = 1.0) -> dict[str, Any]:
         store: The run's results.
         share: Part of the page's size that this run may use, in (0, 1].
     """
-    attempts = store.trials()
+    attempts, family = store.trials(), store.family
     rows = latest_attempts(attempts).to_pylist()
     curves = _curves(store)
     unfinished = _unfinished(rows, curves)
     everything = [*rows, *unfinished]
     for row in everything:
-        row["verdict"], row["gain"] = _verdict(row)
+        row["verdict"], row["gain"] = _verdict(family, row)
     begun = min((row["started_at"] for row in rows if row["started_at"]), default=None)
     for row in everything:
         row["start"], row["end"] = _offset(row.get("started_at"), begun), _offset(row.get("finished_at"), begun)
     _relative_losses(everything)
     summary = summarise(store)
-    pairs = [
-        {"label": label, "base": base, "final": final, "copy": base.replace("base_", "copy_")}
-        for label, base, final in PAIRS
-        if summary["means"][base] is not None and summary["means"][final] is not None
-    ]
+    measures = _measures(family, summary["means"])
     columns = _columns(everything)
     return json_value(
         {
             "sweep": store.sweep,
             "run_id": store.run_id,
             "results": store.folder.location,
-            "noun": "adapters" if pairs else "trials",
+            "noun": family.noun,
             "summary": {**summary, "unfinished": len(unfinished)},
             "conclusion": conclusion(summary),
-            "measures": pairs,
+            "measures": measures,
+            "lead": _lead(family),
+            "columns": _described(family, columns),
             "pace": pace(rows),
-            "scores": scores(rows, columns, pairs),
+            "scores": scores(family, rows, columns, measures),
             "trials": columns,
             "swept": sorted(name for name in attempts.column_names if name.startswith("config/")),
-            "categories": categories(rows, pairs),
+            "categories": categories(rows, measures),
             "configurations": configurations(rows),
             "rungs": rungs(rows),
             "curves": _thinned([curves.get((r["trial_id"], r["attempt"])) for r in everything], CURVE_POINTS * share),
@@ -120,45 +118,58 @@ def conclusion(summary: Mapping[str, Any]) -> list[str]:
     """Return in a few sentences what a reader should take away from a run's summary, the most important first."""
     counts, means, versus = summary["counts"], summary["means"], summary["versus_base"]
     success = counts.get("success", 0)
-    if not summary["adapters"]:
+    if not summary["trials"]:
         return ["No trial has ended yet."]
-    compared = versus["improved"] + versus["same"] + versus["worse"]
+    compared, noun = versus["improved"] + versus["same"] + versus["worse"], summary["noun"]
     if not compared:
         others = [f"{count} {status}" for status, count in counts.items() if status != "success"]
         more = f" ({', '.join(others)})" if others else ""
-        exact = means["final_grid_accuracy"]
-        told = [f"{_percent(exact)} of the held-out grids are solved exactly."] if exact is not None else []
-        return [f"{success} of {summary['adapters']} trials succeeded{more}.", *told]
-    base, final = means["base_grid_accuracy"], means["final_grid_accuracy"]
+        first = next((line for line in summary["headlines"] if means[line["name"]] is not None), None)
+        told = [f"{_sentence(first['headline'])} is {_said(first, means[first['name']])}."] if first else []
+        return [f"{success} of {summary['trials']} {noun} succeeded{more}.", *told]
     sentences = [
-        f"{versus['improved']} of {compared} adapters {_are(versus['improved'])} better than the base, "
+        f"{versus['improved']} of {compared} {noun} {_are(versus['improved'])} better than the base, "
         f"{versus['worse']} {_are(versus['worse'])} worse, {versus['same']} the same.",
-        f"They solve {_percent(final)} of the held-out grids exactly, the base {_percent(base)}.",
     ]
-    copied, cells = means["copy_cell_accuracy"], means["final_cell_accuracy"]
-    if copied is not None and cells is not None and cells < copied:
-        sentences.append(f"In cells ({_percent(cells)}) they are still behind copying the input ({_percent(copied)}).")
+    beside = [line for line in summary["headlines"] if line["base"] and means[line["name"]] is not None]
+    if beside:
+        line = beside[0]
+        base, final = (_said(line, means[name]) for name in (line["base"], line["name"]))
+        sentences.append(f"{_sentence(line['headline'])} is {final}, the base's {base}.")
+    labels = {line["name"]: line["headline"] for line in summary["headlines"]}
+    for line in beside:
+        sign = -1 if line["better"] == "min" else 1
+        behind = [n for n in line["baselines"] if means[n] is not None and sign * means[line["name"]] < sign * means[n]]
+        if behind:
+            value, trivial = (_said(line, means[name]) for name in (line["name"], behind[0]))
+            sentences.append(
+                f"{_sentence(line['headline'])} ({value}) is still behind a trivial answer: {labels[behind[0]]} "
+                f"({trivial})."
+            )
     return sentences
 
 
-def scores(rows: Sequence[Row], columns: Iterable[str], measures: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Return the scores that have no base beside them, by column, each with its mean over the successful trials.
+def scores(
+    family: Family, rows: Sequence[Row], columns: Mapping[str, Sequence[Any]], measures: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the numbers that have no base beside them, by column, each with its mean over the successful trials.
 
-    A score is a share in [0, 1] (``share``) by the name of its column, or a metric of the family's own.
+    They are the headlines of the family, then what trials report and nobody declared; ``share`` are those in [0, 1].
     """
     compared = {name for measure in measures for name in measure.values()}
-    shares = [name for name in columns if name.endswith(("_accuracy", "_recall")) and name not in compared]
-    own = [name for name in columns if name.startswith("metric/") and name not in shares]
-    # the trained model first, what it is compared with after it
-    ordered = sorted([*shares, *own], key=lambda name: name.removeprefix("metric/").startswith(("copy", "untrained")))
+    own = [column for column in family.shown if column.headline and column.name in columns]
+    found = [(c.name, c.headline, c.percent) for c in own if c.name not in compared]
+    for name, values in columns.items():
+        if name.startswith("metric/") and any(number(value) is not None for value in values):
+            found.append((name, name.removeprefix("metric/").replace("_", " "), False))
     return [
         {
             "name": name,
-            "label": name.removeprefix("metric/").replace("_", " "),
-            "share": name in shares,
-            "mean": _mean(row.get(name) for row in rows if row["status"] == "success"),
+            "label": label,
+            "share": share,
+            "mean": _mean(number(row.get(name)) for row in rows if row["status"] == "success"),
         }
-        for name in ordered
+        for name, label, share in found
     ]
 
 
@@ -202,7 +213,8 @@ def categories(rows: Iterable[Row], measures: Sequence[Mapping[str, str]]) -> li
             "means": {
                 column: _mean(row.get(column) for row in members)
                 for measure in measures
-                for column in (measure["base"], measure["final"], measure["copy"])
+                for column in (measure["base"], measure["final"], measure["baseline"])
+                if column
             },
         }
         for name, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -269,12 +281,50 @@ def failures(attempts: Iterable[Row], latest: Iterable[Row]) -> list[dict[str, A
 # ------------------------------------------------------------------------------------------------------------- private
 
 
-def _verdict(row: Row) -> tuple[str | None, float | None]:
-    """Return whether a trial is better than its base, and its gain in cell accuracy."""
-    change = change_over_base({**dict.fromkeys(itertools.chain(*(pair[1:] for pair in PAIRS))), **row})
+def _measures(family: Family, means: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """Return the headlines with a base, each with the first trivial baseline beside it (None where there is none)."""
+    return [
+        {
+            "label": column.headline,
+            "base": column.base,
+            "final": column.name,
+            "baseline": column.baselines[0] if column.baselines else None,
+            "baseline_label": family[column.baselines[0]].headline if column.baselines else None,
+        }
+        for column in family.shown
+        if column.headline and column.base and None not in (means[column.base], means[column.name])
+    ]
+
+
+def _lead(family: Family) -> dict[str, Any] | None:
+    """Return the column whose gain orders trials, the finest of the verdict; None where nothing is compared."""
+    if not family.verdict:
+        return None
+    column = family[family.verdict[-1]]
+    return {"name": column.name, "label": column.headline or column.name}
+
+
+def _described(family: Family, columns: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what the family declares, and what it reports besides, of the columns that have a value."""
+    present = list(columns)
+    own = {column.name for column in family.columns}
+    return [
+        {"name": column.name, "label": column.headline or column.name.replace("_", " "), "share": column.percent}
+        for column in family.columns
+        if column.name in present
+    ] + [
+        {"name": name, "label": name.removeprefix("metric/").replace("_", " "), "share": False}
+        for name in present
+        if name.startswith("metric/") and name not in own
+    ]
+
+
+def _verdict(family: Family, row: Row) -> tuple[str | None, float | None]:
+    """Return whether a trial is better than its base, and its gain in the last column of the verdict."""
+    change = family.change(row)
     if row["status"] != "success" or change is None:
         return None, None
-    return verdict(change), change[1]
+    return verdict(change), change[-1]
 
 
 def _relative_losses(rows: Sequence[Row]) -> None:
@@ -291,9 +341,15 @@ def _relative_losses(rows: Sequence[Row]) -> None:
 
 
 def _unfinished(rows: Iterable[Row], curves: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[Row]:
-    """Return rows for trials of which the store has history only: they still train, or a kill cut them off."""
-    ended = {(row["trial_id"], row["attempt"]) for row in rows}
-    last = {trial_id: max(a for t, a in curves if t == trial_id) for trial_id in {t for t, a in curves.keys() - ended}}
+    """Return rows for trials of which the store has history only: they still train, or a kill cut them off.
+
+    An attempt that is followed by another one with a row is over, even if it left history and no row of its own.
+    """
+    ended = {row["trial_id"]: row["attempt"] for row in rows}
+    last: dict[str, int] = {}
+    for trial_id, attempt in curves:
+        if attempt > ended.get(trial_id, 0):
+            last[trial_id] = max(attempt, last.get(trial_id, 0))
     return [
         {
             "trial_id": trial_id,
@@ -304,7 +360,6 @@ def _unfinished(rows: Iterable[Row], curves: Mapping[tuple[str, int], Mapping[st
             "final_loss": curves[trial_id, attempt]["eval"][-1],
         }
         for trial_id, attempt in sorted(last.items())
-        if (trial_id, attempt) not in ended
     ]
 
 
@@ -401,8 +456,12 @@ def _are(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _said(line: Mapping[str, Any], value: float) -> str:
+    return f"{100 * value:.1f} %" if line["percent"] else f"{value:.4g}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _short(value: Any) -> Any:

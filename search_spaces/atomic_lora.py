@@ -11,6 +11,7 @@ from ray.tune.search.sample import choice, loguniform
 from search_spaces.settings import SettingError
 from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
 from trainables.atomic_lora.config import AdapterConfig
+from trainables.atomic_lora.family import FAMILY
 
 DEFAULT_SWEEP = {
     "rank": choice([4, 8, 16, 32]),
@@ -48,7 +49,7 @@ SMOKE_VALUES = {"epochs": 2, "examples_per_epoch": 4, "patience": 2, "report_eve
 DEMO_VALUES = {"epochs": 10, "examples_per_epoch": 8, "patience": 5, "report_every": 2, "lr_multiple": 1.0}
 
 SPACE = SearchSpace(
-    family="atomic_lora",
+    family=FAMILY,
     config=AdapterConfig,
     validate=validate,
     presets={

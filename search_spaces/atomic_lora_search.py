@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from search_spaces.atomic_lora import DEFAULT_SWEEP, DEMO_VALUES, SHORT_SWEEP, SMOKE_VALUES, validate
 from search_spaces.space import Preset, SearchSpace
 from trainables.atomic_lora.config import AdapterConfig
+from trainables.atomic_lora.family import FAMILY
 from trainables.common.errors import InputError
 
 SPACE = SearchSpace(
-    family="atomic_lora",
+    family=FAMILY,
     config=AdapterConfig,
     validate=validate,
     presets={

@@ -8,6 +8,7 @@ from __future__ import annotations
 from search_spaces.settings import SettingError
 from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
 from trainables.atomic_lora.config import ChampionConfig
+from trainables.atomic_lora.family import CHAMPION
 
 
 def validate(config: ChampionConfig) -> None:
@@ -44,7 +45,7 @@ SMOKE_VALUES = {
 }
 
 SPACE = SearchSpace(
-    family="champion",
+    family=CHAMPION,
     config=ChampionConfig,
     validate=validate,
     rung_setting="eval_every",

@@ -12,6 +12,7 @@ from search_spaces.space import Preset, SearchSpace, require_above_zero, require
 from trainables.common.errors import InputError
 from trainables.common.schedules import Schedule
 from trainables.recursive_reasoner.config import ReasonerConfig
+from trainables.recursive_reasoner.family import FAMILY
 
 
 def validate(config: ReasonerConfig) -> None:
@@ -125,11 +126,9 @@ ABLATION = {
 }
 
 SPACE = SearchSpace(
-    family="recursive_reasoner",
+    family=FAMILY,
     config=ReasonerConfig,
     validate=validate,
-    metric="exact_accuracy",
-    mode="max",
     rung_setting="eval_every",
     presets={
         "smoke": Preset("a tiny model on 64 puzzles", SMOKE_VALUES, {"halting": RULES["halting"]}, tasks="sudoku4"),

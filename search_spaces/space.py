@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
@@ -25,6 +25,9 @@ from search_spaces.settings import (
     sample_configs,
 )
 from trainables.common.errors import InputError, did_you_mean
+from trainables.common.family import Family
+
+Mode = Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -50,30 +53,34 @@ class SearchSpace:
     """One family's search space.
 
     Attributes:
-        family: Name of the package in ``trainables``.
+        family: What is trained: its columns, and the metric that ASHA and searchers compare.
         config: The family's frozen dataclass of settings.
         presets: Presets by name.
         validate: Checks ranges of one complete configuration; raises `SettingError`.
-        metric: What ASHA and searchers compare, from the reports.
-        mode: ``min`` or ``max``: which way ``metric`` is better.
         default_preset: Name of the preset used when none is chosen.
-        time_attr: Absolute measure of training time in the reports.
         rung_setting: Setting that holds the time between two reports, which is also ASHA's grace period.
         budget_setting: Setting that holds the most time one trial may train.
         reduction_factor: ASHA keeps about one in this many at each rung.
     """
 
-    family: str
+    family: Family
     config: type
     presets: Mapping[str, Preset]
     validate: Callable[[Any], None]
-    metric: str = "eval_loss"
-    mode: str = "min"
     default_preset: str = "full"
-    time_attr: str = "epoch"
     rung_setting: str = "report_every"
     budget_setting: str = "epochs"
     reduction_factor: int = 3
+
+    @property
+    def metric(self) -> str:
+        """What ASHA and searchers compare, from the reports."""
+        return self.family.metric
+
+    @property
+    def mode(self) -> Mode:
+        """Which way the metric is better: ``min`` or ``max``."""
+        return self.family.mode
 
     def resolve(
         self,
@@ -154,16 +161,20 @@ def extremes(domain: Domain) -> list[Any]:
 def validate_domains(config: Any, domains: Mapping[str, Domain], validate: Callable[[Any], None]) -> None:
     """Check every choice and both bounds of each domain, one setting at a time.
 
+    Whether settings that are swept together go together is only known of a complete configuration, which is checked
+    when it is drawn.
+
     Raises:
-        InputError: If a value that could be drawn is outside the range of its setting.
+        InputError: If a value that could be drawn is outside the range of its setting, or contradicts a setting that is
+            not swept.
     """
     for name, domain in domains.items():
         for value in extremes(domain):
             try:
                 validate(dataclasses.replace(config, **{name: value}))
             except SettingError as error:
-                # another setting at fault means that it depends on this one, which may be swept together with it
-                if error.name == name or len(domains) == 1:
+                # a setting that is swept as well may be drawn with a value that goes with this one
+                if error.name == name or error.name not in domains:
                     raise InputError(f"The sweep over {name} reaches {value!r}: {error}") from None
 
 

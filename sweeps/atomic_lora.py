@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     # the folder of this script holds modules of the project, not top-level ones
@@ -23,9 +24,11 @@ from sweeps.core import cli
 from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.pooled import Pool, run_pool
 from sweeps.core.sweep import Sweep
+from sweeps.monitoring.pace import Cost
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
-from trainables.atomic_lora.bases import DEFAULT_BASE, HF_DEFAULTS, absolute, check_base, is_causal_lm
+from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import choose_slots
+from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
 
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
 WORKER_BYTES = 4 << 30
@@ -59,8 +62,8 @@ def prepare(
     parser = cli.common_parser(space, description)
     task_options(parser)
     args = parser.parse_args(argv)
-    base = absolute(args.base or str(DEFAULT_BASE))
-    defaults = HF_DEFAULTS if is_causal_lm(base) else {}
+    base = bases.absolute(args.base or str(bases.DEFAULT_BASE))
+    defaults = bases.HF_DEFAULTS if bases.is_causal_lm(base) else {}
     config, domains = space.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples, defaults)
     everything = load_tasks(args.data)
     sizes = {task_id: task.tokens for task_id, task in everything.items()}
@@ -73,16 +76,44 @@ def prepare(
         (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
     )
     swept = domains.get("target_modules")
-    base_fingerprint, parameters = check_base(base, extremes(swept) if swept else [config.target_modules])
+    base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
     settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
-    sweep = Sweep(name, space, args, config, domains, settings, fingerprint(everything), categories)
+    costs = {
+        task_id: Cost(
+            epoch_tokens(everything[task_id], config.examples_per_epoch), end=evaluation_tokens(everything[task_id])
+        )
+        for task_id in chosen
+    }
+    sweep = Sweep(
+        name,
+        space,
+        args,
+        config,
+        domains,
+        settings,
+        fingerprint(everything),
+        categories,
+        # data and base are known by their fingerprints, wherever they lie
+        extendable=("tasks", "slots", "taxonomy", "data", "base"),
+        places=bases.places(base),
+        costs=costs,
+    )
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
         {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},
+        limits,
         lambda on_gpu: choose_slots(args.slots, "cuda" if on_gpu else "cpu"),
         WORKER_BYTES + 4 * parameters,
     )
     return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
+
+
+def limits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the largest rank and batch and all layers of any configuration: what the pack must have room for."""
+    return {
+        **{name: max(values[name] for values in configs) for name in ("rank", "batch_size")},
+        "target_modules": tuple(dict.fromkeys(name for values in configs for name in values["target_modules"])),
+    }
 
 
 if __name__ == "__main__":

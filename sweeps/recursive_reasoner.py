@@ -16,8 +16,10 @@ folder, in ``models/<trial>/reasoner.pt``, their checkpoints beside them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,36 +27,41 @@ if __name__ == "__main__":
 from search_spaces.recursive_reasoner import SPACE
 from search_spaces.space import extremes
 from sweeps.backend.shards import build
-from sweeps.core import cli
-from sweeps.core.ordinary import run_trials
-from sweeps.core.sweep import Sweep
+from sweeps.core import cli, ordinary
+from sweeps.core.ordinary import Prepared
 from trainables.common.checkpoints import Checkpoints, require_same
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.puzzles.kinds import KINDS, kind_of
 from trainables.puzzles.shards import Plan
+from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import load_dataset
 from trainables.recursive_reasoner.model import uses_capsules
 from trainables.recursive_reasoner.train import identity, train_loop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.common_parser(SPACE, __doc__ or "")
-    cli.worker_options(parser)
+    return ordinary.main(SPACE, add_options, prepare, argv, __doc__)
+
+
+def add_options(parser: cli.Parser) -> None:
     parser.add_argument("--dataset", metavar="|".join(KINDS), help="puzzles to train on (default: the preset's)")
     parser.add_argument(
         "--dataset-dir",
+        type=cli.location,
         metavar="DIR",
         help="folder or URI of generated puzzles; what is missing in it is built first (default: keep them in memory)",
     )
     parser.add_argument("--dataset-only", action="store_true", help="build the puzzles in --dataset-dir and stop")
     parser.add_argument(
         "--checkpoint",
+        type=cli.location,
         metavar="DIR",
         help="go on from the newest checkpoint of a trial of another run, RUN_DIR/models/TRIAL; one trial only",
     )
-    args = parser.parse_args(argv)
-    config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+
+
+def prepare(args: Namespace, config: ReasonerConfig, domains: Mapping[str, Any]) -> Prepared | None:
     if args.workers_per_trial and config.batch_size % args.workers_per_trial:
         raise InputError(
             f"--workers-per-trial {args.workers_per_trial} cannot share a batch_size of {config.batch_size} evenly; "
@@ -81,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if args.dataset_only:
         print(f"{args.dataset_dir}: {len(dataset.train)} + {len(dataset.held_out)} puzzles, {dataset.fingerprint}")
-        return 0
+        return None
     if args.checkpoint:
         if args.num_samples > 1 or domains:
             raise InputError(
@@ -91,14 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not notes:
             raise InputError(f"--checkpoint {args.checkpoint} holds no checkpoint; give RUN_DIR/models/TRIAL.")
         require_same(notes[-1], identity(config, dataset, args.seed), args.checkpoint)
-    sweep = Sweep("recursive_reasoner", SPACE, args, config, domains, {"dataset": name}, dataset.fingerprint)
     settings = {
         "dataset": name,
         "data_seed": args.seed,
         "dataset_dir": args.dataset_dir,
         "checkpoint": args.checkpoint,
     }
-    return run_trials(sweep, train_loop, settings)
+    # the puzzles are known by their fingerprint, wherever they lie
+    extendable = ("dataset_dir", "dataset_only")
+    return Prepared(train_loop, settings, dataset.fingerprint, {"dataset": name}, extendable)
 
 
 if __name__ == "__main__":

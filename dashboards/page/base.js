@@ -68,10 +68,11 @@ const moment = (iso) => (iso ? `${iso.slice(0, 10)} ${iso.slice(11, 16)} UTC` : 
 
 // ------------------------------------------------------------------------------------------------------------- trials
 
-// cells say more than whole grids, of which most tasks have none right
+// the column whose gain orders trials
+const lead = () => run().lead || { name: null, label: "" };
 function measure() {
   const measures = run().measures;
-  return measures[state.measure] || measures.find((m) => m.final === "final_cell_accuracy") || measures[0];
+  return measures[state.measure] || measures.find((m) => m.final === lead().name) || measures[0];
 }
 
 const column = (name) => run().trials[name] || [];
@@ -142,3 +143,9 @@ function toggleTheme() {
   redrawCharts();
 }
 darkSystem.addEventListener("change", () => { applyTheme(); redrawCharts(); });
+
+// ------------------------------------------------------------------------------------- sections of one family's own
+
+const OWN_SECTIONS = [];
+// functions that return a section, or null where there is nothing to show
+function registerSection(...make) { OWN_SECTIONS.push(...make); }

@@ -28,11 +28,11 @@ function opensTrials(node) {
 
 const meanLine = (value, name, range) => ({ x: range, y: [value, value], mode: "lines", name, line: { color: colour("ink"), width: 1.2, dash: "dash" }, hoverinfo: "skip" });
 
-const SERIES = [["base", "base", "circle-open"], ["final", "adapted", "circle"], ["copy", "copying the input", "diamond-open"]];
+const SERIES = [["base", "base", "circle-open"], ["final", "trained", "circle"], ["baseline", "trivial baseline", "diamond-open"]];
 
 const dotKeys = () => el("div", { class: "keys dots" }, SERIES.map(([key, name]) => el("span", { class: `key ${key}` }, name)));
 
-// rows of dots on one scale from 0 to 100 %: the base, the adapter, and copying the input
+// rows of dots on one scale from 0 to 100 %: before training, after it, and the trivial baseline
 function dots(node, height, rows) {
   const labels = rows.map((row) => plain(row.label));
   const links = { x: [], y: [] };
@@ -47,7 +47,7 @@ function dots(node, height, rows) {
       hovertemplate: `%{y}<br>${name}: %{x:.1f} %<extra></extra>`,
     });
   }
-  const top = Math.max(5, ...rows.flatMap((row) => [row.base, row.final, row.copy].filter(known).map((v) => 100 * v)));
+  const top = Math.max(5, ...rows.flatMap((row) => [row.base, row.final, row.baseline].filter(known).map((v) => 100 * v)));
   plot(node, height, traces, {
     showlegend: false, margin: { l: 8, r: 14, t: 6, b: 8, pad: 4 },
     xaxis: { ticksuffix: " %", range: [-0.02 * top, Math.min(101.5, top * 1.08)], title: "" },
@@ -57,12 +57,12 @@ function dots(node, height, rows) {
 
 const drawSummary = (node, height) => dots(node, height, run().measures.map((m) => {
   const means = run().summary.means;
-  return { label: m.label, base: means[m.base], final: means[m.final], copy: means[m.copy] };
+  return { label: m.label, base: means[m.base], final: means[m.final], baseline: means[m.baseline] };
 }));
 
 const drawCategories = (node, height) => {
   const m = measure();
-  dots(node, height, run().categories.map((c) => ({ label: `${c.name} (${c.trials})`, base: c.means[m.base], final: c.means[m.final], copy: c.means[m.copy] })));
+  dots(node, height, run().categories.map((c) => ({ label: `${c.name} (${c.trials})`, base: c.means[m.base], final: c.means[m.final], baseline: c.means[m.baseline] })));
 };
 
 function compared() {
@@ -259,7 +259,7 @@ function drawRuns(node, height) {
 
 // accuracy of the best trial of each task in the first run against that in the run shown
 function drawRunTasks(node, height) {
-  const first = state.data.runs[0], other = state.data.runs[Math.max(1, state.run)], name = "final_cell_accuracy";
+  const first = state.data.runs[0], other = state.data.runs[Math.max(1, state.run)], { name, label } = first.lead;
   const bests = [first, other].map((one) => {
     const best = new Map();
     (one.trials[name] || []).forEach((value, i) => { const task = one.trials.task_id[i]; if (known(value)) best.set(task, Math.max(value, best.get(task) ?? -1)); });
@@ -269,5 +269,5 @@ function drawRunTasks(node, height) {
   plot(node, height, [
     { x: [0, 100], y: [0, 100], mode: "lines", line: { color: colour("soft"), width: 1, dash: "dot" }, hoverinfo: "skip", showlegend: false },
     { x: tasks.map((t) => 100 * bests[0].get(t)), y: tasks.map((t) => 100 * bests[1].get(t)), text: tasks.map(plain), mode: "markers", showlegend: false, marker: { color: colour("adapted"), size: 7, opacity: 0.7 }, hovertemplate: "<b>%{text}</b><br>%{x:.1f} % and %{y:.1f} %<extra></extra>" },
-  ], { margin: { l: 8, r: 14, t: 14, b: 8, pad: 4 }, xaxis: { title: plain(`cell accuracy, ${runLabel(first)}`), ticksuffix: " %", range: [-3, 103] }, yaxis: { title: plain(`cell accuracy, ${runLabel(other)}`), ticksuffix: " %", range: [-3, 103] } });
+  ], { margin: { l: 8, r: 14, t: 14, b: 8, pad: 4 }, xaxis: { title: plain(`${label}, ${runLabel(first)}`), ticksuffix: " %", range: [-3, 103] }, yaxis: { title: plain(`${label}, ${runLabel(other)}`), ticksuffix: " %", range: [-3, 103] } });
 }

@@ -40,15 +40,13 @@ function hero() {
   const one = run(), { means, counts, versus_base: versus, seconds } = one.summary, tiles = [];
   const several = state.data.runs.length > 1;
   const compared = versus.improved + versus.same + versus.worse;
-  const exact = one.measures.find((m) => m.final === "final_grid_accuracy"), cells = one.measures.find((m) => m.final === "final_cell_accuracy");
-  for (const [m, label] of [[exact, "solved exactly"], [cells, "cells right"]]) {
-    if (!m || !known(means[m.base])) continue;
-    const copied = means[m.copy];
-    tiles.push(tile(label, percent(means[m.final]), el("span", { class: "sub" }, change(means[m.base], means[m.final]), ` against the base (${percent(means[m.base])})`), known(copied) ? el("span", { class: "sub" }, `copying the input: ${percent(copied)}`) : null));
+  for (const m of one.measures.slice(0, 2)) {
+    const trivial = means[m.baseline];
+    tiles.push(tile(m.label, percent(means[m.final]), el("span", { class: "sub" }, change(means[m.base], means[m.final]), ` against the base (${percent(means[m.base])})`), known(trivial) ? el("span", { class: "sub" }, `${m.baseline_label}: ${percent(trivial)}`) : null));
   }
   if (compared) tiles.push(tile("better than the base", `${whole(versus.improved)} of ${whole(compared)}`, ...split([["improved", versus.improved], ["same", versus.same], ["worse", versus.worse]])));
   if (!one.measures.length) for (const score of one.scores.filter((s) => known(s.mean)).slice(0, 3)) tiles.push(tile(score.label, scoreText(score)(score.mean), el("span", { class: "sub" }, "mean over successful trials")));
-  tiles.push(tile(one.noun, whole(one.summary.adapters), ...split([["success", counts.success || 0], ["stopped", counts.stopped || 0], ["failed", counts.failed || 0], ["unfinished", one.summary.unfinished]])));
+  tiles.push(tile(one.noun, whole(one.summary.trials), ...split([["success", counts.success || 0], ["stopped", counts.stopped || 0], ["failed", counts.failed || 0], ["unfinished", one.summary.unfinished]])));
   tiles.push(tile("pace", known(one.pace.per_hour) ? `${whole(one.pace.per_hour)} / h` : MISSING, el("span", { class: "sub" }, `${duration(one.pace.busy)} of training`), seconds.gpu_seconds ? el("span", { class: "sub" }, `${duration(seconds.gpu_seconds)} of GPUs`) : el("span", { class: "sub" }, "on CPUs")));
   const hardware = one.run.hardware || {};
   const where = (hardware.gpus && hardware.gpus.length ? hardware.gpus.join(", ") : `${hardware.cpu || "CPU"}, ${hardware.cores} cores`);
@@ -65,9 +63,10 @@ function summarySection() {
     const rows = one.scores.filter((score) => known(score.mean));
     return rows.length ? section("summary", "Summary", `Means over the ${whole(one.summary.counts.success || 0)} successful trials, on held-out examples.`, card("", el("dl", {}, rows.flatMap((score) => [el("dt", {}, score.label), el("dd", {}, scoreText(score)(score.mean))])))) : null;
   }
-  const row = (m) => el("tr", {}, el("td", {}, m.label), el("td", { class: "num" }, percent(means[m.base])), el("td", { class: "num" }, percent(means[m.final])), el("td", { class: "num" }, change(means[m.base], means[m.final])), el("td", { class: "num" }, percent(means[m.copy])));
-  const heads = ["", "base", "adapted", "change", "copying the input"].map((text, k) => el("th", { class: k ? "num flat" : "flat", scope: "col" }, text));
-  const extra = known(means.change_recall) ? el("p", { class: "note", style: { "margin-top": "10px" } }, `Of the cells that differ from the input, adapters get ${percent(means.change_recall)} right.`) : null;
+  const row = (m) => el("tr", {}, el("td", {}, m.label), el("td", { class: "num" }, percent(means[m.base])), el("td", { class: "num" }, percent(means[m.final])), el("td", { class: "num" }, change(means[m.base], means[m.final])), el("td", { class: "num" }, percent(means[m.baseline])));
+  const heads = ["", "base", "trained", "change", "trivial baseline"].map((text, k) => el("th", { class: k ? "num flat" : "flat", scope: "col" }, text));
+  const others = one.scores.filter((score) => known(score.mean)).map((score) => `${score.label} ${scoreText(score)(score.mean)}`);
+  const extra = others.length ? el("p", { class: "note", style: { "margin-top": "10px" } }, `Also: ${others.join(", ")}.`) : null;
   return section("summary", "Summary", `Means over the ${whole(one.summary.counts.success || 0)} successful trials, on held-out test pairs that no training saw.`,
     el("div", { class: "cols" }, el("div", { class: "span7" }, el("div", { class: "table plain" }, el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, one.measures.map(row)))), extra), chartCard("span5", null, dotKeys(), chart(215, drawSummary, { id: "chart-summary" }))));
 }
@@ -83,12 +82,12 @@ function comparisonSection() {
   const rows = [
     ...measures.map((m) => line(m.label, (one, k) => { const v = means[k][m.final]; return k && known(v) && known(base[m.final]) ? el("span", {}, `${percent(v)} `, change(base[m.final], v)) : percent(v); })),
     line("better / same / worse than the base", (one) => ["improved", "same", "worse"].map((v) => one.summary.versus_base[v]).join(" / ")),
-    line("trials", (one) => whole(one.summary.adapters)), line("failed", (one) => whole(one.summary.counts.failed || 0)),
+    line("trials", (one) => whole(one.summary.trials)), line("failed", (one) => whole(one.summary.counts.failed || 0)),
     line("training time", (one) => duration(one.pace.busy)), line("per hour", (one) => whole(one.pace.per_hour)),
     ...settings.map((setting) => el("tr", {}, el("td", { class: "mono" }, setting.name), setting.values.map((v) => el("td", { class: "num mono" }, v === null ? MISSING : String(v).slice(0, 60))))),
   ];
   const head = el("tr", {}, el("th", { class: "flat" }, ""), runs.map((one) => el("th", { class: "num flat", scope: "col" }, runLabel(one))));
-  const tasks = runs.length > 1 && (runs[0].trials.final_cell_accuracy || []).some(known);
+  const tasks = runs.length > 1 && runs[0].lead && (runs[0].trials[runs[0].lead.name] || []).some(known);
   return section("comparison", "Comparison", `${measures.length ? `Accuracies are means over the ${whole(shared)} tasks that all of these runs have done, changes against the first run. ` : ""}Settings in which the runs differ are at the end.`,
     el("div", { class: "table plain", style: { "margin-bottom": "14px" } }, el("table", { id: "comparison-table" }, el("thead", {}, head), el("tbody", {}, rows))),
     el("div", { class: "cols" }, measures.length ? chartCard("span6", "After training", chart(320, drawRuns, { id: "chart-runs" })) : null,
@@ -166,7 +165,7 @@ function searchSection() {
     const names = Object.keys(one.configurations[0].values);
     const columns = [
       ...names.map((name) => ({ key: `config/${name}`, label: name, value: (c) => c.values[name], numeric: one.configurations.every((c) => typeof c.values[name] === "number") })),
-      numeric("relative_loss", "loss / best", number, (c) => c.relative_loss), numeric("gain", "gain, points", points, (c) => c.gain, "mean gain in cell accuracy over the base, successful trials"),
+      numeric("relative_loss", "loss / best", number, (c) => c.relative_loss), numeric("gain", "gain, points", points, (c) => c.gain, `mean gain over the base, successful trials: ${lead().label}`),
       numeric("trials", "trials", whole, (c) => c.trials), numeric("stopped", "stopped", whole, (c) => c.stopped), numeric("failed", "failed", whole, (c) => c.failed),
     ];
     parts.push(el("div", {}, sortable("configurations", columns, one.configurations, { class: "short", label: "Configurations", sort: { key: "relative_loss", down: false } })));
@@ -212,7 +211,7 @@ function reproduceSection() {
 
 // ------------------------------------------------------------------------------------------------------------- render
 
-const SECTIONS = [comparisonSection, summarySection, reasonerSection, stepsSection, taskSection, tableSection, lossSection, pictureSection, searchSection, timeSection, failureSection, reproduceSection];
+const SECTIONS = [comparisonSection, summarySection, ...OWN_SECTIONS, taskSection, tableSection, lossSection, pictureSection, searchSection, timeSection, failureSection, reproduceSection];
 
 function render() {
   const scrolled = scrollY;

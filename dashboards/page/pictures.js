@@ -133,7 +133,7 @@ function picture(i) {
     pairs.slice(0, 2).map((pair) => pairRow(pair, false)));
 }
 
-const final = (i) => [at("final_grid_accuracy", i) ?? -1, at("final_cell_accuracy", i) ?? -1];
+const final = (i) => { const [first, second] = run().measures; return [first, second || first].map((m) => (m ? at(m.final, i) ?? -1 : -1)); };
 const byFinal = (a, b) => final(b)[0] - final(a)[0] || final(b)[1] - final(a)[1];
 const PICTURES = {
   improved: ["most improved", (list) => list.filter((i) => (at("gain", i) ?? 0) > 0 || outcome(i) === "improved").sort((a, b) => at("gain", b) - at("gain", a))],

@@ -46,12 +46,11 @@ function trialColumns() {
     const numbers = column(name).every((value) => !known(value) || typeof value === "number");
     columns.push({ key: name, label: name.slice(7), value: (i) => at(name, i), numeric: numbers });
   }
-  for (const [base, last, label] of [["base_grid_accuracy", "final_grid_accuracy", "exact"], ["base_cell_accuracy", "final_cell_accuracy", "cells"]]) {
-    if (has(base)) columns.push(numeric(base, `${label}, base`, percent));
-    if (has(last)) columns.push(numeric(last, has(base) ? `${label}, adapted` : label, percent));
+  for (const { base, final, label, baseline } of run().measures.slice(0, 2)) {
+    columns.push(numeric(base, `${label}, base`, percent), numeric(final, label, percent));
+    if (baseline && has(baseline) && final === lead().name) columns.push(numeric(baseline, "trivial", percent, undefined, "what a trivial answer reaches"));
   }
-  if (has("gain")) columns.push(numeric("gain", "gain, points", points, (i) => at("gain", i), "gain in cell accuracy over the base"));
-  if (has("copy_cell_accuracy")) columns.push(numeric("copy_cell_accuracy", "cells, copying", percent, undefined, "cells right when the input is given back"));
+  if (has("gain")) columns.push(numeric("gain", "gain, points", points, (i) => at("gain", i), `gain over the base: ${lead().label}`));
   const shown = new Set(columns.map((one) => one.key));
   for (const score of run().scores) if (!shown.has(score.name) && (!run().measures.length || !score.share)) columns.push(numeric(score.name, score.label, scoreText(score)));
   columns.push(numeric("final_loss", "eval loss", number), numeric("epochs", "epochs", whole));
@@ -70,9 +69,7 @@ function trialTable() {
 
 const FACTS = [
   ["trial_id", "trial", String], ["category", "category", String], ["stop_reason", "ended by", String], ["epochs", "epochs", whole],
-  ["final_loss", "evaluation loss", number], ["best_loss", "lowest loss", number], ["base_grid_accuracy", "exact, base", percent],
-  ["final_grid_accuracy", "exact, adapted", percent], ["base_cell_accuracy", "cells, base", percent], ["final_cell_accuracy", "cells, adapted", percent],
-  ["copy_cell_accuracy", "cells, copying the input", percent], ["change_recall", "changed cells found", percent], ["num_examples", "demonstrations", whole],
+  ["final_loss", "evaluation loss", number], ["best_loss", "lowest loss", number],
   ["seconds", "time", duration], ["busy_seconds", "share of compute", duration], ["gpu_seconds", "GPU time", duration],
   ["rung", "last rung, epoch", whole], ["asha_cutoff", "ASHA's cutoff there", number], ["attempt", "attempt", whole], ["worker", "worker", whole], ["slot", "slot", whole],
   ["checkpoint", "weights", String],
@@ -80,13 +77,13 @@ const FACTS = [
 
 function openTrial(i) {
   const dialog = document.getElementById("detail");
-  const facts = [...run().swept.map((name) => [name, name.slice(7), number]), ...FACTS].filter(([name]) => known(at(name, i)) && (name !== "gpu_seconds" || at(name, i) > 0));
+  const facts = [...run().swept.map((name) => [name, name.slice(7), number]), ...FACTS, ...run().columns.map((one) => [one.name, one.label, scoreText(one)])].filter(([name]) => known(at(name, i)) && (name !== "gpu_seconds" || at(name, i) > 0));
   const others = indices().filter((k) => k !== i && at("task_id", k) === at("task_id", i));
   const failed = run().failures.filter((one) => one.trial_id === at("trial_id", i));
   const pairs = run().pictures.kept[i];
   const close = el("button", { type: "button", class: "icon", "aria-label": "Close", onclick: () => dialog.close() }, "✕");
   dialog.replaceChildren(
-    el("div", { class: "top" }, el("h3", { class: "mono" }, title(i)), chip(outcome(i)), known(at("gain", i)) ? el("span", { class: "note" }, `${points(at("gain", i))} points of cells`) : null, close),
+    el("div", { class: "top" }, el("h3", { class: "mono" }, title(i)), chip(outcome(i)), known(at("gain", i)) ? el("span", { class: "note" }, `${points(at("gain", i))} points, ${lead().label}`) : null, close),
     el("div", { class: "body" },
       pairs ? el("div", {}, pairs.map((pair) => pairRow(pair, true))) : null,
       run().curves[i] ? el("div", {}, el("div", { class: "chart-title" }, "Loss"), chart(270, (node, height) => drawLoss(node, height, i), { id: "detail-loss" })) : null,

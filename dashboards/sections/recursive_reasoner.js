@@ -49,7 +49,7 @@ function variantTable(one, name) {
 }
 
 function reasonerSection() {
-  const all = state.data.reasoners;
+  const all = state.data.sections.recursive_reasoner;
   if (!all.length) return null;
   return section("reasoner", "Accuracy and steps", "Held-out puzzles solved exactly against the steps that the halting rule took for them; all runs on this page, without trials that ASHA stopped.",
     all.map((one, k) => el("div", { class: "cols", "data-dataset": one.dataset },
@@ -100,7 +100,7 @@ function solvedSteps(pictures, puzzle) {
 }
 
 function stepsSection() {
-  const all = state.data.reasoners.filter((one) => one.pictures.solved.length);
+  const all = state.data.sections.recursive_reasoner.filter((one) => one.pictures.solved.length);
   if (!all.length) return null;
   return section("steps", "Step by step", "Held-out puzzles and the answer after each step, of the first seed of each variant. Wrong cells are marked; answers after the rule has halted are pale.",
     all.map((one) => {
@@ -115,3 +115,5 @@ function stepsSection() {
           pictures.left_out ? el("span", { class: "note" }, `${whole(pictures.left_out)} more variants are left out to keep the page small.`) : null), box);
     }));
 }
+
+registerSection(reasonerSection, stepsSection);

@@ -15,10 +15,10 @@ from typing import Any
 
 from sweeps.store.store import ResultsStore
 from sweeps.store.summary import json_value
-from trainables.recursive_reasoner.config import NOT_IDENTITY
+from trainables.recursive_reasoner.family import FAMILY
 
 Trial = dict[str, Any]
-BASELINES = {"metric/direct_exact_accuracy": "direct prediction", "metric/majority_exact_accuracy": "majority"}
+BASELINES = {"direct_exact_accuracy": "direct prediction", "majority_exact_accuracy": "majority"}
 # 97.5 % quantile of Student's t by degrees of freedom, from 1; beyond, the last one is a little too wide
 T_QUANTILES = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -29,7 +29,7 @@ PICTURE_CELLS = 1_000_000
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def reasoners(stores: Sequence[ResultsStore]) -> list[dict[str, Any]]:
+def gather(stores: Sequence[ResultsStore]) -> list[dict[str, Any]]:
     """Return what the successful reasoners of these runs came to, for each dataset; empty where there is none.
 
     ``trials`` are points by run and place in it, ``front`` says which no other beats in both steps and accuracy.
@@ -151,6 +151,8 @@ def pictures(stores: Sequence[ResultsStore], trials: Sequence[Trial], dataset: s
 
 
 def _trials(store: ResultsStore, number: int) -> list[Trial]:
+    if store.family.name != FAMILY.name:
+        return []
     return [
         {
             "run": number,
@@ -162,7 +164,9 @@ def _trials(store: ResultsStore, number: int) -> list[Trial]:
             "halting": row["halting"],
             "exact": row["exact_accuracy"],
             "steps": row["mean_steps"],
-            "config": {name: value for name, value in json.loads(row["config"]).items() if name not in NOT_IDENTITY},
+            "config": {
+                name: value for name, value in json.loads(row["config"]).items() if name not in FAMILY.not_identity
+            },
             **{column: row.get(column) for column in BASELINES},
         }
         for place, row in enumerate(store.latest_trials().to_pylist())

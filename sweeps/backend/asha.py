@@ -1,26 +1,36 @@
-"""ASHA that never compares different tasks: one of Tune's own brackets for each group of trials.
+"""ASHA as a Tune scheduler that judges every report when the driver receives it, each group of trials by itself.
 
-A loss of 0.1 on one task says nothing about a loss of 1.0 on another, so one ASHA over many tasks stops the hard tasks
-and keeps the easy ones. `GroupedASHA` forwards every event to the `ASHAScheduler` of the trial's group and adds what
-Tune does not keep: which decision was taken at which rung against which cutoff, and rungs that survive a restart
-(`replay`, from the history rows of the results store). It covers the stopping variant of ASHA only, with one bracket.
+This is the stopping variant of asynchronous successive halving (Li et al., "A System for Massively Parallel
+Hyperparameter Tuning", 2020) with one bracket for each group. A loss of 0.1 on one task says nothing about a loss of
+1.0 on another, so one bracket over many tasks would stop the hard tasks and keep the easy ones.
+
+A trial of an ordinary family reports through Tune, which calls `GroupedASHA.on_trial_result`. The reports of a pool
+reach the driver without Tune; the driver calls `GroupedASHA.judge` for each of them, whether or not Tune has started
+the trial, and `GroupedASHA.on_trial_result` tells Tune afterwards what was decided. `Panel` turns the reports of the
+jobs of one trial into one value for each rung.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+import numpy as np
+from ray.tune.schedulers import FIFOScheduler
+
+from search_spaces.space import Mode
+from trainables.common.jobs import Job
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
 
-NO_CONTROLLER: Any = None  # ASHA takes Tune's controller and never looks at it
+# names in the configuration of a Tune trial: what the trial is called in every session, and whom it is compared with
+UNIT, GROUP = "unit", "group"
+ONE_GROUP = "all"
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,8 @@ class Decision:
     Attributes:
         rung: Epoch of the rung.
         value: The trial's metric there.
-        cutoff: The metric that had to be reached, None for the first trial at the rung.
+        cutoff: The metric that had to be reached; None for the first trial at the rung, and for a rung that the trial
+            reached in an earlier session.
         stopped: Whether the trial was stopped.
     """
 
@@ -39,17 +50,9 @@ class Decision:
     cutoff: float | None
     stopped: bool
 
-
-@dataclass
-class _Entrant:
-    """All that `ASHAScheduler` looks at in a trial. Its id is ours, which, unlike Tune's, outlives a restart."""
-
-    trial_id: str
-
-
-def one_group(config: Mapping[str, Any]) -> str:
-    """Put all trials into one group: for a search in which every trial trains the same tasks."""
-    return "all"
+    def columns(self) -> dict[str, Any]:
+        """Return the decision as columns of the trials table."""
+        return {"rung": self.rung, "asha_cutoff": self.cutoff}
 
 
 class InTurn(FIFOScheduler):
@@ -64,154 +67,170 @@ class InTurn(FIFOScheduler):
 
 
 class GroupedASHA(InTurn):
-    """One `ASHAScheduler` for each group of trials.
+    """Stops a trial at a rung where its metric is worse than that of the best ``1 / reduction_factor`` before it.
+
+    A Tune trial is known by its configuration: ``trial.config["unit"]`` is its name, the same in every session, and
+    ``trial.config["group"]``, where there is one, names the trials that it is compared with.
 
     Args:
-        group: Maps a trial's configuration (``trial.config``) to its group.
-        key: Maps a trial's configuration to the id that the results store knows it by; None uses Tune's trial id,
-            which makes `replay` useless.
         metric: Reported value to compare.
         mode: ``min`` or ``max``.
         max_t: Epochs of a complete trial. A trial that gets there is never stopped: it only has its evaluation to do.
-        grace_period: Epoch of the first rung.
+        grace_period: Epoch of the first rung; it is ``max_t`` where that is less.
         reduction_factor: One trial in so many passes a rung; also the ratio of one rung to the one before.
+
+    Attributes:
+        rungs: Epochs of the rungs, ascending.
     """
 
-    def __init__(
-        self,
-        *,
-        group: Callable[[Mapping[str, Any]], str] = one_group,
-        key: Callable[[Mapping[str, Any]], str] | None = None,
-        metric: str = "eval_loss",
-        mode: str = "min",
-        max_t: int,
-        grace_period: int,
-        reduction_factor: float = 3,
-    ) -> None:
+    def __init__(self, *, metric: str, mode: Mode, max_t: int, grace_period: int, reduction_factor: int = 3) -> None:
         super().__init__()
-        self._group = group
-        self._key = key
-        self._metric = metric
-        self._mode = mode
+        self.rungs: list[int] = [min(grace_period, max_t)]
+        while self.rungs[-1] * reduction_factor <= max_t:
+            self.rungs.append(self.rungs[-1] * reduction_factor)
+        self._reported = metric
         self._max_t = max_t
-        # a sweep of fewer epochs than the first rung has no rung at all, which Tune's own class refuses
-        self._grace_period = min(grace_period, max_t)
-        self._reduction_factor = reduction_factor
-        self._groups: dict[str, ASHAScheduler] = {}
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._percentile = 100.0 * (1.0 - 1.0 / reduction_factor)
+        # of each group and rung, what the trials came to there, the greater the better
+        self._scores: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
         self._decisions: dict[str, Decision] = {}
-        self._open: Counter[str] = Counter()  # Tune trials of each key that are under way
+
+    def judge(
+        self, group: str, unit: str, epoch: int, value: float | None, *, may_stop: bool = True
+    ) -> Decision | None:
+        """Judge a report at the highest rung that its epoch has reached.
+
+        Args:
+            group: Trials that the trial is compared with.
+            unit: The trial.
+            epoch: Absolute epoch of the report.
+            value: The metric; None where the report has none.
+            may_stop: Whether the trial can still be stopped. One that cannot enters its value for the others.
+
+        Returns:
+            The decision; None below the first rung, where the trial was judged at the rung before or is stopped
+            already, and for a value that is missing or not finite, which would pass every cutoff or spoil the
+            percentile.
+        """
+        rung = max((rung for rung in self.rungs if rung <= epoch), default=None)
+        last = self._decisions.get(unit)
+        if rung is None or value is None or not math.isfinite(value) or (last and (last.stopped or last.rung >= rung)):
+            return None
+        scores, score = self._scores[group, rung], self._sign * value
+        # numpy interpolates between two trials, as Tune's ASHA does
+        cutoff = float(np.percentile(list(scores.values()), self._percentile)) if scores else None
+        scores[unit] = score
+        stopped = may_stop and epoch < self._max_t and cutoff is not None and score < cutoff
+        decision = Decision(rung, value, None if cutoff is None else self._sign * cutoff, stopped)
+        self._decisions[unit] = decision
+        return decision
+
+    def replay(self, unit: Unit) -> None:
+        """Enter what a unit came to in earlier sessions into the rungs of its group.
+
+        Call it before the sweep for every unit that has reported, ended or not. No decision is taken again: a unit that
+        was stopped stays so, and one that goes on is judged at its next rung.
+        """
+        _, reached = unit.panel(self.rungs)
+        for rung, value in reached:
+            self._scores[unit.group, rung][unit.name] = self._sign * value
+            self._decisions[unit.name] = Decision(rung, value, None, rung == unit.stopped_at)
+
+    def decision(self, unit: str) -> Decision | None:
+        """Return the last decision about a trial, None before its first rung."""
+        return self._decisions.get(unit)
 
     # events from Tune
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return metric in (None, self._metric) and mode in (None, self._mode)
-
-    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        entrant = self._entrant(trial)
-        self._open[entrant.trial_id] += 1
-        self._asha(trial).on_trial_add(tune_controller, entrant)
-
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        # an epoch without an evaluation has no value
-        value, epoch = result.get(self._metric, math.nan), result["epoch"]
-        if not math.isfinite(value):
-            # NaN passes every cutoff and infinity spoils the percentile: such a trial has failed and says so itself
-            return self.CONTINUE
-        return self._on_result(self._asha(trial), self._entrant(trial), epoch, value)
+        config = trial.config
+        if self._reported in result:
+            self.judge(config.get(GROUP, ONE_GROUP), config[UNIT], result["epoch"], result[self._reported])
+        decision = self.decision(config[UNIT])
+        return self.STOP if decision and decision.stopped else self.CONTINUE
 
-    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
-        if math.isfinite(result.get(self._metric, math.nan)):
-            self._on_result(self._asha(trial), self._entrant(trial), result["epoch"], result[self._metric])
-        self.on_trial_remove(tune_controller, trial)
 
-    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
-        entrant = self._entrant(trial)
-        self._open[entrant.trial_id] -= 1
-        if not self._open[entrant.trial_id]:  # a search may try one configuration twice at once
-            self._asha(trial).on_trial_remove(tune_controller, entrant)
+class Panel:
+    """The jobs of one trial, and what the trial comes to at each rung: the mean over its jobs.
 
-    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        # Tune adds the trial again if it tries it again
-        self.on_trial_remove(tune_controller, trial)
+    A panel is at a rung when each of its jobs is there or has ended; a job that ended before counts with its last
+    value. A job's value at a rung is that of its first report from there on and before the next rung.
 
-    def debug_string(self) -> str:
-        return "\n".join(f"{name}: {asha.debug_string()}" for name, asha in sorted(self._groups.items()))
+    Args:
+        jobs: Names of all jobs of the panel, those that ended in earlier sessions too.
+        rungs: Epochs of the rungs, ascending.
+    """
 
-    # what the rest of the sweep asks
+    def __init__(self, jobs: Iterable[str], rungs: Sequence[int]) -> None:
+        self._curves: dict[str, list[tuple[int, float]]] = {job: [] for job in jobs}
+        self._spans: list[tuple[int, float]] = list(zip(rungs, [*rungs[1:], math.inf], strict=True))
+        self._ended: set[str] = set()
+        self._judged = 0
 
-    def decision(self, key: str) -> Decision | None:
-        """Return the last decision about the trial that the store knows as ``key``, None before its first rung."""
-        return self._decisions.get(key)
+    @property
+    def ended(self) -> bool:
+        """Whether all jobs have ended."""
+        return len(self._ended) == len(self._curves)
 
-    def key_of(self, trial: Trial) -> str:
-        """Return what `decision` knows a Tune trial by."""
-        return trial.trial_id if self._key is None else self._key(trial.config)
+    def has_value(self, job: str) -> bool:
+        """Whether any report of a job had a value."""
+        return bool(self._curves[job])
 
-    def replay(self, group: str, trial_id: str, values: Iterable[tuple[int, float]]) -> None:
-        """Enter a trial's stored reports into its group's rungs, as if they had just arrived.
-
-        Call it before the sweep for every trial that has history, finished or not, with the ``(epoch, metric)`` of the
-        epochs at which it reported. The rungs then hold what they held before the restart. Decisions are not taken
-        again: a trial that was stopped has its row, and one that continues is judged at its next rung.
+    def hear(self, job: str, epoch: int, value: float | None, ended: bool = False) -> list[tuple[int, float]]:
+        """Take note of a report; return the rungs that the panel is now at, and what it comes to there.
 
         Args:
-            group: The group that ``group(config)`` returns for the trial.
-            trial_id: What ``key(config)`` returns for it.
-            values: Its reports by rising epoch.
+            job: The job that reports.
+            epoch: Its absolute epoch.
+            value: The metric; None where the report has none.
+            ended: Whether this is the job's last report.
         """
-        asha, entrant = self._of_group(group), cast(Any, _Entrant(trial_id))
-        asha.on_trial_add(NO_CONTROLLER, entrant)
-        for epoch, value in values:
-            if math.isfinite(value):
-                asha.on_trial_result(NO_CONTROLLER, entrant, {"epoch": epoch, self._metric: value})
-        asha.on_trial_remove(NO_CONTROLLER, entrant)
+        if value is not None and math.isfinite(value):
+            self._curves[job].append((epoch, value))
+        if ended:
+            self._ended.add(job)
+        means = [(rung, self._mean(rung, following)) for rung, following in self._spans if rung > self._judged]
+        reached = [(rung, mean) for rung, mean in means if mean is not None]
+        self._judged = max((rung for rung, _ in reached), default=self._judged)
+        return reached
 
-    def rungs(self, group: str) -> dict[int, dict[str, float]]:
-        """Return the metric of every trial at every rung of a group: ``{epoch: {trial: metric}}``, ascending."""
-        sign = 1.0 if self._mode == "max" else -1.0
-        rungs = _rungs(self._of_group(group))
-        return {int(epoch): {trial: sign * value for trial, value in kept.items()} for epoch, kept in reversed(rungs)}
-
-    # private
-
-    def _asha(self, trial: Trial) -> ASHAScheduler:
-        return self._of_group(self._group(trial.config))
-
-    def _of_group(self, group: str) -> ASHAScheduler:
-        if group not in self._groups:
-            # without stop_last_trials=False Tune stops a trial that reports its last epoch before its evaluation
-            self._groups[group] = ASHAScheduler(
-                time_attr="epoch",
-                metric=self._metric,
-                mode=self._mode,
-                max_t=self._max_t,
-                grace_period=self._grace_period,
-                reduction_factor=self._reduction_factor,
-                stop_last_trials=False,
-            )
-        return self._groups[group]
-
-    def _entrant(self, trial: Trial) -> Any:
-        return _Entrant(self.key_of(trial))
-
-    def _on_result(self, asha: ASHAScheduler, entrant: Any, epoch: int, value: float) -> str:
-        before = [(milestone, dict(kept)) for milestone, kept in _rungs(asha)]
-        action = asha.on_trial_result(NO_CONTROLLER, entrant, {"epoch": epoch, self._metric: value})
-        if epoch >= self._max_t:
-            action = self.CONTINUE
-        for (milestone, kept), (_, now) in zip(before, _rungs(asha), strict=True):
-            if entrant.trial_id in now and entrant.trial_id not in kept:
-                cutoff = cast(float | None, asha._brackets[0].cutoff(kept))
-                sign = 1.0 if self._mode == "max" else -1.0
-                self._decisions[entrant.trial_id] = Decision(
-                    rung=int(milestone),
-                    value=value,
-                    cutoff=None if cutoff is None else sign * float(cutoff),
-                    stopped=action == self.STOP,
-                )
-        return action
+    def _mean(self, rung: int, following: float) -> float | None:
+        values, reached = [], False
+        for job, curve in self._curves.items():
+            there = next((value for epoch, value in curve if rung <= epoch < following), None)
+            if there is None and (job not in self._ended or not curve):
+                return None
+            reached = reached or there is not None
+            values.append(curve[-1][1] if there is None else there)
+        return sum(values) / len(values) if reached else None
 
 
-def _rungs(asha: ASHAScheduler) -> list[tuple[float, dict[str, float]]]:
-    # Tune has no public way to ask for rungs and cutoffs; tests/sweeps/test_scheduler.py breaks when this moves
-    return asha._brackets[0]._rungs
+@dataclass(frozen=True)
+class Unit:
+    """What one Tune trial stands for: a job, or the jobs of a panel of tasks that are judged together.
+
+    Attributes:
+        name: What ASHA and Tune call it, the same in every session.
+        jobs: The jobs to train.
+        group: The units that ASHA compares it with have the same.
+        earlier: What its jobs came to in earlier sessions, ``(epoch, metric)`` ascending by trial id. Those that are
+            not in ``jobs`` have ended.
+        stopped_at: Rung at which ASHA stopped it in an earlier session; what is left of it is not trained.
+    """
+
+    name: str
+    jobs: Sequence[Job]
+    group: str = ONE_GROUP
+    earlier: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    stopped_at: int | None = None
+
+    def panel(self, rungs: Sequence[int]) -> tuple[Panel, list[tuple[int, float]]]:
+        """Return how far the unit is, and the rungs that it reached in earlier sessions with its values there."""
+        waiting = [job.trial_id for job in self.jobs]
+        panel = Panel(dict.fromkeys([*self.earlier, *waiting]), rungs)
+        reached = []
+        for trial_id, curve in self.earlier.items():
+            for number, (epoch, value) in enumerate(curve, 1):
+                reached += panel.hear(trial_id, epoch, value, trial_id not in waiting and number == len(curve))
+        return panel, [(rung, value) for rung, value in reached if self.stopped_at is None or rung <= self.stopped_at]

@@ -24,9 +24,8 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray._private.accelerators import get_accelerator_manager_for_resource
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
+from sweeps.backend.ray_private import JOB_CONFIG_VARIABLE, dashboard_url, gpus_here
 from trainables.common.environment import TRAINING_ENVIRONMENT
 from trainables.common.errors import InputError
 
@@ -34,6 +33,9 @@ from trainables.common.errors import InputError
 NODE_GROUP = "ray.io/node-group"
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("sweeps", "search_spaces", "trainables")
+
+# Memory of one worker of an ordinary trial on CPUs: about 1.3 GB of interpreter, torch and Ray Train, and its model.
+TRIAL_WORKER_BYTES = 2 << 30
 
 # read by the driver, Tune's trials, Train's controller and its workers, so it goes into this process and all others
 ENVIRONMENT = {
@@ -76,6 +78,26 @@ class ClusterInfo:
     state_api: bool
     dashboard_url: str | None
 
+    @property
+    def cores(self) -> int:
+        """CPUs to train on: a cluster that was started here has one more, for what does not compute."""
+        return self.num_cpus - 1 if self.local else self.num_cpus
+
+    def trials_at_once(self, workers_per_trial: int, trials: int) -> tuple[int, int]:
+        """Return how many trials of an ordinary family run at once, and the CPU threads of each of their workers.
+
+        As many run at once as there are GPUs for all of their workers, or else cores and memory. A trial that found no
+        room would wait for its workers only for a while, and then fail.
+
+        Args:
+            workers_per_trial: Workers that train a trial together; 0 counts as one, the trial's own process.
+            trials: Trials that there are to run.
+        """
+        workers = max(1, workers_per_trial)
+        places = self.num_gpus or min(self.cores, self.memory // TRIAL_WORKER_BYTES)
+        at_once = max(1, min(trials, places // workers))
+        return at_once, max(1, self.cores // (at_once * workers))
+
     def pool_workers(self, worker_bytes: int) -> int:
         """Return one for each GPU, or one for each CPU but one as far as ``worker_bytes`` of memory are there for each.
 
@@ -89,8 +111,6 @@ def connect(
     address: str | None = None,
     num_gpus: int | None = None,
     num_cpus: int | None = None,
-    *,
-    log_to_driver: bool = False,
 ) -> Iterator[ClusterInfo]:
     """Connect to Ray for the length of a ``with`` block, and shut down or leave the cluster at its end.
 
@@ -99,7 +119,6 @@ def connect(
             ``RAY_ADDRESS`` says; None starts one unless ``RAY_ADDRESS`` is set.
         num_gpus: GPUs to use, None for all that there are.
         num_cpus: CPUs of a cluster that is started here, None for all; ignored when attaching.
-        log_to_driver: Print what remote processes print.
 
     Raises:
         InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, or the address does
@@ -113,7 +132,7 @@ def connect(
     aside: str | None = None
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if local:
             aside = _start(options, num_gpus, num_cpus)
@@ -155,7 +174,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) -> str | None:
     """Start a cluster on this machine; return a folder to remove at the end, if one was needed."""
-    _refuse_missing_gpus(num_gpus, _gpus_here(), "this machine")
+    _refuse_missing_gpus(num_gpus, gpus_here(), "this machine")
     _ensure_token()
     # nothing here is preempted, and the watcher is one more process for each Train run
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -180,12 +199,12 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
 
 def in_job() -> bool:
     """Whether ``ray job submit`` started this process: its working directory is Ray's copy, removed after the job."""
-    return RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ
+    return JOB_CONFIG_VARIABLE in os.environ
 
 
 def _attach(address: str, options: dict[str, Any]) -> None:
     # Ray refuses a variable that the job's own runtime environment sets as well
-    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
     given = (job.get("runtime_env") or {}).get("env_vars") or {}
     runtime_env: dict[str, Any] = {"env_vars": {n: os.environ[n] for n in ENVIRONMENT if n not in given}}
     if not in_job():
@@ -213,7 +232,7 @@ def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
     if not grows:
         _refuse_missing_gpus(num_gpus, there, "this machine" if local else "the cluster")
     context = ray.get_runtime_context()
-    url = ray._private.worker.get_dashboard_url()
+    url = dashboard_url()
     return ClusterInfo(
         address=context.gcs_address,
         local=local,
@@ -230,14 +249,6 @@ def _info(local: bool, num_gpus: int | None) -> ClusterInfo:
 def _refuse_missing_gpus(asked: int | None, there: int, where: str) -> None:
     if asked is not None and asked > there:
         raise InputError(f"--num-gpus is {asked}, but {where} has {there}; give {there} or less, or leave it out.")
-
-
-def _gpus_here() -> int:
-    """Return how many GPUs Ray will find on this machine, without starting it."""
-    manager = get_accelerator_manager_for_resource("GPU")
-    visible = manager.get_current_process_visible_accelerator_ids()
-    there = manager.get_current_node_num_accelerators()
-    return there if visible is None else min(there, len(visible))
 
 
 def _state_api_answers(address: str) -> bool:

@@ -40,7 +40,12 @@ class TrainRun:
             self.device = str(get_device())
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None = None) -> None:
-        """Report metrics and, from rank 0, a directory to continue from. All workers must call it equally often."""
+        """Report metrics and, from rank 0, a directory to continue from. All workers must call it equally often.
+
+        Raises:
+            TypeError: If the metrics do not say which ``epoch`` they are of.
+        """
+        _require_epoch(metrics)
         kept = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint and self.rank == 0 else None
         ray.train.report({**metrics, REPORT: dict(metrics)}, checkpoint=kept)
 
@@ -70,7 +75,8 @@ class TuneRun:
         self.device = "cuda:0" if use_gpu else "cpu"
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None = None) -> None:
-        """Report metrics and a directory to continue from."""
+        """Report metrics and a directory to continue from. Raises TypeError if they have no ``epoch``."""
+        _require_epoch(metrics)
         if checkpoint:
             previous = self._latest()
             number = previous + 1 if previous is not None else 0
@@ -101,8 +107,19 @@ class TuneRun:
         return None if number is None else int(number)
 
 
+def _require_epoch(metrics: Mapping[str, Any]) -> None:
+    # here the loop that made the report fails, with its own traceback
+    epoch = metrics.get("epoch")
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
+        raise TypeError(f"A report must have 'epoch', the whole number of epochs trained from 1, but it has {epoch!r}.")
+
+
 def use_threads(count: int) -> None:
-    """Let this process compute with ``count`` CPU threads. Ray sets one for each CPU reserved, which is mostly one."""
+    """Let this process compute with ``count`` CPU threads, at most one for each core of its machine.
+
+    Ray sets one for each CPU reserved, which is mostly one.
+    """
+    count = min(count, len(os.sched_getaffinity(0)))
     os.environ["OMP_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)

@@ -17,14 +17,16 @@ import sys
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend import cluster
+from sweeps.backend.ray_private import session_folder
 from sweeps.store.store import open_folder
-from trainables.atomic_lora import bases
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 
@@ -68,7 +70,7 @@ class Machine:
         torch_error: Why it does not.
         full: Share of the disk with Ray's files that is in use, 0 to 1.
         results_error: Why the results cannot be reached from here, None where they can.
-        base_there: Whether the base is there.
+        absent: What of the places is not there.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Machine:
     torch_error: str
     full: float
     results_error: str | None
-    base_there: bool
+    absent: tuple[str, ...]
 
 
 def require(*checks: Check) -> None:
@@ -107,8 +109,13 @@ def results(location: str) -> Check:
     return Check("results", found)
 
 
-def wandb(mode: str) -> Check:
-    """See whether W&B can be written in a mode of ``--wandb``; no network is used."""
+def wandb(mode: str, per_trial: bool = False) -> Check:
+    """See whether W&B can be written in a mode of ``--wandb``, without the network; ``--wandb-per-trial`` needs one."""
+    if per_trial and mode == "off":
+        missing = (
+            "--wandb-per-trial says how to log to W&B, but --wandb is off; give --wandb offline or online as well."
+        )
+        return Check("W&B", "not asked for", missing)
     if mode != "online":
         return Check("W&B", {"off": "not asked for", "offline": "written beside the results"}[mode])
     host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -140,13 +147,13 @@ def state_api(info: cluster.ClusterInfo) -> Check:
     return Check("Ray's State API", "no answer", missing)
 
 
-def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = None) -> list[Check]:
-    """Look at every machine of the cluster: GPUs and drivers, disk, and whether it reaches the results and the base.
+def machines(info: cluster.ClusterInfo, results_dir: str, places: Mapping[str, str]) -> list[Check]:
+    """Look at every machine of the cluster: GPUs and drivers, disk, and whether it reaches the results and the places.
 
     Args:
         info: The cluster, connected.
         results_dir: Folder of all results; every machine reads and writes a file there.
-        base: The frozen base, if there is one; a path must be there on every machine.
+        places: Paths that must be there on every machine, by what they are.
     """
     folder, name = Folder(results_dir), f"preflight-{uuid.uuid4().hex}"
     nodes = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
@@ -155,7 +162,7 @@ def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = Non
     try:
         answers = [
             remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                folder, name, f"{name}-{node}", base, gpus > 0 and info.num_gpus > 0
+                folder, name, f"{name}-{node}", dict(places), gpus > 0 and info.num_gpus > 0
             )
             for node, gpus in nodes.items()
         ]
@@ -166,11 +173,11 @@ def machines(info: cluster.ClusterInfo, results_dir: str, base: str | None = Non
     return [
         check
         for machine, gpus in zip(seen, nodes.values(), strict=True)
-        for check in _of_machine(machine, gpus, folder.location, base)
+        for check in _of_machine(machine, gpus, folder.location, places)
     ]
 
 
-def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: bool) -> Machine:
+def look(folder: Folder, theirs: str, own: str, places: Mapping[str, str], ask_torch: bool) -> Machine:
     """Look at this machine: read the driver's file in the folder of all results, and leave one there."""
     error = None
     try:
@@ -180,7 +187,7 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
             folder.write(own, b"preflight")
     except Exception as refusal:  # what a place that cannot be reached raises depends on the file system
         error = str(refusal)
-    usage = shutil.disk_usage(ray._private.worker.global_worker.node.get_session_dir_path())
+    usage = shutil.disk_usage(session_folder())
     torch_gpus, torch_error = _torch_gpus() if ask_torch else (None, "")
     return Machine(
         name=os.uname().nodename,
@@ -189,11 +196,11 @@ def look(folder: Folder, theirs: str, own: str, base: str | None, ask_torch: boo
         torch_error=torch_error,
         full=usage.used / usage.total,
         results_error=error,
-        base_there=base is None or bases.is_there(base),
+        absent=tuple(what for what, path in places.items() if not Path(path).exists()),
     )
 
 
-def _of_machine(machine: Machine, gpus: int, location: str, base: str | None) -> list[Check]:
+def _of_machine(machine: Machine, gpus: int, location: str, places: Mapping[str, str]) -> list[Check]:
     name, checks = machine.name, []
     missing = ""
     if machine.torch_gpus is not None and machine.torch_gpus < gpus:
@@ -215,9 +222,12 @@ def _of_machine(machine: Machine, gpus: int, location: str, base: str | None) ->
             "all machines share, such as s3://BUCKET/results."
         )
     checks.append(Check(f"results from {name}", "not reached" if missing else "reached", missing))
-    if not machine.base_there:
-        missing = f"{name} has no {base}; {bases.how_to_bring(base or '')}."
-        checks.append(Check(f"base on {name}", "not there", missing))
+    for what in machine.absent:
+        missing = (
+            f"{name} has no {places[what]}; start the sweep with 'ray job submit --working-dir .', which takes the "
+            f"project's own files along, or put the {what} on a path that all machines share."
+        )
+        checks.append(Check(f"{what} on {name}", "not there", missing))
     return checks
 
 
@@ -225,7 +235,10 @@ def _nvidia() -> tuple[str, ...]:
     if shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return ("nvidia-smi, which does not answer",)
     return tuple(line.replace(", ", " with driver ") for line in done.stdout.splitlines() if done.returncode == 0)
 
 

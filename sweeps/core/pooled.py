@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.space import extremes
-from sweeps.backend.asha import one_group
+from sweeps.backend.asha import UNIT, Unit
+from sweeps.backend.cluster import ClusterInfo
 from sweeps.backend.pool.driver import run_pool_sweep
-from sweeps.backend.pool.workers import PoolLoop
-from sweeps.core.search_ledger import Drawn, require_searchable
-from sweeps.core.session import asha, close, ledger, recording, replay
+from sweeps.backend.pool.workers import AdapterPool, PoolLoop
+from sweeps.backend.trials import Search
+from sweeps.core.search_ledger import SearchLedger, require_searchable
+from sweeps.core.session import Past, asha, close, ledger, recording
 from sweeps.core.sweep import Sweep
-
-# Tune trials at once, each a process of about 115 MB: a few keep up with a pool that gets its jobs ahead of them; where
-# ASHA judges, the jobs of every slot need theirs
-TUNE_TRIALS, JUDGED_TRIALS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -25,15 +23,30 @@ class Pool:
 
     Attributes:
         loop: The family's pool loop, or its name as ``package.module:function``.
-        settings: Passed to it, besides ``folder``, ``rank``, ``batch_size`` and ``target_modules``.
+        settings: Passed to it, besides ``folder`` and the limits.
+        limits: What a pack must have room for, as settings of the loop, from all configurations that may be trained.
         slots: The most adapters in training at once on each worker, for GPUs (True) or CPUs.
         worker_bytes: Memory that a worker on a CPU needs; there are no more workers than fit.
     """
 
     loop: PoolLoop
     settings: Mapping[str, Any]
+    limits: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
     slots: Callable[[bool], int]
     worker_bytes: int
+
+    def build(self, info: ClusterInfo, folder: str, configs: Sequence[Mapping[str, Any]]) -> tuple[AdapterPool, int]:
+        """Return the workers for a cluster, and how many adapters they train at once.
+
+        Args:
+            info: The cluster.
+            folder: The run's folder.
+            configs: All configurations that may be trained, or those between which they lie.
+        """
+        on_gpu, workers = info.num_gpus > 0, info.pool_workers(self.worker_bytes)
+        settings = {**self.settings, **self.limits(configs), "folder": folder}
+        pool = AdapterPool(self.loop, settings, num_workers=workers, use_gpu=on_gpu, elastic=not info.local)
+        return pool, self.slots(on_gpu) * workers
 
 
 def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
@@ -44,34 +57,35 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
         pool: What trains the jobs.
         task_ids: Tasks in the order in which they should start.
     """
-    space = sweep.space
     store, jobs, missing = ledger(sweep, task_ids)
     if not missing:
         return close(sweep, store, False, {job.trial_id for job in jobs})
-    scheduler = None
+    units, scheduler = [Unit(job.trial_id, [job], job.task_id) for job in missing], None
     if sweep.is_judged(jobs):
-        scheduler = asha(sweep, _task_of)
-        groups = {job.trial_id: job.task_id for job in jobs}
-        replay(scheduler, store, groups, space.grace_period(sweep.config), space.metric)
-    extents = _extents(job.config for job in jobs)
+        scheduler, past = asha(sweep), Past(store, sweep.space.metric)
+        left = {job.trial_id: job for job in missing}
+        judged = [
+            past.unit(name, [name], [left[name]] if name in left else [], job.task_id)
+            for job in jobs
+            for name in [job.trial_id]
+        ]
+        for unit in judged:
+            scheduler.replay(unit)
+        units = [unit for unit in judged if unit.jobs]
+    configs = [job.config for job in jobs]
     with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
         recorder.expect(missing)
-        slots, workers = pool.slots(info.num_gpus > 0), info.pool_workers(pool.worker_bytes)
-        recorder.slots = slots * workers
+        adapters, slots = pool.build(info, store.folder.location, configs)
+        recorder.slots = slots
         outcome = run_pool_sweep(
-            [[job] for job in missing],
-            pool_loop=pool.loop,
-            pool_settings={**pool.settings, **extents, "folder": store.folder.location},
-            num_workers=workers,
-            elastic=not info.local,
-            use_gpu=info.num_gpus > 0,
-            on_reports=recorder.on_reports,
-            on_counts=recorder.on_counts,
+            units,
+            adapters,
+            recorder,
+            metric=sweep.space.metric,
+            asha=scheduler,
             should_stop=stop,
-            scheduler=scheduler,
-            max_concurrent=min(JUDGED_TRIALS if scheduler else TUNE_TRIALS, slots * workers),
-            # a job that begins before its trial is judged late by ASHA; without it, the more the better
-            lookahead=(6 if scheduler is None else 1) * slots * workers,
+            # a worker asks for jobs often, the driver looks twice a second
+            backlog=7 * slots,
             storage_path=None if info.local else store.folder.sub("cluster").location,
         )
     return close(sweep, store, outcome.interrupted, {job.trial_id for job in jobs})
@@ -80,52 +94,46 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
 def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
     """Search configurations with Optuna and one ASHA, each trained on the same panel of tasks; return the exit code.
 
-    A configuration is judged by the mean evaluation loss over the panel.
+    A configuration is judged by the mean of the metric over the panel.
     """
-    args = sweep.args
+    args, space = sweep.args, sweep.space
     require_searchable(sweep.domains)
     store = sweep.open_store()
-    drawn = Drawn(sweep, store, panel)
-    total, done = args.num_samples * len(panel), len(drawn.complete) * len(panel)
-    with recording(sweep, store, total, min(total, done)) as (recorder, info, stop):
-        slots, workers = pool.slots(info.num_gpus > 0), info.pool_workers(pool.worker_bytes)
-        recorder.slots = slots * workers
-        extents = _extents(_corners(vars(sweep.config), sweep.domains))
-        left = max(0, args.num_samples - len(drawn.complete))
+    drawn = SearchLedger(sweep, store, panel)
+    left = args.num_samples - len(drawn.finished)
+    if left <= 0:
+        return close(sweep, store, False, None)
+    scheduler, past = asha(sweep), Past(store, space.metric)
+    for key in drawn.configs:
+        scheduler.replay(past.unit(key, drawn.trial_ids(key), drawn.jobs(key)))
+
+    def make_unit(suggestion: Mapping[str, Any]) -> Unit:
+        key = suggestion[UNIT]
+        return past.unit(key, drawn.trial_ids(key), drawn.jobs(key))
+
+    configs = list(_corners(vars(sweep.config), sweep.domains))
+    total, done = args.num_samples * len(panel), len(drawn.finished) * len(panel)
+    with recording(sweep, store, total, done) as (recorder, info, stop):
+        recorder.listeners.append(drawn.hear)
+        adapters, slots = pool.build(info, store.folder.location, configs)
+        recorder.slots = slots
+        searcher = drawn.searcher(lambda key: recorder.expect(drawn.jobs(key)))
         outcome = run_pool_sweep(
-            pool_loop=pool.loop,
-            pool_settings={**pool.settings, **extents, "folder": store.folder.location},
-            num_workers=workers,
-            elastic=not info.local,
-            use_gpu=info.num_gpus > 0,
-            on_reports=recorder.on_reports,
-            on_counts=recorder.on_counts,
+            Search(searcher, make_unit, left),
+            adapters,
+            recorder,
+            metric=space.metric,
+            asha=scheduler,
             should_stop=stop,
-            scheduler=asha(sweep, one_group, key=None),
-            max_concurrent=max(2, slots * workers // len(panel)),
-            make_jobs=drawn.jobs if left else None,
-            searcher=drawn.searcher(lambda suggestion: recorder.expect(drawn.jobs(suggestion))),
-            num_samples=left,
+            max_concurrent=max(2, slots // len(panel)),
             storage_path=None if info.local else store.folder.sub("cluster").location,
         )
     return close(sweep, store, outcome.interrupted, None)
 
 
-def _task_of(config: Mapping[str, Any]) -> str:
-    return str(config["task_id"])
-
-
-def _extents(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The largest rank and batch and all layers of any configuration: what the pack must have room for."""
-    configs = list(configs)
-    return {
-        **{name: max(values[name] for values in configs) for name in ("rank", "batch_size")},
-        "target_modules": tuple(dict.fromkeys(name for values in configs for name in values["target_modules"])),
-    }
-
-
 def _corners(values: Mapping[str, Any], domains: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a configuration, and it with each setting at the ends of its domain."""
     yield {**values}
-    for name in ("rank", "batch_size", "target_modules"):
-        for extreme in extremes(domains[name]) if name in domains else ():
+    for name, domain in domains.items():
+        for extreme in extremes(domain):
             yield {**values, name: extreme}

@@ -7,16 +7,17 @@ first, under the same trial ids. Those that are finished are told to Optuna agai
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from search_spaces.settings import is_exhaustive
-from sweeps.backend.optuna_search import ConfigurationSearch
+from sweeps.backend.optuna_search import ConfigurationSearch, Outcome
 from sweeps.core.sweep import Sweep
 from sweeps.store.store import ResultsStore
 from trainables.common.errors import InputError
-from trainables.common.jobs import Job
+from trainables.common.jobs import Job, Report
 
 DRAWN = "search.json"
 
@@ -35,10 +36,10 @@ def require_searchable(domains: Mapping[str, Any]) -> None:
             )
 
 
-class Drawn:
-    """The configurations that a search has drawn so far, in order.
+class SearchLedger:
+    """The configurations that a search has drawn so far, in order, and what became of them.
 
-    A configuration is judged by its mean over the tasks that it is trained on.
+    A configuration is compared by its mean over the tasks that it is trained on.
 
     Args:
         sweep: The sweep.
@@ -47,44 +48,58 @@ class Drawn:
 
     Attributes:
         configs: ``{"config": complete configuration, "seed": seed to train it with}`` by configuration hash.
-        complete: Hashes of those of which every trial has ended.
+        finished: Hashes of those of which every trial had ended when the session began.
     """
 
     def __init__(self, sweep: Sweep, store: ResultsStore, task_ids: Sequence[str]) -> None:
-        self.sweep, self._store, self._task_ids = sweep, store, task_ids
+        self._sweep, self._store, self._task_ids = sweep, store, task_ids
         data = store.folder.read(DRAWN)
         self.configs: dict[str, dict[str, Any]] = json.loads(data) if data else {}
-        self._finished, self._attempts = store.finished(), store.attempts()
-        self.complete = {key for key in self.configs if set(self.trial_ids(key)) <= set(self._finished)}
+        rows, self._attempts = store.finished(), store.attempts()
+        self._done = frozenset(rows)  # trials that ended in earlier sessions
+        self._ends = {trial_id: self._end(row["status"], row) for trial_id, row in rows.items()}
+        self.finished = {key for key in self.configs if set(self.trial_ids(key)) <= self._done}
 
     def trial_ids(self, key: str) -> list[str]:
         """Return the trials of a configuration."""
         return [f"{task_id}-{key}" for task_id in self._task_ids]
 
-    def jobs(self, suggestion: Mapping[str, Any]) -> list[Job]:
-        """Return the trials of what the search suggests that have not ended yet."""
-        jobs = [self.sweep.suggested_job(task_id, suggestion) for task_id in self._task_ids]
+    def jobs(self, key: str) -> list[Job]:
+        """Return the trials of a configuration that had not ended when the session began."""
+        drawn, sample = self.configs[key], list(self.configs).index(key)
+        values = {name: _as_drawn(value) for name, value in drawn["config"].items()}
+        jobs = [self._sweep.job(task_id, values, drawn["seed"], sample) for task_id in self._task_ids]
         return [
             replace(job, attempt=self._attempts.get(job.trial_id, 0) + 1)
             for job in jobs
-            if job.trial_id not in self._finished
+            if job.trial_id not in self._done
         ]
 
     def swept(self, key: str) -> dict[str, Any]:
         """Return the swept settings of a configuration, as its domains have them."""
         config = self.configs[key]["config"]
-        return {n: tuple(config[n]) if isinstance(config[n], list) else config[n] for n in self.sweep.domains}
+        return {name: _as_drawn(config[name]) for name in self._sweep.domains}
 
-    def value(self, key: str) -> float | None:
-        """Return what a complete configuration came to in the sweep's metric; None unless all its trials succeeded."""
-        rows = [self._finished[trial_id] for trial_id in self.trial_ids(key)]
-        # a mean over trials that ASHA stopped, or over fewer tasks than the others', would mislead the search
-        if any(row["status"] != "success" for row in rows):
+    def hear(self, reports: Iterable[Report]) -> None:
+        """Take note of the trials that end in this session."""
+        self._ends |= {r.trial_id: self._end(r.status, r.metrics) for r in reports if r.status != "running"}
+
+    def outcome(self, key: str) -> Outcome | None:
+        """Return what a configuration came to, None while any of its trials has not ended.
+
+        It is the same in the session that trains it and in later ones.
+        """
+        ends = [self._ends.get(trial_id) for trial_id in self.trial_ids(key)]
+        ended = [end for end in ends if end is not None]
+        if len(ended) < len(ends):
             return None
-        metric = self.sweep.space.metric
-        values = [row["final_loss" if metric == "eval_loss" else metric] for row in rows]
-        # a number that is not finite is stored as nothing
-        return None if None in values else sum(values) / len(values)
+        rungs = [end.rung for end in ended if end.status == "stopped"]
+        values = [end.value for end in ended if end.value is not None]
+        # a mean over fewer tasks than the others' would mislead the search; of a panel that was stopped, jobs that had
+        # not begun have no value
+        if any(end.status == "failed" for end in ended) or not values or (not rungs and len(values) < len(ended)):
+            return Outcome(None)
+        return Outcome(sum(values) / len(values), min((rung or 0 for rung in rungs), default=None))
 
     def add(self, key: str, config: Mapping[str, Any], seed: int) -> int:
         """Write a configuration down if it is new; return its number in the run."""
@@ -93,15 +108,36 @@ class Drawn:
             self._store.folder.write(DRAWN, json.dumps(self.configs).encode())
         return list(self.configs).index(key)
 
-    def searcher(self, on_draw: Callable[[dict[str, Any]], None]) -> ConfigurationSearch:
-        """Return the search that goes on from here, which calls ``on_draw`` with each suggestion."""
-        sweep = self.sweep
+    def searcher(self, on_draw: Callable[[str], None]) -> ConfigurationSearch:
+        """Return the search that goes on from here, which calls ``on_draw`` with the key of each suggestion."""
+        sweep, space = self._sweep, self._sweep.space
         return ConfigurationSearch(
             self,
             on_draw,
             config=vars(sweep.config),
             domains=sweep.domains,
-            metric=sweep.space.metric,
-            mode=sweep.space.mode,
+            validate=lambda config: space.validate(space.config(**config)),
+            mode=space.mode,
             seed=sweep.args.seed,
         )
+
+    def _end(self, status: str, metrics: Mapping[str, Any]) -> _End:
+        metric = self._sweep.space.metric
+        column = "final_loss" if metric == "eval_loss" else metric
+        # in a row of the store, a metric that the schema does not declare
+        value = metrics.get(column, metrics.get(f"metric/{column}"))
+        return _End(status, value if value is not None and math.isfinite(value) else None, metrics.get("rung"))
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a trial ended: its status, its metric, and the last rung at which ASHA judged it."""
+
+    status: str
+    value: float | None
+    rung: int | None
+
+
+def _as_drawn(value: Any) -> Any:
+    # JSON knows no tuples
+    return tuple(value) if isinstance(value, list) else value

@@ -7,15 +7,16 @@ carry the work out.
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sweeps.backend import cluster
-from sweeps.backend.asha import GroupedASHA
+from sweeps.backend.asha import ONE_GROUP, GroupedASHA, Unit
 from sweeps.core import checks
 from sweeps.core.recorder import Recorder
 from sweeps.core.sweep import Sweep
@@ -29,19 +30,10 @@ from trainables.common.jobs import Job
 # exit codes: 0 all good, 1 something failed, 130 interrupted (2 is bad input, see sweeps/core/cli.py)
 FAILED, INTERRUPTED = 1, 130
 
-Grouping = Callable[[Mapping[str, Any]], str]
 
-
-def trial_of(config: Mapping[str, Any]) -> str:
-    """Return the trial that a Tune trial's configuration names."""
-    return str(config["trial_id"])
-
-
-def asha(sweep: Sweep, group: Grouping, key: Grouping | None = trial_of) -> GroupedASHA:
-    """Return the scheduler of a sweep, with an ASHA for each ``group`` of trials."""
+def asha(sweep: Sweep) -> GroupedASHA:
+    """Return the scheduler of a sweep."""
     return GroupedASHA(
-        group=group,
-        key=key,
         metric=sweep.space.metric,
         mode=sweep.space.mode,
         max_t=sweep.space.longest(sweep.config, sweep.domains),
@@ -60,27 +52,70 @@ def ledger(sweep: Sweep, task_ids: Sequence[str]) -> tuple[ResultsStore, list[Jo
         for sample, (values, seed) in enumerate(samples)
     ]
     store = sweep.open_store()
+    jobs = _numbered(jobs, len(samples), store)
     finished, attempts = store.finished(), store.attempts()
     missing = [replace(job, attempt=attempts.get(job.trial_id, 0) + 1) for job in jobs if job.trial_id not in finished]
     return store, jobs, missing
 
 
-def replay(scheduler: GroupedASHA, store: ResultsStore, groups: Mapping[str, str], period: int, metric: str) -> None:
-    """Tell a scheduler every ``period`` epochs of the trials of ``groups`` that the store holds."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    history = store.history()
-    # a metric that the schema does not declare has a column once a row has it
-    columns = ["trial_id", "epoch", metric] if metric in history.schema.names else []
-    for row in history.select(columns).to_pylist() if columns else ():
-        if row["trial_id"] in groups and row["epoch"] % period == 0 and row[metric] is not None:
-            curves.setdefault(row["trial_id"], []).append((row["epoch"], row[metric]))
-    for trial_id, values in curves.items():
-        scheduler.replay(groups[trial_id], trial_id, sorted(values))
+def _numbered(jobs: Sequence[Job], count: int, store: ResultsStore) -> list[Job]:
+    """Return the jobs with samples that no other trial of their task has, in this sweep or another one of the run.
+
+    A trial that has a row keeps its sample. Another one keeps the number that it was drawn with, unless an earlier
+    sweep of the same run has used it.
+    """
+    rows = store.latest_trials().select(["trial_id", "task_id", "sample"]).to_pylist()
+    stored = {row["trial_id"]: row["sample"] for row in rows}
+    taken = {(row["task_id"], row["sample"]) for row in rows}
+    numbered = []
+    for job in jobs:
+        sample = stored.get(job.trial_id, job.sample)
+        if job.trial_id not in stored and (job.task_id, sample) in taken:
+            sample = next(number for number in itertools.count(count) if (job.task_id, number) not in taken)
+        taken.add((job.task_id, sample))
+        numbered.append(replace(job, sample=sample))
+    return numbered
+
+
+class Past:
+    """What the trials of a run came to in earlier sessions.
+
+    Args:
+        store: The run's results.
+        metric: Name of the value that trials are compared by.
+    """
+
+    def __init__(self, store: ResultsStore, metric: str) -> None:
+        self._finished = store.finished()
+        history = store.history()
+        curves: dict[str, dict[int, float]] = {}
+        # a metric that the schema does not declare has a column once a row has it
+        columns = ["trial_id", "attempt", "epoch", metric]
+        rows = history.select(columns).to_pylist() if metric in history.schema.names else []
+        for row in sorted(rows, key=lambda row: (row["attempt"], row["epoch"])):
+            if row[metric] is not None:
+                curves.setdefault(row["trial_id"], {})[row["epoch"]] = row[metric]
+        self._curves = {trial_id: sorted(curve.items()) for trial_id, curve in curves.items()}
+
+    def unit(self, name: str, trial_ids: Sequence[str], jobs: Sequence[Job] = (), group: str = ONE_GROUP) -> Unit:
+        """Return a unit that goes on where it was.
+
+        Args:
+            name: Of the unit.
+            trial_ids: All its trials.
+            jobs: Those of them that are left to train.
+            group: The units that it is compared with.
+        """
+        finished = {trial_id: self._finished[trial_id] for trial_id in trial_ids if trial_id in self._finished}
+        known = [trial_id for trial_id in trial_ids if trial_id in finished or trial_id in self._curves]
+        rungs = [row["rung"] for row in finished.values() if row["status"] == "stopped" and row["rung"] is not None]
+        earlier = {trial_id: self._curves.get(trial_id, []) for trial_id in known}
+        return Unit(name, jobs, group, earlier, min(rungs, default=None))
 
 
 @contextmanager
 def recording(
-    sweep: Sweep, store: ResultsStore, total: int, done: int, noun: str = "adapters"
+    sweep: Sweep, store: ResultsStore, total: int, done: int
 ) -> Iterator[tuple[Recorder, cluster.ClusterInfo, Any]]:
     """Connect to Ray and open all that listens to the sweep, for the length of a ``with`` block."""
     log = Path(store.folder.root, "progress.log") if store.folder.is_local else None
@@ -92,28 +127,34 @@ def recording(
         cluster.stop_on_signals() as stop,
     ):
         if info.num_gpus or info.nodes > 1:
-            checks.require(*checks.machines(info, args.results_dir, sweep.settings.get("base")))
+            checks.require(*checks.machines(info, args.results_dir, sweep.places))
         if getattr(args, "workers_per_trial", 0):
             checks.require(checks.state_api(info))
-        with RowWriter(store) as writer, Progress(total, done, log, noun=noun) as progress:
-            metrics = SweepMetrics(sweep.name, sweep.space.family, total, done)
+        family = sweep.space.family
+        with RowWriter(store) as writer, Progress(total, done, log, family=family) as progress:
+            metrics = SweepMetrics(sweep.name, family, total, done)
             yield Recorder(sweep, writer, progress, metrics, trackers), info, stop
 
 
 def close(sweep: Sweep, store: ResultsStore, interrupted: bool, trial_ids: set[str] | None) -> int:
-    """Print the closing table and return the exit code; ``trial_ids`` are this sweep\'s, None for all of the run."""
+    """Print the closing table and return the exit code; ``trial_ids`` are this sweep's, None for all of the run."""
     summary = summarise(store)
     print_summary(summary)
     if interrupted:
         print(f"Interrupted: run the same command with --run-id {sweep.args.run_id} to finish.", file=sys.stderr)
         return INTERRUPTED
-    rows = store.latest_trials().select(["trial_id", "status"]).to_pylist()
-    failed = [
-        row["trial_id"]
-        for row in rows
-        if row["status"] == "failed" and (trial_ids is None or row["trial_id"] in trial_ids)
-    ]
-    return FAILED if failed else 0
+    latest = store.latest_trials()
+    statuses = dict(zip(latest["trial_id"].to_pylist(), latest["status"].to_pylist(), strict=True))
+    # a trial that never started has no row
+    missing = [trial_id for trial_id in trial_ids or () if trial_id not in statuses]
+    if missing:
+        print(
+            f"{len(missing)} {sweep.space.family.noun} have no result, {min(missing)} among them; run the same command "
+            f"with --run-id {sweep.args.run_id} to train them.",
+            file=sys.stderr,
+        )
+    considered = statuses if trial_ids is None else trial_ids & statuses.keys()
+    return FAILED if missing or any(statuses[trial_id] == "failed" for trial_id in considered) else 0
 
 
 def _report(store: ResultsStore) -> str:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from search_spaces.settings import Ablation, config_hash
 from search_spaces.space import SearchSpace
 from sweeps.core import checks
+from sweeps.core.checks import Check
+from sweeps.monitoring.pace import Cost
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from trainables.common.jobs import Job
 
-# what a later session of the same run may change: how much and where, not what a unit of work means
-EXTENDABLE = ("num_samples", "tasks", "num_gpus", "slots", "wandb", "address", "workers_per_trial", "base", "domains")
+# options that a later session of the same run may change: how much and where, not what a unit of work means
+EXTENDABLE = (
+    "num_samples", "num_gpus", "address", "results_dir", "run_id", "wandb", "wandb_per_trial", "tensorboard",
+    "workers_per_trial", "domains",
+)  # fmt: skip
+# options that are written down as what they came to: the configuration and the domains
+RESOLVED = ("config", "sets", "sweeps")
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,13 @@ class Sweep:
         args: The parsed common options.
         config: The family's configuration, an instance of ``space.config``.
         domains: Swept settings by name.
-        settings: What identifies the run besides ``config``: JSON-able, kept in run.json.
+        settings: What identifies the run besides options and ``config``: JSON-able, kept in run.json.
         data_fingerprint: Of the data.
         categories: Category of each task.
+        extendable: Options and settings of the family's own that a later session may change.
+        checks: What the family needs before anything is trained, as it was found.
+        places: Paths that must be there on every machine of a cluster, by what they are.
+        costs: Cost of each task with one epoch; tasks that are not there cost the same.
     """
 
     name: str
@@ -43,6 +55,10 @@ class Sweep:
     settings: Mapping[str, Any]
     data_fingerprint: str
     categories: Mapping[str, str] = field(default_factory=dict)
+    extendable: Sequence[str] = ()
+    checks: Sequence[Check] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
@@ -53,26 +69,30 @@ class Sweep:
         values = {**vars(self.config), **{name: suggestion[name] for name in self.domains}}
         return self.job(task_id, values, suggestion["seed"], suggestion["sample"])
 
+    def cost(self, job: Job) -> Cost:
+        """Return what a unit of work costs beside the others: that of its task, for as many epochs as it may train."""
+        cost = self.costs.get(job.task_id, Cost())
+        return replace(cost, epochs=int(job.config[self.space.budget_setting]))
+
     def is_judged(self, jobs: Iterable[Job]) -> bool:
         """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""
         # which compares trials that trained equally long
         ablates = any(isinstance(domain, Ablation) for domain in self.domains.values())
-        return len({job.sample for job in jobs}) > 1 and not ablates
+        return max(Counter(job.task_id for job in jobs).values(), default=0) > 1 and not ablates
 
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
         args = self.args
-        checks.require(checks.results(args.results_dir), checks.wandb(args.wandb))
+        asked = checks.wandb(args.wandb, args.wandb_per_trial)
+        checks.require(checks.results(args.results_dir), asked, *self.checks)
         store = ResultsStore(args.results_dir, self.name, args.run_id)
-        common = ("preset", "num_samples", "num_gpus", "address", "wandb")
-        options = (*common, "slots", "data", "workers_per_trial", "search")
         settings = {
-            **{name: getattr(args, name) for name in options if hasattr(args, name)},
-            "seed": args.seed,
+            **{name: value for name, value in vars(args).items() if name not in RESOLVED},
             "config": vars(self.config),
             "domains": {name: str(domain) for name, domain in self.domains.items()},
             **self.settings,
         }
         command = [Path(sys.executable).name, *sys.argv]
-        store.create(run_record(command, settings, EXTENDABLE, self.data_fingerprint, args.seed))
+        extendable = (*EXTENDABLE, *self.extendable)
+        store.create(run_record(command, settings, extendable, self.data_fingerprint, args.seed, self.space.family))
         return store

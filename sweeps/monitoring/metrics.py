@@ -1,8 +1,8 @@
 """What a running sweep tells Prometheus, through Ray's own metrics: the one place where a metric gets its name.
 
 Ray exports each as ``ray_<name>``, a counter as ``ray_<name>_total``; ``dashboards/`` draws them. All are set by the
-process that runs the sweep, and their labels have few values (sweep, family, status, quantile, component), never a task
-or a trial: one series each, however large the sweep. What happened to one trial is in its Parquet row.
+process that runs the sweep, and their labels have few values (sweep, family, status, quantile, column, component),
+never a task or a trial: one series each, however large the sweep. What happened to one trial is in its Parquet row.
 
 Without a connection to Ray nothing is exported and nothing fails.
 """
@@ -13,11 +13,11 @@ import math
 import statistics
 import time
 from collections import Counter as Tally
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ray.util.metrics import Counter, Gauge
 
+from trainables.common.family import Family, number
 from trainables.common.jobs import Report
 
 LABELS = ("sweep", "family")
@@ -31,8 +31,14 @@ GAUGES = {
     "sweep_seconds_left": ("Seconds until all trials have ended, at this pace.", ()),
     "sweep_slots": ("Adapters, or trials, that can train at once.", ()),
     "sweep_retries": ("Trials that were begun again after a failure, and workers that were started again.", ()),
-    "sweep_eval_loss": ("Percentiles of the last held-out loss of the trials in training or ended.", ("quantile",)),
-    "sweep_cell_accuracy": ("Mean held-out cell accuracy of ended trials: base, adapted, copy.", ("of",)),
+    "sweep_objective": (
+        "Percentiles of the last value, in trials in training or ended, of the metric that trials are compared by.",
+        ("metric", "quantile"),
+    ),
+    "sweep_headline": (
+        "Mean over ended trials of a column that the family declares as a headline.",
+        ("column",),
+    ),
     "sweep_gradient_norm": ("Mean gradient norm of a component in the epochs reported last.", ("component",)),
 }
 COUNTERS = {
@@ -48,22 +54,22 @@ class SweepMetrics:
 
     Args:
         sweep: Its name.
-        family: The family that it trains.
+        family: The family that it trains; its headlines are exported.
         total: Trials of the whole sweep.
         done: Trials that earlier sessions finished.
     """
 
-    def __init__(self, sweep: str, family: str, total: int, done: int = 0) -> None:
-        self._total = total
-        labels = {"sweep": sweep, "family": family}
+    def __init__(self, sweep: str, family: Family, total: int, done: int = 0) -> None:
+        self._total, self._family = total, family
+        labels = {"sweep": sweep, "family": family.name}
         self._gauges = {name: Gauge(name, text, (*LABELS, *more)) for name, (text, more) in GAUGES.items()}
         self._counters = {name: Counter(name, text, LABELS) for name, text in COUNTERS.items()}
         for metric in (*self._gauges.values(), *self._counters.values()):
             metric.set_default_tags(labels)
         self._statuses = Tally(success=done)
-        self._losses: dict[str, float] = {}
+        self._objectives: dict[str, float] = {}
         self._norms: dict[str, list[float]] = {}
-        self._accuracies: dict[str, Tally[str]] = {of: Tally() for of in ("base", "adapted", "copy")}
+        self._headlines: dict[str, list[float]] = {column.name: [] for column in family.shown}
         self._refreshed = -math.inf
 
     def observe(self, reports: Sequence[Report]) -> None:
@@ -77,15 +83,15 @@ class SweepMetrics:
                 for name, value in row.items():
                     if name.startswith("grad_norm/") and value is not None:
                         self._norms.setdefault(name.removeprefix("grad_norm/"), []).append(value)
-            loss = _number(report.metrics, "eval_loss")
-            if loss is not None:
-                self._losses[report.trial_id] = loss
+            objective = number(report.metrics.get(self._family.metric))
+            if objective is not None:
+                self._objectives[report.trial_id] = objective
             if report.status != "running":
                 self._statuses[report.status] += 1
-                for of, name in (("base", "base"), ("adapted", "final"), ("copy", "copy")):
-                    accuracy = _number(report.metrics, f"{name}_cell_accuracy")
-                    if accuracy is not None:
-                        self._accuracies[of].update(sum=accuracy, count=1)  # type: ignore[call-overload]
+                for name, values in self._headlines.items():
+                    value = number(report.metrics.get(name))
+                    if value is not None:
+                        values.append(value)
 
     def refresh(self, running: int, slots: int, retries: int, per_hour: float, seconds_left: float) -> None:
         """Set the gauges, at most once a second.
@@ -111,16 +117,12 @@ class SweepMetrics:
         for component, norms in self._norms.items():
             self._gauges["sweep_gradient_norm"].set(statistics.fmean(norms), {"component": component})
         self._norms.clear()
-        for of, tally in self._accuracies.items():
-            if tally["count"]:
-                self._gauges["sweep_cell_accuracy"].set(tally["sum"] / tally["count"], {"of": of})
-        if self._losses:
+        for name, values in self._headlines.items():
+            if values:
+                self._gauges["sweep_headline"].set(statistics.fmean(values), {"column": name})
+        if self._objectives:
             # twice: there are no quantiles of a single value
-            cuts = statistics.quantiles([*self._losses.values()] * 2, n=100, method="inclusive")
+            cuts = statistics.quantiles([*self._objectives.values()] * 2, n=100, method="inclusive")
             for percent in PERCENTILES:
-                self._gauges["sweep_eval_loss"].set(cuts[percent - 1], {"quantile": f"{percent / 100:g}"})
-
-
-def _number(metrics: Mapping[str, Any], name: str) -> float | None:
-    value = metrics.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+                labels = {"metric": self._family.metric, "quantile": f"{percent / 100:g}"}
+                self._gauges["sweep_objective"].set(cuts[percent - 1], labels)

@@ -1,8 +1,7 @@
 """Live progress of a long sweep: a panel in a terminal, plain lines elsewhere and always in the run's log.
 
-It shows counts, pace, time left, and the best and worst trial so far by how much cell accuracy its training gained over
-its base. It only listens: what a trial's metrics mean is decided where they are made, and the closing table is printed
-from the results store.
+It shows counts, pace, time left, and the best and worst trial so far by what its family orders trials by. It only
+listens: what a trial's metrics mean is declared by the family, and the closing table is printed from the results store.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from sweeps.monitoring.pace import Cost, Pace
+from trainables.common.family import EVAL_LOSS, Family
 
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.25
@@ -36,11 +38,8 @@ class Progress:
         already_done: Number of trials that earlier sessions finished; they do not count towards the pace.
         log_path: Local file that plain lines are appended to, or None.
         stream: Where the panel (if it is a terminal) or plain lines (if not) go; None means ``sys.stderr``.
-        noun: What one trial makes, in the plural.
+        family: What is trained: how trials are called, ordered, and which metric is shown beside the losses.
         clock: Returns seconds; replaced in tests.
-
-    Attributes:
-        running: Trials in training, where somebody counts them; else those that have reported are shown.
 
     Raises:
         OSError: If the log cannot be opened.
@@ -52,18 +51,18 @@ class Progress:
         already_done: int = 0,
         log_path: str | Path | None = None,
         stream: TextIO | None = None,
-        noun: str = "adapters",
+        family: Family = Family(""),  # noqa: B008
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._already_done, self._noun, self._clock = total, already_done, noun, clock
+        self._total, self._already_done, self._family, self._clock = total, already_done, family, clock
         self._stream = stream if stream is not None else sys.stderr
         self._lock = threading.RLock()
         self._running: dict[str, tuple[int, Mapping[str, Any]]] = {}
         self._finished: dict[str, str] = {}
-        self._gains: dict[str, float] = {}
+        self._standings: dict[str, tuple[tuple[float, ...], str]] = {}
         self._began = self._last_line = self._last_refresh = clock()
-        self._first_start: float | None = None
-        self.running = 0
+        self._pace = Pace(total - already_done, clock)
+        self._counted = 0
         self._closed = False
         self._log = open(log_path, "a", encoding="utf-8", buffering=1) if log_path is not None else None
         self._live: Live | None = None
@@ -72,7 +71,7 @@ class Progress:
             self._live = Live(self._panel(), console=Console(file=self._stream), auto_refresh=False)
             self._live.start()
         now = datetime.now(UTC)
-        self._write(f"{now:%Y-%m-%d %H:%M:%S} UTC, {total - already_done} of {total} {noun} to do")
+        self._write(f"{now:%Y-%m-%d %H:%M:%S} UTC, {total - already_done} of {total} {family.noun} to do")
 
     def __enter__(self) -> Progress:
         return self
@@ -82,21 +81,32 @@ class Progress:
     ) -> None:
         self.close()
 
-    def trial_started(self, trial_id: str) -> None:
-        """Note that a trial is being trained; starting it again after a failure takes the failure back."""
+    def expect(self, costs: Mapping[str, Cost]) -> None:
+        """Take note of trials and of what they cost, before their first report."""
         with self._lock:
-            if self._first_start is None:
-                self._first_start = self._clock()
-            self._finished.pop(trial_id, None)
-            self._gains.pop(trial_id, None)
-            self._running.setdefault(trial_id, (0, {}))
-            self.tick()
+            self._pace.expect(costs)
+
+    def count_running(self, running: int) -> None:
+        """Note how many trials are in training. Where nobody counts them, those that have reported are shown."""
+        with self._lock:
+            self._counted = running
+            if running:
+                self._pace.begin()
 
     def trial_progress(self, trial_id: str, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Note what a running trial reported; reports that arrive after its end are ignored."""
+        """Note what a running trial reported; reports that arrive after its end are ignored.
+
+        Args:
+            trial_id: The trial.
+            epoch: Epochs that it has trained.
+            metrics: Shown are ``train_loss``, ``eval_loss`` and the family's metric. Where nobody counts trials in
+                training, the first report's ``seconds`` say when training began.
+        """
         with self._lock:
+            self._pace.begin(metrics.get("seconds") or 0.0)
             if trial_id not in self._finished:
                 self._running[trial_id] = (epoch, dict(metrics))
+                self._pace.reach(trial_id, epoch)
             self.tick()
 
     def trial_finished(self, trial_id: str, status: str, metrics: Mapping[str, Any]) -> None:
@@ -105,15 +115,17 @@ class Progress:
         Args:
             trial_id: The trial.
             status: ``success``, ``stopped`` or ``failed``.
-            metrics: Of its row; read are ``final_cell_accuracy``, ``base_cell_accuracy``, ``early_stopped``, ``error``.
+            metrics: Of its row; read are ``early_stopped``, ``error`` and the columns that the family orders trials by.
         """
         with self._lock:
             self._running.pop(trial_id, None)
+            self._pace.begin(metrics.get("seconds") or 0.0)
+            self._pace.end(trial_id)
             early = status == "success" and metrics.get("early_stopped")
             self._finished[trial_id] = "stopped" if early else status
-            gain = _gain(metrics)
-            if gain is not None and status != "failed":
-                self._gains[trial_id] = gain
+            standing = self._family.standing(metrics)
+            if standing is not None and status != "failed":
+                self._standings[trial_id] = standing, self._family.standing_text(metrics)
             if status == "failed":
                 reason = " ".join(str(metrics.get("error") or "no reason given").split())
                 self._write(f"failed: {trial_id}: {reason}", above_panel=True)
@@ -148,7 +160,7 @@ class Progress:
     def line(self) -> str:
         """Return the state as one plain line."""
         with self._lock:
-            return ", ".join(f"{value} {name}" if name else value for name, value in self._facts())
+            return ", ".join(_said(self._facts()))
 
     def _facts(self) -> list[tuple[str, str]]:
         statuses = list(self._finished.values())
@@ -156,52 +168,44 @@ class Progress:
         done = self._already_done + len(statuses) - failed
         epochs = [epoch for epoch, _ in self._running.values()]
         reached = f" (epoch {min(epochs)} to {max(epochs)})" if any(epochs) else ""
-        pace, seconds = self.pace()
-        left = "unknown" if math.isnan(seconds) else _duration(seconds)
+        pace, left, noun = self._pace.per_hour, self._pace.seconds_left, self._family.noun
         facts = [
             ("done", f"{done}/{self._total}"),
             ("running" + reached, f"{self.in_training}"),
             ("stopped early", f"{stopped}"),
             ("failed", f"{failed}"),
-            (f"{self._noun} per hour", f"{pace:.0f}" if pace else "unknown"),
-            ("left", left),
+            (f"{noun} per hour", f"{pace:.0f}") if pace else ("", f"no {noun} have ended yet"),
+            ("", f"waiting for {self._pace.waiting_for}") if math.isnan(left) else ("left", _duration(left)),
         ]
-        if self._gains:
-            best, worst = (pick(self._gains, key=self._gains.__getitem__) for pick in (max, min))
-            facts.append(("", f"best {best} {100 * self._gains[best]:+.1f} points"))
-            facts.append(("", f"worst {worst} {100 * self._gains[worst]:+.1f} points"))
+        for name, pick in (("best", max), ("worst", min)) if self._standings else ():
+            trial_id = pick(self._standings, key=self._standings.__getitem__)
+            facts.append(("", f"{name} {trial_id} {self._standings[trial_id][1]}"))
         return facts
 
     @property
     def in_training(self) -> int:
         """Trials in training."""
-        return max(self.running, len(self._running))
+        return max(self._counted, len(self._running))
 
     def pace(self) -> tuple[float, float]:
-        """Return the trials that end in an hour, and the seconds until all have ended: NaN before the first has."""
+        """Return the trials that end in an hour of training, and the seconds until all have ended: see `Pace`."""
         with self._lock:
-            waiting, per_hour = self._total - self._already_done - len(self._finished), self._per_hour()
-            return per_hour, 0.0 if not waiting else waiting / per_hour * 3600 if per_hour else math.nan
-
-    def _per_hour(self) -> float:
-        # counted from the first start: the time that the cluster took to come up says nothing about the pace
-        elapsed = self._clock() - (self._began if self._first_start is None else self._first_start)
-        return len(self._finished) / elapsed * 3600 if elapsed > 0 else 0.0
+            return self._pace.per_hour, self._pace.seconds_left
 
     def _panel(self) -> Group:
         ended = self._already_done + len(self._finished)
-        facts = self._facts()
-        counts = Text(", ".join(f"{value} {name}" for name, value in facts[:4]))
-        pace = Text(", ".join(f"{value} {name}" for name, value in facts[4:6]))
+        facts = _said(self._facts())
+        counts, pace = Text(", ".join(facts[:4])), Text(", ".join(facts[4:6]))
         bar = Table.grid()  # a bar by itself does not end its line
         bar.add_row(ProgressBar(total=max(self._total, 1), completed=ended, width=60))
         rows: list[Any] = [bar, counts, pace]
-        rows += [Text(value, style="dim") for _, value in facts[6:]]
+        rows += [Text(fact, style="dim") for fact in facts[6:]]
         if self._running:
-            table = Table("trial", "epoch", "train loss", "eval loss", box=None, header_style="dim")
+            shown = tuple(dict.fromkeys(("train_loss", EVAL_LOSS, self._family.metric)))
+            heads = (name.replace("_", " ") for name in shown)
+            table = Table("trial", "epoch", *heads, box=None, header_style="dim")
             for trial_id, (epoch, metrics) in list(self._running.items())[:SHOWN_TRIALS]:
-                losses = (_number(metrics.get(name)) for name in ("train_loss", "eval_loss"))
-                table.add_row(trial_id, str(epoch), *losses)
+                table.add_row(trial_id, str(epoch), *(_number(metrics.get(name)) for name in shown))
             rows.append(table)
             if len(self._running) > SHOWN_TRIALS:
                 rows.append(Text(f"and {len(self._running) - SHOWN_TRIALS} more", style="dim"))
@@ -218,12 +222,8 @@ class Progress:
             self._live.console.print(Text(text, style="red"))
 
 
-def _gain(metrics: Mapping[str, Any]) -> float | None:
-    """Return the gain in cell accuracy over the base, or None where the metrics do not say."""
-    values = [metrics.get(name) for name in ("final_cell_accuracy", "base_cell_accuracy")]
-    if any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return float(values[0]) - float(values[1])  # type: ignore[arg-type]
+def _said(facts: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{value} {name}" if name else value for name, value in facts]
 
 
 def _duration(seconds: float) -> str:

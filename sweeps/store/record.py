@@ -10,6 +10,7 @@ from typing import Any
 
 from sweeps.store.provenance import code, hardware, libraries
 from sweeps.store.schema import SCHEMA_VERSION
+from trainables.common.family import Family
 
 
 def run_record(
@@ -18,6 +19,7 @@ def run_record(
     extendable: Iterable[str],
     data_fingerprint: str,
     seed: int,
+    family: Family,
 ) -> dict[str, Any]:
     """Return the record of a run that starts now: what `sweeps.store.store.ResultsStore.create` writes to run.json.
 
@@ -27,6 +29,7 @@ def run_record(
         extendable: Names of the settings that a later session of the same run may change.
         data_fingerprint: Fingerprint of the data.
         seed: Seed of the run.
+        family: The family that is trained; what it declares of its columns is kept with the run.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -35,6 +38,7 @@ def run_record(
         "extendable": sorted(extendable),
         "data_fingerprint": data_fingerprint,
         "seed": seed,
+        "family": family.declaration(),
         "git": code(),
         "versions": {"python": platform.python_version(), **libraries()},
         "hardware": hardware(),

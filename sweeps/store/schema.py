@@ -2,9 +2,10 @@
 
 Three tables. *trials* has one row for each attempt at a unit of work, keyed by (trial_id, attempt); *history* has one
 row for each epoch of each attempt, keyed by (trial_id, attempt, epoch); *predictions* has one row for each held-out
-pair of each attempt that was evaluated, keyed by (trial_id, attempt, pair). A family may leave any column but the key
-empty and may bring columns of its own: a swept hyperparameter is ``config/<name>``, a metric that trials does not
-declare is ``metric/<name>``, and a per-component value in history keeps its name (``grad_norm/<component>``).
+pair of each attempt that was evaluated, keyed by (trial_id, attempt, pair). The columns here are common to all
+families; those that a `Family` declares come after them in trials. A family may leave any column but the key empty. A
+swept hyperparameter is ``config/<name>``, a metric that nobody declared is ``metric/<name>`` in trials and keeps its
+name in history (``grad_norm/<component>``); both are stored by the type of their values.
 
 Where the files lie and how they are written is in `sweeps.store.store`.
 """
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from trainables.common.errors import InputError
+from trainables.common.family import Column
 
 # Raise it when a column is renamed, retyped or changes its meaning, and teach `upgrade` the way from the old version.
 # A new column needs no new version: files without it read as null.
@@ -50,40 +52,13 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("config_hash", _TEXT, "hash of the configuration"),
     ("status", _TEXT, "success, failed, or stopped by the scheduler"),
     ("stop_reason", _TEXT, "why training ended, such as epochs, patience, asha or an error"),
-    ("rung", _INT, "epoch of the scheduler's rung at which the trial was stopped"),
-    ("asha_cutoff", _REAL, "metric a trial had to reach at that rung to go on"),
+    ("rung", _INT, "epoch of the last rung at which ASHA judged the trial; stop_reason says if it was stopped there"),
+    ("asha_cutoff", _REAL, "metric that the trial had to reach at that rung to go on; null for the first trial there"),
     ("epochs", _INT, "epochs trained, restarts included"),
-    ("num_examples", _INT, "training examples of the task before augmentation"),
     ("early_stopped", _BOOL, "whether the trial's own patience ended it"),
     ("final_loss", _REAL, "evaluation loss at the end"),
     ("best_loss", _REAL, "lowest evaluation loss of any epoch"),
-    ("base_grid_accuracy", _REAL, "held-out grids that the base solves exactly before training, in [0, 1]"),
-    ("final_grid_accuracy", _REAL, "held-out grids solved exactly after training, in [0, 1]"),
-    ("base_cell_accuracy", _REAL, "held-out cells that the base decodes correctly before training, in [0, 1]"),
-    ("final_cell_accuracy", _REAL, "held-out cells decoded correctly after training, in [0, 1]"),
-    ("base_size_accuracy", _REAL, "held-out grids whose size the base gets right, in [0, 1]"),
-    ("final_size_accuracy", _REAL, "held-out grids whose size is right after training, in [0, 1]"),
-    (
-        "teacher_forced_cell_accuracy",
-        _REAL,
-        "held-out cells right when the true prefix is given, after training, in [0, 1]",
-    ),
-    ("base_teacher_forced_cell_accuracy", _REAL, "the same for the base before training, in [0, 1]"),
-    ("copy_grid_accuracy", _REAL, "held-out grids solved by copying the input, in [0, 1]"),
-    ("copy_cell_accuracy", _REAL, "held-out cells right when the input is copied, in [0, 1]"),
-    (
-        "modal_grid_accuracy",
-        _REAL,
-        "held-out grids solved by answering with the task's most frequent training output, in [0, 1]",
-    ),
-    ("change_recall", _REAL, "of the held-out cells that differ from the input, those decoded correctly, in [0, 1]"),
-    ("dataset", _TEXT, "puzzles that a reasoner was trained on"),
-    ("halting", _TEXT, "rule by which a reasoner ends its steps"),
-    ("planner", _TEXT, "what prepares a reasoner's steps"),
-    ("token_accuracy", _REAL, "held-out cells answered correctly, of those asked for, in [0, 1]"),
-    ("exact_accuracy", _REAL, "held-out puzzles answered correctly as a whole, in [0, 1]"),
-    ("mean_steps", _REAL, "supervision steps that a held-out puzzle took, mean"),
-    ("seconds", _REAL, "wall time from the start of the trial to its end"),
+    ("seconds", _REAL, "wall time from the start of the trial to its end, pauses between sessions left out"),
     ("busy_seconds", _REAL, "the trial's share of the wall time of the steps it took part in"),
     ("gpu_seconds", _REAL, "the trial's share of accelerator time; 0 on a CPU"),
     ("peak_memory_bytes", _INT, "highest memory of the process or accelerator while the trial ran"),
@@ -91,7 +66,7 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("error", _TEXT, "one line that says why the trial failed"),
     ("traceback", _TEXT, "traceback of the failure"),
     ("data_fingerprint", _TEXT, "fingerprint of the data trained on"),
-    ("started_at", _TIME, "start of the attempt, UTC"),
+    ("started_at", _TIME, "start of the attempt, in its first session, UTC"),
     ("finished_at", _TIME, "end of the attempt, UTC"),
     ("worker", _INT, "rank of the worker that trained it"),
     ("slot", _INT, "slot of the pack that trained it"),
@@ -111,7 +86,8 @@ HISTORY: tuple[tuple[str, pa.DataType, str], ...] = (
     ("examples", _INT, "examples trained on in the epoch"),
     ("tokens", _INT, "tokens trained on in the epoch, padding not counted"),
     ("padded_tokens", _REAL, "tokens computed in training, padding included: the trial's share of its batches"),
-    ("seconds", _REAL, "wall time of the epoch"),
+    ("seconds", _REAL, "wall time since the end of the epoch before, evaluation and checkpoint included"),
+    ("recorded_at", _TIME, "when the report of the epoch arrived, UTC"),
 )
 
 PREDICTIONS: tuple[tuple[str, pa.DataType, str], ...] = (
@@ -126,6 +102,7 @@ PREDICTIONS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("adapted", _GRID, "the answer after training; null where it is no grid"),
 )
 
+_TYPES = {str: _TEXT, int: _INT, float: _REAL, bool: _BOOL}
 _DECLARED: dict[Kind, dict[str, tuple[pa.DataType, str]]] = {
     "trials": {name: (dtype, doc) for name, dtype, doc in TRIALS},
     "history": {name: (dtype, doc) for name, dtype, doc in HISTORY},
@@ -133,26 +110,31 @@ _DECLARED: dict[Kind, dict[str, tuple[pa.DataType, str]]] = {
 }
 
 
-def trials_schema(extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
-    """Return the schema of the trials table ending in the columns ``extra`` (``config/<name>``, ``metric/<name>``)."""
-    return schema_of("trials", extra)
+def schema_of(kind: Kind, extra: Mapping[str, pa.DataType] | None = None, own: Sequence[Column] = ()) -> pa.Schema:
+    """Return the schema of a table: the declared columns in order (``doc`` in their metadata), then ``extra``.
 
-
-def history_schema(extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
-    """Return the schema of the history table ending in the columns ``extra`` (``grad_norm/<component>``, ...)."""
-    return schema_of("history", extra)
-
-
-def schema_of(kind: Kind, extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
-    """Return the schema of a table: the declared columns in order (``doc`` in their metadata), then ``extra``."""
-    fields = [pa.field(name, dtype, metadata={"doc": doc}) for name, (dtype, doc) in _DECLARED[kind].items()]
+    Args:
+        kind: Which table.
+        extra: Columns that nobody declared, with their types.
+        own: The columns that a family declares.
+    """
+    fields = [pa.field(name, dtype, metadata={"doc": doc}) for name, (dtype, doc) in declared(kind, own).items()]
     fields += [pa.field(name, dtype) for name, dtype in sorted((extra or {}).items())]
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION), "table": kind})
 
 
-def extra_of(schema: pa.Schema, kind: Kind) -> dict[str, pa.DataType]:
-    """Return the columns of a schema that the table does not declare, with their types."""
-    return {field.name: field.type for field in schema if field.name not in _DECLARED[kind]}
+def declared(kind: Kind, own: Sequence[Column] = ()) -> dict[str, tuple[pa.DataType, str]]:
+    """Return type and meaning of the columns of a table that are common or that a family declares, in order."""
+    if kind != "trials" or not own:
+        return _DECLARED[kind]
+    return {**_DECLARED[kind], **{column.name: (_TYPES[column.type], column.meaning) for column in own}}
+
+
+def extra_of(schema: pa.Schema, kind: Kind, own: Sequence[Column] = ()) -> dict[str, pa.DataType]:
+    """Return the columns of a schema that nobody declared, with their types."""
+    known = declared(kind, own)
+    # a metric may have been declared since a file was written
+    return {field.name: field.type for field in schema if _column(field.name, kind, known) not in known}
 
 
 def merge_extra(*columns: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
@@ -167,53 +149,84 @@ def merge_extra(*columns: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
     return merged
 
 
-def extra_columns(rows: Iterable[Mapping[str, Any]], kind: Kind) -> dict[str, pa.DataType]:
-    """Return the extra columns that rows of dicts bring: ``config/<name>`` typed by its values, all others float64."""
-    found: dict[str, pa.DataType] = {}
+def extra_columns(rows: Iterable[Mapping[str, Any]], kind: Kind, own: Sequence[Column] = ()) -> dict[str, pa.DataType]:
+    """Return the columns that rows of dicts bring and nobody declared, typed by their values."""
+    known, found = declared(kind, own), dict[str, pa.DataType]()
     for row in rows:
         for name, value in row.items():
-            column = _column(name, kind)
-            if column not in _DECLARED[kind]:
-                dtype = _type_of(value) if column.startswith("config/") else _REAL
-                found[column] = _common_type(found.get(column, pa.null()), dtype)
+            column = _column(name, kind, known)
+            # a metric without a value says nothing of its type; a swept setting may be None
+            if column not in known and (value is not None or column.startswith("config/")):
+                found[column] = _common_type(found.get(column, pa.null()), _type_of(value))
     return found
 
 
-def to_table(rows: Sequence[Mapping[str, Any]], kind: Kind, extra: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+def check_row(row: Mapping[str, Any], kind: Kind, own: Sequence[Column] = ()) -> None:
+    """Raise TypeError if a value does not fit its declared column or the row lacks a part of its key."""
+    known = declared(kind, own)
+    for part in KEYS[kind]:
+        if row.get(part) is None:
+            raise TypeError(f"A row of {kind} has no {part!r}, which is part of its key: {dict(row)!r:.300}.")
+    for name, value in row.items():
+        column = _column(name, kind, known)
+        if column in known:
+            _cell(row, column, value, known[column][0], kind)
+
+
+def fitting(rows: Iterable[Mapping[str, Any]], kind: Kind, own: Sequence[Column] = ()) -> list[dict[str, Any]]:
+    """Return rows without the values that do not fit their declared columns; a row without its key is left out."""
+    known, kept = declared(kind, own), []
+    for row in rows:
+        fit = {}
+        for name, value in row.items():
+            column = _column(name, kind, known)
+            try:
+                if column in known:
+                    _cell(row, column, value, known[column][0], kind)
+                fit[name] = value
+            except TypeError:
+                continue
+        if all(fit.get(part) is not None for part in KEYS[kind]):
+            kept.append(fit)
+    return kept
+
+
+def to_table(
+    rows: Sequence[Mapping[str, Any]],
+    kind: Kind,
+    extra: Mapping[str, pa.DataType] | None = None,
+    own: Sequence[Column] = (),
+) -> pa.Table:
     """Cast rows of dicts into a table of the current schema.
 
-    A column that a row does not have is null. A mapping given for ``config`` is written as JSON. An unknown name
-    becomes ``metric/<name>`` in trials and keeps its name in the other tables, as float64.
+    A column that a row does not have is null. A mapping given for ``config`` is written as JSON. A name that nobody
+    declared becomes ``metric/<name>`` in trials and keeps its name in the other tables; its type is that of its values,
+    and what is no number, text or truth value is written as JSON.
 
     Args:
         rows: One mapping per row.
         kind: Which table.
         extra: Extra columns that the table gets besides those of the rows, as `merge_extra` returns them.
+        own: The columns that a family declares.
 
     Raises:
-        TypeError: If a value does not fit its column or a row lacks a part of its key.
+        TypeError: If a value does not fit its declared column or a row lacks a part of its key.
     """
-    schema = schema_of(kind, merge_extra(extra or {}, extra_columns(rows, kind)))
+    schema = schema_of(kind, merge_extra(extra or {}, extra_columns(rows, kind, own)), own)
     values: dict[str, list[Any]] = {name: [None] * len(rows) for name in schema.names}
-    types = {field.name: field.type for field in schema}
+    types, known = {field.name: field.type for field in schema}, declared(kind, own)
     for index, row in enumerate(rows):
-        for part in KEYS[kind]:
-            if row.get(part) is None:
-                raise TypeError(f"A row of {kind} has no {part!r}, which is part of its key: {dict(row)!r:.300}.")
+        check_row({part: row.get(part) for part in KEYS[kind]}, kind)
         for name, value in row.items():
-            column = _column(name, kind)
-            try:
-                as_json = column == "config" or column.startswith("config/")
-                values[column][index] = _convert(value, types[column], as_json)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise TypeError(
-                    f"Column {column!r} of {kind} holds {types[column]}, but trial {row['trial_id']!r} gave "
-                    f"{value!r:.100} ({type(value).__name__}); give a value of that type or None."
-                ) from error
+            column = _column(name, kind, known)
+            if column in types:
+                values[column][index] = _cell(row, column, value, types[column], kind, column not in known)
     return pa.Table.from_arrays([pa.array(values[f.name], f.type) for f in schema], schema=schema)
 
 
-def upgrade(table: pa.Table, kind: Kind, extra: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+def upgrade(
+    table: pa.Table, kind: Kind, extra: Mapping[str, pa.DataType] | None = None, own: Sequence[Column] = ()
+) -> pa.Table:
     """Return a table read from a file of this or an older version under the current schema.
 
     Columns that the file does not have become null, in declared types; columns that only the file has stay, at the end.
@@ -222,16 +235,17 @@ def upgrade(table: pa.Table, kind: Kind, extra: Mapping[str, pa.DataType] | None
         table: What the file holds, with the schema metadata it was written with.
         kind: Which table it is.
         extra: Extra columns that the result gets besides the file's own.
+        own: The columns that a family declares. One that the file has as ``metric/<name>`` was not declared then.
 
     Raises:
         InputError: If a newer version of this project wrote the file, or if it holds another table.
     """
     check_version(table.schema, kind)
-    schema = schema_of(kind, merge_extra(extra or {}, extra_of(table.schema, kind)))
+    known = declared(kind, own)
+    names = {_column(name, kind, known): name for name in table.schema.names}
+    schema = schema_of(kind, merge_extra(extra or {}, extra_of(table.schema, kind, own)), own)
     arrays = [
-        _cast(table[field.name], field.type)
-        if field.name in table.schema.names
-        else pa.nulls(table.num_rows, field.type)
+        _cast(table[names[field.name]], field.type) if field.name in names else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
@@ -254,10 +268,11 @@ def check_version(schema: pa.Schema, kind: Kind) -> None:
         )
 
 
-def _column(name: str, kind: Kind) -> str:
-    if kind != "trials" or name in _DECLARED[kind] or name.startswith(("config/", "metric/")):
-        return name
-    return f"metric/{name}"
+def _column(name: str, kind: Kind, known: Mapping[str, Any]) -> str:
+    plain = name.removeprefix("metric/")
+    if kind != "trials" or plain in known:
+        return plain if kind == "trials" else name
+    return name if name.startswith(("config/", "metric/")) else f"metric/{name}"
 
 
 def _type_of(value: Any) -> pa.DataType:
@@ -267,8 +282,21 @@ def _type_of(value: Any) -> pa.DataType:
     if isinstance(value, bool):
         return _BOOL
     if isinstance(value, numbers.Integral):
-        return _INT
+        return _INT if -(2**63) <= int(value) < 2**63 else _TEXT
     return _REAL if isinstance(value, numbers.Real) else _TEXT
+
+
+def _cell(
+    row: Mapping[str, Any], column: str, value: Any, dtype: pa.DataType, kind: Kind, undeclared: bool = False
+) -> Any:
+    as_json = undeclared or column == "config"
+    try:
+        return _convert(value, dtype, as_json)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(
+            f"Column {column!r} of {kind} holds {dtype}, but trial {row['trial_id']!r} gave "
+            f"{value!r:.100} ({type(value).__name__}); give a value of that type or None."
+        ) from error
 
 
 def _common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:
@@ -284,8 +312,13 @@ def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
 
 
 def _scalar(value: Any) -> Any:
-    # numpy scalars and one-element tensors, without importing either library
-    return value.item() if hasattr(value, "item") else value
+    # numpy scalars and one-element tensors, without importing either library; a longer array becomes a list
+    if not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (ValueError, RuntimeError):
+        return value.tolist()
 
 
 def _convert(value: Any, dtype: pa.DataType, as_json: bool) -> Any:
@@ -296,7 +329,7 @@ def _convert(value: Any, dtype: pa.DataType, as_json: bool) -> Any:
     if value is None:
         return None
     if dtype == _TEXT and (isinstance(value, str) or as_json):
-        return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
     if dtype == _BOOL and isinstance(value, bool):
         return value
     if dtype == _REAL and isinstance(value, numbers.Real):

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ import pyarrow.parquet as pq
 from sweeps.store.schema import (
     KEYS,
     Kind,
+    check_row,
     check_version,
     extra_of,
     merge_extra,
@@ -39,6 +41,7 @@ from sweeps.store.schema import (
     upgrade,
 )
 from trainables.common.errors import InputError
+from trainables.common.family import Family, find_family
 from trainables.common.folder import Folder
 
 Rows = Sequence[Mapping[str, Any]]
@@ -57,6 +60,7 @@ class ResultsStore:
 
     Attributes:
         folder: The run's folder, ``<results_dir>/<sweep>/<run_id>``.
+        family: What the run's family declares of its columns.
 
     Raises:
         InputError: If no file system handles ``results_dir``.
@@ -67,6 +71,17 @@ class ResultsStore:
         self.folder = open_folder(results_dir).sub(f"{sweep}/{run_id}")
         self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
         self._written: dict[Kind, _Written] = {}
+
+    @cached_property
+    def family(self) -> Family:
+        """What the run's record holds of its family; for runs from before it did, what the project has of its name."""
+        declared = (self.run() or {}).get("family")
+        if declared:
+            return Family.from_declaration(declared)
+        for schema, table in self._map("trials", lambda file: (file.schema_arrow, file.read())):
+            if "family" in schema.names and table.num_rows:
+                return find_family(str(table["family"][0].as_py()))
+        return Family("")
 
     @classmethod
     def open(cls, run_dir: str) -> ResultsStore:
@@ -95,10 +110,11 @@ class ResultsStore:
         """Begin a session of the run: write run.json, or check that the run in the folder is the same and continue it.
 
         ``settings`` and ``data_fingerprint`` of ``run`` must equal the stored ones but for the names in
-        ``run["extendable"]`` (a nested setting is named ``outer.inner``; naming ``outer`` covers it). ``sessions``
-        lists each session with its command; of the other fields ``settings`` and ``extendable`` are those of the last
-        session, the rest those of the first. What a kill may have left is removed: half-written Parquet files, and
-        checkpoints of units that are finished.
+        ``run["extendable"]`` (a nested setting is named ``outer.inner``; naming ``outer`` covers it), and for options
+        that the stored run does not know and that this one leaves out. ``sessions`` lists each session with its
+        command; of the other fields ``settings``, ``extendable`` and ``family`` are the last session's, the rest the
+        first's. What a kill may have left is removed: half-written Parquet files, and checkpoints of units that are
+        finished.
 
         Args:
             run: What `sweeps.store.record.run_record` returns.
@@ -115,7 +131,9 @@ class ResultsStore:
         else:
             self._check_same(stored, new)
             sessions = [*stored.get("sessions", []), session]
-            stored = {**stored, "settings": new["settings"], "extendable": new["extendable"], "sessions": sessions}
+            last = {name: new[name] for name in ("settings", "extendable", "family")}
+            stored = {**stored, **last, "sessions": sessions}
+        self.__dict__.pop("family", None)
         self.folder.write("run.json", json.dumps(stored, indent=2).encode())
         for folder in self._parts.values():
             self._remove_half_written(folder)
@@ -137,7 +155,9 @@ class ResultsStore:
         given: dict[Kind, Rows] = {"history": history, "predictions": predictions, "trials": trials}
         fresh = {kind: self._fresh(kind, rows) for kind, rows in given.items()}
         tables = {
-            kind: to_table(list(rows.values()), kind, self._loaded(kind).extra) for kind, rows in fresh.items() if rows
+            kind: to_table(list(rows.values()), kind, self._loaded(kind).extra, self.family.columns)
+            for kind, rows in fresh.items()
+            if rows
         }
         for kind, table in tables.items():
             try:
@@ -193,6 +213,9 @@ class ResultsStore:
             parts = name.split(".")
             if extendable & {".".join(parts[: n + 1]) for n in range(len(parts))}:
                 continue
+            if name not in old and now[name] is None:
+                # an option that older versions did not write down, and that is not used
+                continue
             before, after = (json.dumps(side[name]) if name in side else "not set" for side in (old, now))
             if before != after:
                 raise InputError(
@@ -216,18 +239,19 @@ class ResultsStore:
             parts = self._map(kind, lambda file: (file.schema_arrow, file.read(columns=list(KEYS[kind]))))
             for schema, _ in parts:
                 check_version(schema, kind)
-            extra = merge_extra(*(extra_of(schema, kind) for schema, _ in parts))
+            own = self.family.columns
+            extra = merge_extra(*(extra_of(schema, kind, own) for schema, _ in parts))
             keys = {
                 key for _, table in parts for key in zip(*(c.to_pylist() for c in table.itercolumns()), strict=True)
             }
             self._written[kind] = _Written(keys, extra)
             # an older version wrote some of the files, or a kill came between two replacements
-            if any(not schema.equals(schema_of(kind, extra)) for schema, _ in parts):
+            if any(not schema.equals(schema_of(kind, extra, own)) for schema, _ in parts):
                 self._widen(kind, extra)
         return self._written[kind]
 
     def _write(self, kind: Kind, table: pa.Table) -> None:
-        written, extra = self._written[kind], extra_of(table.schema, kind)
+        written, extra = self._written[kind], extra_of(table.schema, kind, self.family.columns)
         if extra != written.extra:
             self._widen(kind, extra)
             written.extra = extra
@@ -235,16 +259,18 @@ class ResultsStore:
         self._parts[kind].write(name, _parquet(table))
 
     def _widen(self, kind: Kind, extra: Mapping[str, pa.DataType]) -> None:
-        folder, schema = self._parts[kind], schema_of(kind, extra)
+        folder, own = self._parts[kind], self.family.columns
+        schema = schema_of(kind, extra, own)
         for name in folder.names(".parquet"):
             table = _read_part(folder, name, lambda file: file.read())
             if not table.schema.equals(schema):
-                folder.write(name, _parquet(upgrade(table, kind, extra)))
+                folder.write(name, _parquet(upgrade(table, kind, extra, own)))
 
     def _read_all(self, kind: Kind) -> pa.Table:
-        tables = self._map(kind, lambda file: file.read())
-        extra = merge_extra(*(extra_of(table.schema, kind) for table in tables))
-        return pa.concat_tables([schema_of(kind, extra).empty_table(), *(upgrade(t, kind, extra) for t in tables)])
+        tables, own = self._map(kind, lambda file: file.read()), self.family.columns
+        extra = merge_extra(*(extra_of(table.schema, kind, own) for table in tables))
+        empty = schema_of(kind, extra, own).empty_table()
+        return pa.concat_tables([empty, *(upgrade(table, kind, extra, own) for table in tables)])
 
     def _map(self, kind: Kind, read: Callable[[pq.ParquetFile], Any]) -> list[Any]:
         """Apply ``read`` to each file of a table as a ParquetFile, in order of name, several at a time."""
@@ -272,7 +298,8 @@ class RowWriter:
         # found here, a bad row cannot hold back the good ones that wait beside it
         given: dict[Kind, Rows] = {"trials": trials, "history": history, "predictions": predictions}
         for kind, rows in given.items():
-            to_table(rows, kind)
+            for row in rows:
+                check_row(row, kind, self.store.family.columns)
         with self._lock:
             for kind, rows in given.items():
                 self._waiting[kind] += rows

@@ -10,6 +10,7 @@ from typing import Any
 
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
+from trainables.common.family import find_family
 
 START = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
 # what a browser would run, or Plotly read as markup, if any part of the page let it
@@ -20,7 +21,8 @@ def new_store(folder: Path, run_id: str = "run", sweep: str = "atomic_lora", **s
     """Return an empty store with its run.json."""
     store = ResultsStore(folder, sweep, run_id)
     fixed = {"seed": 0, "config": {"rank": 8, "epochs": 4}, "tasks": [f"t{n}" for n in range(20)]}
-    store.create(run_record(["python", f"sweeps/{sweep}.py", "--preset", "demo"], {**fixed, **settings}, [], "f0", 0))
+    command = ["python", f"sweeps/{sweep}.py", "--preset", "demo"]
+    store.create(run_record(command, {**fixed, **settings}, [], "f0", 0, find_family(sweep)))
     return store
 
 
@@ -123,7 +125,7 @@ def reasoner(
     return {
         **trial(name), "task_id": "recursive_reasoner", "category": None, "slot": None, "worker": None, "seed": seed,
         "config": json.dumps(config), "dataset": dataset, "halting": config["halting"], "planner": config["planner"],
-        "exact_accuracy": exact, "mean_steps": steps, "metric/majority_exact_accuracy": 0.0, "data_fingerprint": "f0",
+        "exact_accuracy": exact, "mean_steps": steps, "majority_exact_accuracy": 0.0, "data_fingerprint": "f0",
     }  # fmt: skip
 
 
@@ -139,7 +141,7 @@ def reasoner_run(folder: Path, run_id: str = "ablation") -> ResultsStore:
             ("raw", 0.9, 2.75, {"ema": 0.0}),
         )
     ]
-    rows[0]["metric/direct_exact_accuracy"] = 0.5
+    rows[0]["direct_exact_accuracy"] = 0.5
     stopped = {**reasoner("stopped", 0.1, 6.0, halting="dqn"), "status": "stopped"}
     store.append([*rows, stopped], [epoch for row in rows for epoch in curve(row)])
     target = [1, 2, 3, 4, 3, 4, 1, 2, 2, 1, 4, 3, 4, 3, 2, 1]

@@ -12,6 +12,7 @@ from dashboards.report_data import comparison, conclusion, differing, gather
 from sweeps.store.store import ResultsStore
 from sweeps.store.summary import summarise
 from tests.dashboards.stores import answers, curve, new_store, plain_run, pool_run, scores, search_run, trial
+from trainables.atomic_lora.family import FAMILY
 
 
 def by_task(run: dict[str, Any], column: str) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def test_trials_are_columns_with_verdict_gain_and_time(pool: dict[str, Any]) -> 
 
 def test_what_has_history_only_is_unfinished(pool: dict[str, Any]) -> None:
     assert by_task(pool, "status")["under-way"] == "unfinished" and by_task(pool, "epochs")["under-way"] == 3
-    assert pool["summary"]["unfinished"] == 1 and pool["summary"]["adapters"] == 22
+    assert pool["summary"]["unfinished"] == 1 and pool["summary"]["trials"] == 22
 
 
 def test_a_retry_under_way_stands_beside_its_failed_attempt(tmp_path: Path) -> None:
@@ -50,6 +51,14 @@ def test_a_retry_under_way_stands_beside_its_failed_attempt(tmp_path: Path) -> N
         (1, "failed"),
         (2, "unfinished"),
     ]
+
+
+def test_an_attempt_that_failed_before_its_first_epoch_is_no_unfinished_trial(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    # a kill left epochs of the first attempt and no row
+    store.append([], curve(trial("a"), 2))
+    store.append([trial("a", attempt=2, status="failed")])
+    assert gather(store)["trials"]["status"] == ["failed"]
 
 
 def test_categories_come_largest_first_with_their_means(pool: dict[str, Any]) -> None:
@@ -103,7 +112,7 @@ def test_another_family_has_what_its_rows_hold_and_no_more(tmp_path: Path) -> No
         ("metric/depth", False, 0.25),
     ]
     assert run["trials"]["metric/depth"] == [0.25, 0.25] and len(run["curves"][0]["epoch"]) == 6
-    assert run["conclusion"] == ["2 of 2 trials succeeded."]
+    assert run["conclusion"] == ["2 of 2 trials succeeded.", "Cell accuracy, true prefix given is 12.5 %."]
 
 
 def test_an_empty_run_is_one(tmp_path: Path) -> None:
@@ -116,8 +125,8 @@ def test_the_conclusion_sets_the_result_beside_its_baselines(tmp_path: Path) -> 
     store.append([trial("a", **scores(0.5, 0.7)), trial("b", **scores(0.5, 0.4)), trial("c", **scores(0.5, 0.6))])
     first, second, third = conclusion(summarise(store))
     assert first == "2 of 3 adapters are better than the base, 1 is worse, 0 the same."
-    assert second == "They solve 0.0 % of the held-out grids exactly, the base 0.0 %."
-    assert "56.7 %" in third and "behind copying the input (60.0 %)" in third
+    assert second == "Exact-match accuracy is 0.0 %, the base's 0.0 %."
+    assert "56.7 %" in third and "copying the input, cells (60.0 %)" in third
     store.append([trial("d", **scores(0.5, 1.0, (0.0, 1.0)))])
     assert len(conclusion(summarise(store))) == 2
 
@@ -166,7 +175,7 @@ def test_runs_are_compared_on_the_tasks_that_they_share(tmp_path: Path) -> None:
 def test_a_store_on_another_file_system_reads_the_same(tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     store = ResultsStore("memory://report", "sweep", "run")
-    store.create({"settings": {}, "extendable": []})
+    store.create({"settings": {}, "extendable": [], "family": FAMILY.declaration()})
     row = trial("a", **scores(0.5, 0.7))
     store.append([row], curve(row), [answers(row, [[4, 3]])])
     run = gather(ResultsStore.open("memory://report/sweep/run"))

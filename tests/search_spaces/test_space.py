@@ -11,6 +11,7 @@ from ray.tune.search.sample import Categorical, choice, loguniform, randint, sam
 from search_spaces.settings import Ablation, SettingError
 from search_spaces.space import Preset, SearchSpace, extremes, require_above_zero, require_at_least
 from trainables.common.errors import InputError
+from trainables.common.family import Family
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def validate(config):
 
 
 SPACE = SearchSpace(
-    family="toy",
+    family=Family("toy"),
     config=Toy,
     validate=validate,
     presets={
@@ -111,11 +112,16 @@ def test_bad_settings_are_refused(arguments, message):
 
 
 def test_settings_that_fit_only_together_are_checked_as_they_are_drawn():
-    config, domains = SPACE.resolve("full", sweeps=["heads=3,5", "lr=0.1,0.2"])
+    config, domains = SPACE.resolve("full", sweeps=["heads=3,5", "width=32,64"])
     with pytest.raises(
-        InputError, match=r"Sample 0 of the sweep \(heads=[35], lr=0\.\d\) cannot be trained: width is 32"
+        InputError, match=r"Sample 0 of the sweep \(heads=[35], width=\d+\) cannot be trained: width is \d+"
     ):
         SPACE.sample(config, domains, 2, seed=0)
+
+
+def test_what_goes_with_no_value_of_a_fixed_setting_is_refused_however_much_is_swept_beside_it():
+    with pytest.raises(InputError, match=r"The sweep over heads reaches 3: width is 32 but must be a multiple"):
+        SPACE.resolve("full", sweeps=["heads=3,5", "lr=0.1,0.2"])
 
 
 def test_samples_are_complete_configurations():

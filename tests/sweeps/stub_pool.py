@@ -1,7 +1,8 @@
-"""A pool loop that trains nothing: losses are a formula, epochs take milliseconds. Importable by pool workers."""
+"""A pool loop that trains nothing: values are a formula, epochs take milliseconds. Importable by pool workers."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -17,19 +18,26 @@ def make_job(name: str, task: str = "task", sample: int = 0, **config: Any) -> J
 
 
 def loss(job: Job, epoch: int) -> float:
+    if epoch == job.config.get("diverges_at"):
+        return math.nan
     return float(job.config["quality"]) * (1 + 1 / epoch)
 
 
 def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
     """Train up to ``slots`` jobs, an epoch of all in ``epoch_s`` seconds, with reports every 5 epochs.
 
-    The metrics of a report hold the ``node`` that it comes from.
+    With ``settings["names_node"]`` the metrics of a report hold the ``node`` that it comes from. What is called
+    ``eval_loss``, the lower the better, is called ``settings["metric"]`` where that is given, the higher the better.
 
-    A file ``die`` in ``settings["folder"]`` kills the worker once in the middle of its work.
+    Files in ``settings["folder"]``: ``die`` kills the worker once in the middle of its work, ``fails-<task>`` has the
+    jobs of a task fail in epoch 8.
     """
     if settings.get("broken"):
         raise RuntimeError("the base checkpoint cannot be read")
-    die = Path(settings["folder"]) / "die" if "folder" in settings else None
+    folder = Path(settings.get("folder", "/nowhere"))
+    die = folder / "die"
+    metric = settings.get("metric", "eval_loss")
+    sign = 1.0 if metric == "eval_loss" else -1.0
     node = ray.get_runtime_context().get_node_id()
     slots: dict[str, tuple[Job, int, list[dict[str, Any]]]] = {}
     while True:
@@ -41,14 +49,16 @@ def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
         reports, cancelled = [], queue.cancelled()
         for name, (job, before, history) in list(slots.items()):
             epoch = before + 1
-            history = [*history, {"epoch": epoch, "eval_loss": loss(job, epoch)}]
+            history = [*history, {"epoch": epoch, metric: sign * loss(job, epoch)}]
             slots[name] = (job, epoch, history)
-            metrics = {**history[-1], "node": node}
+            metrics = {**history[-1], **({"node": node} if settings.get("names_node") else {})}
+            if job.config.get("silent"):
+                del metrics[metric]
             if name in cancelled:
                 reports.append(Report(name, "stopped", epoch, metrics, history))
-            elif job.config.get("fails_at") == epoch:
+            elif epoch == job.config.get("fails_at") or (epoch == 8 and (folder / f"fails-{job.task_id}").exists()):
                 reports.append(Report(name, "failed", epoch, {}, history, "diverged", "Traceback ..."))
-            elif epoch == job.config["epochs"]:
+            elif epoch == settings.get("last", {}).get(job.task_id, job.config["epochs"]):
                 reports.append(Report(name, "success", epoch, metrics, history))
             elif epoch % 5 == 0:
                 reports.append(Report(name, "running", epoch, metrics, history))
@@ -57,7 +67,7 @@ def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
             slots[name] = (job, epoch, [])
             if reports[-1].status != "running":
                 del slots[name]
-        if die is not None and die.exists() and any(epoch > 6 for _, epoch, _ in slots.values()):
+        if die.exists() and any(epoch > 6 for _, epoch, _ in slots.values()):
             die.unlink()
             os._exit(1)
         queue.report(reports)

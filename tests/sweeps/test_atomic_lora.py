@@ -106,6 +106,23 @@ def test_a_layer_that_a_hugging_face_base_does_not_have_is_refused(
     assert "'q_prj'" in error and "'q_proj'" in error
 
 
+def test_a_run_does_not_go_on_with_a_base_whose_last_weight_is_another(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # The file of weights is several MiB long.
+    model = save_qwen2(tmp_path / "model", intermediate_size=4096)
+    argv = ["--preset", "smoke", "--base", f"hf:{model}", "--results-dir", str(tmp_path), "--run-id", "a"]
+    sweep, _, _ = atomic_lora.prepare("atomic_lora", atomic_lora.SPACE, "", argv)
+    sweep.open_store()
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    capsys.readouterr()  # of saving the model
+    assert "base_fingerprint" in refused(capsys, *argv)
+
+
 def test_a_setting_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "rank" in refused(capsys, "--set", "ranc=8")
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from sweeps.backend.asha import Unit
 from sweeps.backend.cluster import connect
 from sweeps.backend.pool.driver import run_pool_sweep
+from sweeps.backend.pool.workers import AdapterPool
 from tests.sweeps.head import Head, free_port
 from tests.sweeps.stub_pool import make_job
 from trainables.common.errors import InputError
@@ -58,39 +60,46 @@ def nodes() -> Iterator[Cluster]:
 
 
 def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster, tmp_path: Path) -> None:
-    reports: list[Report] = []
-    seen: set[str] = set()
+    class RemovesANode(list[Report]):
+        """Keeps the reports, and ends a machine once both have reported."""
 
-    def on_reports(new: list[Report]) -> None:
-        reports.extend(new)
-        seen.update(str(report.metrics["node"]) for report in new if "node" in report.metrics)
-        if len(seen) == 2 and nodes.worker_nodes and not removed:
-            removed.append(next(iter(nodes.worker_nodes)))
-            nodes.remove_node(removed[0], allow_graceful=False)
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: set[str] = set()
+            self.removed: list[object] = []
 
-    removed: list[object] = []
-    units = [[make_job(f"job-{i}", epochs=EPOCHS)] for i in range(10)]
+        def on_reports(self, reports: Sequence[Report]) -> None:
+            self.extend(reports)
+            self.seen.update(str(report.metrics["node"]) for report in reports if "node" in report.metrics)
+            if len(self.seen) == 2 and nodes.worker_nodes and not self.removed:
+                self.removed.append(next(iter(nodes.worker_nodes)))
+                nodes.remove_node(self.removed[0], allow_graceful=False)
+
+        def on_counts(self, counts: Mapping[str, int]) -> None:
+            pass
+
+    reports = RemovesANode()
+    units = [Unit(f"job-{i}", [make_job(f"job-{i}", epochs=EPOCHS)]) for i in range(10)]
     with connect(nodes.address) as info:
         assert (info.nodes, info.num_gpus, info.grows, info.local) == (3, 2, False, False)
+        settings = {"slots": 3, "epoch_s": 0.05, "names_node": True}
         outcome = run_pool_sweep(
             units,
-            pool_loop="tests.sweeps.stub_pool:loop",
-            pool_settings={"slots": 3, "epoch_s": 0.05},
-            num_workers=info.num_gpus,
-            elastic=True,
-            use_gpu=True,
-            on_reports=on_reports,
+            AdapterPool("tests.sweeps.stub_pool:loop", settings, num_workers=2, elastic=True, use_gpu=True),
+            reports,
+            metric="eval_loss",
             should_stop=Deadline(300),
-            max_concurrent=4,
-            lookahead=8,
+            backlog=12,
             storage_path=str(tmp_path),
         )
-    assert len(removed) == 1 and len(seen) == 2, "there was a worker on each machine, and one of them died"
+    assert len(reports.removed) == 1 and len(reports.seen) == 2, (
+        "there was a worker on each machine, and one of them died"
+    )
     assert outcome.counts["unfinished"] == 0 and outcome.counts["workers"] == 1
     last = [(report.trial_id, report.status) for report in reports if report.status != "running"]
-    assert sorted(last) == sorted((unit[0].trial_id, "success") for unit in units)
+    assert sorted(last) == sorted((unit.name, "success") for unit in units)
     for unit in units:
-        epochs = {row["epoch"] for report in reports if report.trial_id == unit[0].trial_id for row in report.history}
+        epochs = {row["epoch"] for report in reports if report.trial_id == unit.name for row in report.history}
         assert epochs == set(range(1, EPOCHS + 1))
 
 

@@ -17,6 +17,7 @@ from sweeps.store.store import ResultsStore, RowWriter
 from tests.sweeps.tiny import ROOT, SMALLEST, save_tiny_champion
 from trainables.atomic_lora.model import load_champion
 from trainables.common.errors import InputError
+from trainables.common.family import Family
 
 
 def trial(name: str, status: str = "success", attempt: int = 1, **columns: object) -> dict[str, object]:
@@ -28,7 +29,7 @@ def epochs(name: str, upto: int, **columns: object) -> list[dict[str, object]]:
 
 
 def record(**settings: object) -> dict[str, object]:
-    return run_record(["python", "sweeps/x.py"], {"rank": 8, **settings}, ["num_samples"], "f0", seed=0)
+    return run_record(["python", "sweeps/x.py"], {"rank": 8, **settings}, ["num_samples"], "f0", 0, Family("x"))
 
 
 def test_a_run_is_created_grows_widens_and_is_continued(bucket: str) -> None:
@@ -70,7 +71,7 @@ def test_a_checkpoint_goes_when_its_row_is_written(bucket: str) -> None:
 
 WRITES = """
 import sys
-from sweeps.results import ResultsStore
+from sweeps.store.store import ResultsStore
 store = ResultsStore(sys.argv[1], "sweep", "killed")
 for n in range(10_000):
     curve = [{"trial_id": f"t{n}", "attempt": 1, "epoch": e, f"grad_norm/{n % 3}": 1.0} for e in (1, 2)]
@@ -133,7 +134,7 @@ def test_a_killed_sweep_continues_from_what_is_on_s3(bucket: str, base: Path, tm
     ]
     assert sorted(store.trials()["task_id"].to_pylist()) == SMALLEST and not checkpoints.names()
     # what comes back loads in PEFT, and the table prints from there
-    adapter = store.folder.sub(f"adapters/{SMALLEST[0]}")
+    adapter = store.folder.sub(store.trials()["checkpoint"][0].as_py())
     for name in adapter.names():
         (tmp_path / name).write_bytes(adapter.read(name) or b"")
     model = PeftModel.from_pretrained(load_champion(base).model, str(tmp_path))

@@ -41,8 +41,8 @@ def test_a_sweep_over_halting_rules_leaves_complete_rows_and_can_be_extended(tmp
     assert done["halting"].tolist() == done["config/halting"].tolist()
     for column in ("token_accuracy", "exact_accuracy", "mean_steps", "metric/flops_per_puzzle"):
         assert done[column].notna().all(), column
-    for name in ("direct_exact_accuracy", "majority_token_accuracy", "puzzles_per_second"):
-        assert (done[f"metric/{name}"] >= 0).all(), name
+    for name in ("direct_exact_accuracy", "majority_token_accuracy", "metric/puzzles_per_second"):
+        assert (done[name] >= 0).all(), name
     assert (history["grad_norm/network"] > 0).all() and history["exact_accuracy"].notna().all()
     assert {"halted_at_step/3", "exact_at_step/1", "answer_loss", "lr"} <= set(history.columns)
     for trial in done["trial_id"]:
@@ -72,7 +72,7 @@ def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path:
         trials = pd.read_parquet(folder / "trials")
         assert len(trials) == samples and trials["trial_id"].is_unique and (trials["attempt"] == 1).all()
         assert set(trials["status"]) <= {"success", "stopped"}
-        assert list(trials["config_hash"][: len(begun)]) == begun, "what was begun is finished first"
+        assert set(begun) <= set(trials["config_hash"]), "what was begun is finished"
     assert trials["config/lr"].between(1e-5, 1e-2).all() and trials["config/lr"].is_unique
     history = pd.read_parquet(folder / "history")
     assert history.groupby("epoch")["exact_accuracy"].count()[[1, 3]].sum() == 0
@@ -104,7 +104,7 @@ def test_a_mixture_from_shards_leaves_a_row_with_the_accuracy_of_each_modality(t
     folder = tmp_path / "recursive_reasoner" / "r"
     trial, history = pd.read_parquet(folder / "trials").iloc[0], pd.read_parquet(folder / "history")
     assert (trial["status"], trial["dataset"]) == ("success", "mixed")
-    assert trial["metric/direct_token_accuracy"] > 0 and (history["reconstruction_loss"] > 0).all()
+    assert trial["direct_token_accuracy"] > 0 and (history["reconstruction_loss"] > 0).all()
     for name in ("text", "image", "grid"):
         assert history[f"exact_accuracy/{name}"].notna().all() and (history[f"grad_norm/{name}_encoder"] > 0).all()
 
@@ -123,7 +123,8 @@ def test_a_mixture_from_shards_leaves_a_row_with_the_accuracy_of_each_modality(t
         ),
         (["--dataset", "mixed", "--set", "front_end=tokens"], "front_end is tokens, but the puzzles of this dataset"),
         (["--dataset", "mixed", "--num-samples", "2", "--sweep", "front_end=capsules,tokens"], "front_end is tokens"),
-        (["--checkpoint", "nowhere"], "--checkpoint nowhere holds no checkpoint"),
+        (["--checkpoint", "nowhere"], f"--checkpoint {Path('nowhere').absolute()} holds no checkpoint"),
+        (["--wandb-per-trial"], "--wandb-per-trial says how to log to W&B, but --wandb is off; give --wandb offline"),
         (["--workers-per-trial", "3"], "--workers-per-trial 3 cannot share a batch_size of 16 evenly"),
     ],
 )

@@ -43,22 +43,10 @@ def absolute(base: str) -> str:
     return f"{HUB}{folder.absolute()}" if base.startswith(HUB) and folder.exists() else base
 
 
-def is_there(base: str) -> bool:
-    """Return whether this machine has a base that `absolute` returned; names on a hub are not looked up."""
-    if base in embedded.MODELS:
-        return embedded.is_installed(base)
+def places(base: str) -> dict[str, str]:
+    """Return the path of a base that `absolute` returned, as ``base``; nothing for a name."""
     path = Path(base.removeprefix(HUB))
-    return not path.is_absolute() or path.exists()
-
-
-def how_to_bring(base: str) -> str:
-    """Return the end of a sentence that says how a machine gets a base that it does not have."""
-    if base in embedded.MODELS:
-        return f"run '{embedded.MODELS[base].install}' there"
-    return (
-        "start the sweep with 'ray job submit --working-dir .', which takes the project's own base along, or put the "
-        "base on a path that all machines share"
-    )
+    return {"base": str(path)} if path.is_absolute() else {}
 
 
 def check_base(base: str, target_module_sets: Iterable[tuple[str, ...]]) -> tuple[str, int]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def cut_vocabulary(model: Any, ids: Sequence[int]) -> None:
 
 
 def fingerprint(base: str) -> str:
-    """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' beginnings.
+    """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' contents.
 
     Those of an embedded model are the beginning of its file's SHA-256.
     """
@@ -124,11 +125,18 @@ def fingerprint(base: str) -> str:
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
     if folder.is_dir():
         for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-            with file.open("rb") as stream:
-                digest.update(f"{file.name} {file.stat().st_size}".encode() + stream.read(1 << 20))
+            status = file.stat()
+            digest.update(f"{file.name} {_content(file, status.st_size, status.st_mtime_ns)}".encode())
     else:
         digest.update(str(getattr(config, "_commit_hash", None)).encode())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _content(file: Path, size: int, mtime_ns: int) -> str:
+    """Return the hash of a whole file; it is read again only after its size or modification time has changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def skeleton(base: str) -> nn.Module:

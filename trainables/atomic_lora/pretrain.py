@@ -43,6 +43,7 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
         DeadComponentError: If a component gets no gradient through the first epoch.
         FloatingPointError: If the loss or the gradient is no longer finite.
     """
+    reported = time.perf_counter()
     config = ChampionConfig(**settings["config"])
     tasks = load_tasks(settings["data"])
     tasks = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
@@ -72,7 +73,7 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
             return
     cycle = first_cycle(config.epochs * steps_per_epoch(tasks, config))
     for epoch in range(first_epoch + 1, config.epochs + 1):
-        started, losses, norms, examples, tokens = time.perf_counter(), [], [], 0, 0
+        losses, norms, examples, tokens = [], [], 0, 0
         model.train()
         for batch in epoch_batches(tasks, config, seed, epoch):
             lr = config.lr * cosine_warm_restarts(step, cycle, warmup=config.warmup_steps)
@@ -99,19 +100,23 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
                 f"The training loss is {train_loss} and the gradient norm {grad_norm} in epoch {epoch}; "
                 f"lower lr ({config.lr}) or clip_norm."
             )
-        seconds = time.perf_counter() - started
         metrics: dict[str, Any] = {
             "epoch": epoch, "step": step, "train_loss": train_loss, "lr": lr, "examples": examples, "tokens": tokens,
-            "grad_norm": grad_norm, "seconds": seconds, **monitor.end_epoch(),
+            "grad_norm": grad_norm, **monitor.end_epoch(),
         }  # fmt: skip
         last = epoch == config.epochs
-        if not last and epoch % config.eval_every:
-            run.report(metrics)
-            continue
-        metrics |= teacher_forced(model, held_out, device, bf16=bf16)
+        evaluated = last or epoch % config.eval_every == 0
+        if evaluated:
+            metrics |= teacher_forced(model, held_out, device, bf16=bf16)
         if last:
             metrics |= autoregressive(model, held_out, device)
             metrics |= {f"untrained_{name}": value for name, value in facts["untrained"].items()}
+        # Evaluations belong to the time of the trial as well, so the epochs' seconds add up to it.
+        now = time.perf_counter()
+        metrics["seconds"], reported = now - reported, now
+        if not evaluated:
+            run.report(metrics)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "champion.safetensors")
             save_champion(file, model, config, facts | {"metrics": {k: v for k, v in metrics.items() if "/" not in k}})

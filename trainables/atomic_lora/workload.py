@@ -77,7 +77,7 @@ class ArcWorkload(ABC):
         base_name: Recorded in the exported adapters.
         base_lr: Learning rate that ``lr_multiple`` is a multiple of.
         tasks: Tasks by id.
-        folder: The run's folder; adapters go to ``adapters/<task_id>/``, those of later samples one level below.
+        folder: The run's folder; adapters go to ``adapters/<trial_id>/``.
         target_modules: Every layer that any job adapts.
         bf16: Compute in bfloat16 (weights and optimizer state of the adapters stay in float32).
     """
@@ -195,8 +195,12 @@ class ArcWorkload(ABC):
         return results
 
     def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
-        """Write the adapter in PEFT's format and return its place within the run's folder."""
-        place = f"adapters/{job.task_id}" + (f"/{job.sample}" if job.sample else "")
+        """Write the adapter in PEFT's format and return its place within the run's folder.
+
+        The trial's id names the place, because it alone is unique: another sweep that extends the run numbers its
+        configurations of the same task from 0 again.
+        """
+        place = f"adapters/{job.trial_id}"
         chosen = adapter_config(job.config).export_dtype
         dtype = self.base_dtype if chosen == "base" else getattr(torch, chosen)
         with tempfile.TemporaryDirectory() as folder:

@@ -82,16 +82,10 @@ def folder(name: str) -> Path:
     model = MODELS[name]
     if not model.weights.endswith(".gguf"):
         return _checked(name, model).parent
-    converted = _converted(name, model)
+    converted = cache_folder() / f"{name}-{model.fingerprint}-v{CONVERSION}"
     if not converted.exists():
         _convert_once(name, model, converted)
     return converted
-
-
-def is_installed(name: str) -> bool:
-    """Return whether this machine has the package of a model, or the model itself from when it had."""
-    model = MODELS[name]
-    return importlib.util.find_spec(model.package) is not None or _converted(name, model).exists()
 
 
 def cache_folder() -> Path:
@@ -99,10 +93,6 @@ def cache_folder() -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ray-lora-sweeps"
-
-
-def _converted(name: str, model: EmbeddedModel) -> Path:
-    return cache_folder() / f"{name}-{model.fingerprint}-v{CONVERSION}"
 
 
 def _checked(name: str, model: EmbeddedModel) -> Path:

@@ -52,9 +52,12 @@ class Folder:
         return f"{self.root}/{name}"
 
     def sub(self, name: str) -> Folder:
-        """Return the folder ``name`` inside this one; it need not exist."""
+        """Return the folder ``name`` inside this one, on the same connection; it need not exist."""
         place, mark, options = self.location.partition("?") if "://" in self.location else (self.location, "", "")
-        return Folder(f"{place.rstrip('/')}/{name}{mark}{options}")
+        inside = object.__new__(Folder)
+        inside.fs, inside.root = self.fs, f"{self.root.rstrip('/')}/{name}"
+        inside.location = f"{place.rstrip('/')}/{name}{mark}{options}"
+        return inside
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing one of the same name. Raises OSError where the folder cannot be written."""

@@ -281,7 +281,8 @@ class AdapterPack:
 
     Args:
         model: The frozen base; its chosen ``nn.Linear`` layers are wrapped in place.
-        target_modules: Names, or dotted endings of names, of layers to adapt; ``all-linear`` for every one.
+        target_modules: Names, or dotted endings of names, of layers to adapt; ``all-linear`` for every one. Targets
+            of several jobs may be given together, ``all-linear`` among them: then every layer that any of them means.
         path: ``bmm`` computes all rows at once, ``runs`` neighbours of one adapter together (the default on CPUs), and
             ``loop`` one row after another, the oracle that tests compare with.
 
@@ -304,15 +305,11 @@ class AdapterPack:
         self.runs: list[Run] | None = None
         self._owner_index: Tensor | None = None
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        # as in PEFT, ``all-linear`` leaves the output head of a language model alone
-        spared = head if list(target_modules) == ["all-linear"] else None
-        linears = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not spared
-        }
-        chosen = {name: linears[name] for name in matching(linears, target_modules)}
-        self._linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        self._linears = list(linears)
+        # As in PEFT, ``all-linear`` leaves the output head of a language model alone.
+        self._all_linear = [name for name, module in linears.items() if module is not head]
+        chosen = {name: linears[name] for name in matching(linears, target_modules, self._all_linear)}
         self.layers = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
         for name in self.layers:
             parent, _, leaf = name.rpartition(".")
@@ -320,7 +317,7 @@ class AdapterPack:
 
     def select(self, target_modules: Sequence[str]) -> list[str]:
         """Return the wrapped layers that ``target_modules`` mean. Raises InputError where one of them means none."""
-        return matching(self.layers, target_modules)
+        return matching(self.layers, target_modules, self._all_linear)
 
     def endings(self, names: Iterable[str]) -> list[str]:
         """Return the last parts of layers' names where they mean exactly these layers of the model, else the names.
@@ -397,13 +394,24 @@ def runs_of(owners: Sequence[int], tokens: Sequence[int] | None = None) -> list[
     return runs
 
 
-def matching(names: Mapping[str, object], targets: Sequence[str]) -> list[str]:
-    """Return the names, in order, that equal a target or end in ``.target``; InputError for a target without any."""
-    if list(targets) == ["all-linear"]:
-        return list(names)
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+def matching(names: Mapping[str, object], targets: Sequence[str], all_linear: Sequence[str]) -> list[str]:
+    """Return the names, in order, that any target means.
+
+    A target means the name that equals it and those that end in ``.target``; ``all-linear`` means ``all_linear``.
+
+    Raises:
+        InputError: If a target means none.
+    """
+    meant = {
+        target: all_linear
+        if target == "all-linear"
+        else [name for name in names if name == target or name.endswith(f".{target}")]
+        for target in targets
+    }
+    for target, found in meant.items():
+        if not found:
             endings = {name.rpartition(".")[2] for name in names} | set(names)
             nearest = did_you_mean(target, endings)
             raise InputError(f"target module {target!r} names no linear layer of the base{nearest or '.'}")
-    return [name for name in names if any(name == t or name.endswith(f".{t}") for t in targets)]
+    wanted = {name for found in meant.values() for name in found}
+    return [name for name in names if name in wanted]

@@ -57,7 +57,8 @@ class PackEngine(Generic[E]):
         workload: What to train on.
         slots: S, adapters in training at once.
         rank: Largest rank of any job.
-        folder: Where rung checkpoints go (``checkpoints/<trial_id>.safetensors``); None keeps none.
+        folder: Where checkpoints of rungs and of adapters that wait for their evaluation go
+            (``checkpoints/<trial_id>.safetensors``); None keeps none.
         signature: Names the base; a checkpoint of another one is not continued.
         dtype: Type of the adapters and their optimizer state.
         evaluation_slots: Finished adapters that are evaluated together; as many as train together by default.
@@ -147,7 +148,11 @@ class PackEngine(Generic[E]):
         except Exception as error:
             queue.report([Report(job.trial_id, "failed", 0, {}, (), *_said(error))])
             return
-        self.slots[index] = slot
+        if slot.is_over:
+            # Only its evaluation was missing when the engine that trained it was killed.
+            self._set_aside(slot)
+        else:
+            self.slots[index] = slot
 
     @torch.no_grad()
     def _load(self, slot: Slot[E]) -> None:
@@ -386,14 +391,19 @@ class PackEngine(Generic[E]):
             slot.patience_loss, slot.stale_epochs = row["eval_loss"], 0
         else:
             slot.stale_epochs += 1
-        early = slot.stale_epochs >= plan.patience and slot.epoch < plan.epochs
-        if early or slot.epoch >= plan.epochs:
-            self.finished.append(Finished(slot, self.best[slot.index].clone(), early))
+        if slot.is_over:
+            # It may wait long for its evaluation, and a kill must not throw it back to its last rung.
+            self._save(slot)
+            self._set_aside(slot)
             self.slots[slot.index] = None
         elif slot.epoch % plan.report_every == 0:
             # saved first: whatever was reported can be continued from
             self._save(slot)
             queue.report([self._report(slot, "running")])
+
+    def _set_aside(self, slot: Slot[E]) -> None:
+        early = slot.epoch < slot.plan.epochs
+        self.finished.append(Finished(slot, self.best[slot.index].clone(), early_stopped=early))
 
     # ---------------------------------------------------------------------------------------------------------- results
 

@@ -46,6 +46,11 @@ class Slot(Generic[E]):
     epoch_padded: float = 0.0
 
     @property
+    def is_over(self) -> bool:
+        """Whether training has ended, by its number of epochs or by its patience."""
+        return self.epoch >= self.plan.epochs or self.stale_epochs >= self.plan.patience
+
+    @property
     def seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
 

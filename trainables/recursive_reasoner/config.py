@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# how a run is measured and kept, not what it trains: a run that goes on, or is compared, may differ in these
-NOT_IDENTITY = ("eval_every", "checkpoint_every", "keep_checkpoints", "compile", "direct_baseline")
-
 
 @dataclass(frozen=True)
 class ReasonerConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Dataset:
         """Cells of a puzzle."""
         return self.train.inputs.shape[1]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change whenever any puzzle does."""
         digest = hashlib.sha256(self.name.encode())
@@ -134,8 +134,9 @@ class Stream:
         inputs, targets = self._dataset.kind.augment(train.inputs[rows], train.targets[rows], self._seed, positions)
         asked = self._dataset.kind.asked(inputs)
         if hints:
-            keys = mix(random_keys(self._seed, positions, inputs.shape[1]))
-            inputs = np.where(asked & (keys < np.uint64(hints * 2.0**64)), targets, inputs)
+            # The upper 53 bits are a uniform number in [0, 1) that a float holds exactly, so a share of 1 shows all.
+            uniform = (mix(random_keys(self._seed, positions, inputs.shape[1])) >> np.uint64(11)) * 2.0**-53
+            inputs = np.where(asked & (uniform < hints), targets, inputs)
         return inputs, targets, asked, train.ids[rows]
 
     def _order(self, number: int) -> np.ndarray:

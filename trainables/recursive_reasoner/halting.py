@@ -216,12 +216,14 @@ class Replay(nn.Module):
         return min(self.written, len(self.reward))
 
     def add(self, new: Transitions) -> None:
-        """Remember transitions in place of the oldest ones."""
-        capacity = len(self.reward)
-        places = (self.written + torch.arange(len(new.reward))) % capacity
+        """Remember transitions in place of the oldest ones; of more than ``capacity`` the last ones are kept."""
+        count, capacity = len(new.reward), len(self.reward)
+        # An index that occurs twice in an assignment has an undefined value on GPUs.
+        first = max(0, count - capacity)
+        places = (self.written + torch.arange(first, count)) % capacity
         for name in ("before", "action", "reward", "after", "ended"):
-            getattr(self, name)[places] = getattr(new, name)
-        self.written += len(new.reward)
+            getattr(self, name)[places] = getattr(new, name)[first:]
+        self.written += count
 
     def sample(self, draws: Tensor) -> Transitions:
         """Return the transitions at uniform draws [B] in [0, 1)."""

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from trainables.common.checkpoints import Checkpoints, Note, require_same
 from trainables.common.context import Run
 from trainables.common.folder import Folder
-from trainables.recursive_reasoner.config import NOT_IDENTITY, ReasonerConfig
+from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, load_dataset
+from trainables.recursive_reasoner.family import FAMILY
 from trainables.recursive_reasoner.trainer import Trainer
 
 
 def train_loop(settings: Mapping[str, Any], run: Run) -> None:
     """Train a reasoner and report once an epoch; every ``eval_every`` epochs and at the end with held-out metrics.
+
+    ``seconds`` of a report is the wall time since the one before it: checkpoints, evaluation and, in the first one, the
+    direct baseline are included, so their sum is the time of the trial. Throughput counts the training alone.
 
     Args:
         settings: ``config`` (`ReasonerConfig` fields), ``dataset``, ``data_seed``, ``dataset_dir`` (see
@@ -48,12 +51,13 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             folder.write("reasoner.pt", trainer.exported())
             folder.write("solved.json", json.dumps(trainer.solved_puzzles()).encode())
 
-    def save() -> None:
+    def save(metric: float | None = None) -> None:
         # collective: every worker has rows of its own
-        state = trainer.state_dict()
-        if run.rank == 0:
-            note = Note(trainer.step, trainer.metric, identity(config, dataset, settings["seed"]))
-            checkpoints.save(note, state)
+        with trainer.aside():
+            state = trainer.state_dict()
+            if run.rank == 0:
+                # only a model that was measured at this very step may count as the best
+                checkpoints.save(Note(trainer.step, metric, identity(config, dataset, settings["seed"])), state)
 
     source = checkpoints
     if settings["checkpoint"] and not checkpoints.notes():
@@ -67,10 +71,9 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             publish()
             run.report(trainer.metrics)
             return
-    elif config.direct_baseline and run.rank == 0:
-        trainer.facts = direct_baseline(config, dataset, settings["seed"], run.device, folder.sub("direct"))
-    # the baseline is no part of the first epoch
-    trainer.started = time.perf_counter()
+    elif config.direct_baseline:
+        with trainer.aside():
+            trainer.facts = direct_baseline(config, dataset, settings["seed"], run, folder.sub("direct"))
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % trainer.steps_per_epoch:
@@ -85,34 +88,46 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
         if last:
             row |= trainer.facts
             publish()
+        row["seconds"] = trainer.lap()
         trainer.metrics = row
-        save()
+        save(row.get("exact_accuracy"))
         run.report(row)
 
 
 def identity(config: ReasonerConfig, dataset: Dataset, seed: int) -> dict[str, Any]:
     """Return what a checkpoint and the run that goes on from it must have in common."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_IDENTITY}
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FAMILY.not_identity}
     return {"dataset": dataset.name, "data_fingerprint": dataset.fingerprint, "seed": seed, **settings}
 
 
-def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, device: str, folder: Folder) -> dict[str, Any]:
+def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, run: Run, folder: Folder) -> dict[str, Any]:
     """Train a model of the same parameters that answers in one pass for as many steps; return its held-out metrics.
 
-    Its last checkpoint is kept in ``folder``, and it goes on from there. Raises InputError where that is another's.
+    All workers train it together, because a worker that waited for another one's whole training would run into the
+    time limit of its next collective. The last checkpoint is kept in ``folder``, and training goes on from there.
+
+    Returns:
+        The metrics on rank 0, nothing on the other ranks.
+
+    Raises:
+        InputError: If the checkpoint in ``folder`` belongs to another configuration or data.
     """
     direct = dataclasses.replace(
         config, h_cycles=1, l_cycles=1, max_steps=1, halting="fixed", planner="none", gradient="cycle"
     )
-    trainer = Trainer(direct, dataset, seed, device)
+    trainer = Trainer(direct, dataset, seed, run.device, run.rank, run.world_size)
     checkpoints, own = Checkpoints(folder.sub("checkpoints"), 1), identity(direct, dataset, seed)
     for note in checkpoints.notes()[-1:]:
         require_same(note, own, folder.location)
-        trainer.load_state_dict(checkpoints.load(note, device))
+        trainer.load_state_dict(checkpoints.load(note, run.device))
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % config.checkpoint_every == 0 or trainer.step == trainer.total:
-            checkpoints.save(Note(trainer.step, None, own), trainer.state_dict())
+            state = trainer.state_dict()
+            if run.rank == 0:
+                checkpoints.save(Note(trainer.step, None, own), state)
+    if run.rank:
+        return {}
     solved = trainer.evaluate()
     token, exact = dataset.majority()
     return {

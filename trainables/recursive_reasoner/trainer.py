@@ -6,11 +6,12 @@ step. With several workers each has its share of the batch, and gradients are av
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,6 @@ class Trainer:
         steps_per_epoch: Steps of an epoch.
         facts: What was measured once and belongs to the last row.
         metrics: The last row.
-        metric: Exact accuracy at the last evaluation.
     """
 
     def __init__(
@@ -76,7 +76,6 @@ class Trainer:
         self.step, self.position = 0, 0
         self.facts: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
-        self.metric: float | None = None
         torch.manual_seed(seed)
         bf16 = config.precision == "auto" and has_fast_bf16(device)
         self.model = Reasoner(
@@ -104,7 +103,8 @@ class Trainer:
         self.schedules = schedules_of(config)
         self.carry = self._empty_carry()
         self.sums: dict[str, Any] = {}
-        self.started = time.perf_counter()
+        # The start of the epoch under way, and the seconds since then that were no training.
+        self.started, self.seconds_aside = time.perf_counter(), 0.0
 
     # ------------------------------------------------------------------------------------------------------- one step
 
@@ -254,7 +254,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ around the steps
 
     def end_epoch(self) -> dict[str, Any]:
-        """Return the row of the epoch that ends, without held-out metrics."""
+        """Return the row of the epoch that ends, without held-out metrics and `lap`."""
         epoch, values = self.step // self.steps_per_epoch, self.scheduled(self.step - 1)
         if self.world_size > 1:
             _average(list(self.sums.values()), self.world_size)
@@ -267,7 +267,7 @@ class Trainer:
         if epoch == 1 and self.steps_per_epoch > 1:
             moving = {name for name, schedule in self.schedules.items() if schedule.moves}
             require_movement(self.scheduled(0), values, moving)
-        seconds = time.perf_counter() - self.started
+        seconds = time.perf_counter() - self.started - self.seconds_aside
         finished, solved, steps = (means.pop(n) for n in ("finished", "finished_solved", "finished_steps"))
         row = {
             "epoch": epoch,
@@ -277,20 +277,34 @@ class Trainer:
             "examples": round(finished * self.steps_per_epoch),
             "train_exact_accuracy": solved / finished if finished else 0.0,
             "train_mean_steps": steps / finished if finished else 0.0,
-            "seconds": seconds,
             "puzzles_per_second": finished * self.steps_per_epoch / seconds,
             "rows_per_second": self.config.batch_size * self.steps_per_epoch / seconds,
             **self.monitor.end_epoch(),
         }
-        self.sums, self.started = {}, time.perf_counter()
+        self.sums = {}
         return row
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the time spent in the ``with`` block out of the epoch's throughput, but not out of its seconds."""
+        begun = time.perf_counter()
+        yield
+        self.seconds_aside += time.perf_counter() - begun
+
+    def lap(self) -> float:
+        """Return the wall time since the last call, or since the start of training, in seconds.
+
+        What an earlier session spent on the epoch before its last checkpoint is included.
+        """
+        now = time.perf_counter()
+        seconds, self.started, self.seconds_aside = now - self.started, now, 0.0
+        return seconds
 
     def evaluate(self) -> dict[str, Any]:
         """Return held-out metrics of the averaged weights."""
         model, halting = self.evaluated()
         solved = evaluation.solve(model, halting, self.dataset, self.device, self._thoughts())
         row = evaluation.metrics(solved)
-        self.metric = row["exact_accuracy"]
         row |= evaluation.metrics_by_modality(solved, self.dataset.held_out, self.dataset.kind.modalities)
         flops = evaluation.flops_per_step(model, self.device, self._thoughts())
         return row | {"flops_per_puzzle": flops * row["mean_steps"]}
@@ -353,7 +367,8 @@ class Trainer:
             "position": self.position,
             "facts": self.facts,
             "metrics": self.metrics,
-            "metric": self.metric,
+            "seconds": time.perf_counter() - self.started,
+            "seconds_aside": self.seconds_aside,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -372,8 +387,11 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
         self.generator.set_state(state["generator"].cpu())
-        for name in ("step", "position", "facts", "metrics", "metric"):
+        for name in ("step", "position", "facts", "metrics"):
             setattr(self, name, state[name])
+        # Checkpoints of older versions do not hold the times.
+        self.started = time.perf_counter() - state.get("seconds", 0.0)
+        self.seconds_aside = state.get("seconds_aside", 0.0)
 
     def _empty_carry(self) -> dict[str, Tensor]:
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:

@@ -1,11 +1,9 @@
 """The broker between Tune's trials and the workers of the adapter pool: a plain asyncio class that runs as a Ray actor.
 
-Jobs go from the driver through the broker to the workers; reports come back on two ways. The complete report goes to
-the driver, which stores it; the trial gets only the epoch and the loss of each rung, or of the last where nothing
-judges it, so that Tune's state stays small.
-A job is in exactly one of three places: the queue, a worker, or the set of finished jobs; a worker that (re)starts
-first registers, which puts the jobs of its previous life back at the head of the queue. What a unit is: the jobs of one
-Tune trial, one for a sweep over tasks, several for a panel of tasks.
+Jobs go from the driver through the broker to the workers, and every report comes back the same way. A Tune trial asks
+only for the end of its unit. A unit is the jobs of one Tune trial: one in a sweep over tasks, several for a panel of
+tasks. A job is in exactly one of three places: the queue, a worker, or the set of finished jobs; a worker that
+(re)starts first registers, which puts the jobs of its previous life back at the head of the queue.
 
 `sweeps.backend.pool.queue` is the workers' side. Nothing here knows Tune or Ray.
 """
@@ -17,7 +15,7 @@ import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainables.common.jobs import Job, Report
@@ -39,36 +37,15 @@ class _Live:
     last: Report | None = None
 
 
-@dataclass
-class _Rung:
-    epoch: int
-    loss: float
-    ended: bool
-    failed: bool
-
-
-@dataclass
-class _Unit:
-    trial_ids: list[str]
-    unread: dict[str, deque[_Rung]] = field(default_factory=lambda: defaultdict(deque))
-    read: dict[str, _Rung] = field(default_factory=dict)
-
-
 class PoolBroker:
-    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock.
+    """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock."""
 
-    Args:
-        every_rung: Whether trials see every rung of their units, which a scheduler needs, or only the last.
-    """
-
-    def __init__(self, every_rung: bool = True) -> None:
-        self._every_rung = every_rung
+    def __init__(self) -> None:
         self._sharers = 1  # workers that share the jobs; none gets more than its share of those that are there
         self._queue: deque[str] = deque()
         self._live: dict[str, _Live] = {}
-        self._units: dict[str, _Unit] = {}
-        self._trials: dict[str, str] = {}  # Tune trial -> unit
-        self._finished: dict[str, str] = {}
+        self._units: dict[str, list[str]] = {}  # the jobs of each
+        self._ended: Counter[str] = Counter()  # jobs by status
         self._outbox: deque[tuple[int, Report]] = deque()
         self._sequence = 0
         self._workers: dict[int, int] = {}  # rank -> token of its present life
@@ -82,8 +59,7 @@ class PoolBroker:
         self._restarts = 0
         self._duplicates = 0
         self._jobs_changed = asyncio.Event()
-        self._gate = asyncio.Event()
-        self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)  # of a unit or a trial
+        self._ends: dict[str, asyncio.Event] = defaultdict(asyncio.Event)  # of the units that a trial waits for
 
     # the driver's side
 
@@ -91,7 +67,7 @@ class PoolBroker:
         """Put a unit's jobs into the queue. A unit that is known already is left as it is."""
         if unit in self._units:
             return
-        self._units[unit] = _Unit([job.trial_id for job in jobs])
+        self._units[unit] = [job.trial_id for job in jobs]
         for job in jobs:
             self._live[job.trial_id] = _Live(job, unit)
             self._queue.append(job.trial_id)
@@ -99,18 +75,14 @@ class PoolBroker:
             self._fail_all(self._gave_up)
         elif self._closed or self._draining:
             self._queue.clear()
+        self._wake(unit)
         self._jobs_changed.set()
-
-    async def begin(self, trial: str, unit: str) -> None:
-        """Let a Tune trial wait for a unit, which may be long under way. Two trials of one unit share its rungs."""
-        self._trials[trial] = unit
-        self._changed[trial].set()
 
     async def cancel(self, unit: str) -> None:
         """Stop a unit's unfinished jobs: those in the queue at once, those in a worker at its next look."""
         if self._draining or unit not in self._units:
             return
-        for trial_id in self._units[unit].trial_ids:
+        for trial_id in self._units[unit]:
             live = self._live.get(trial_id)
             if live is None or live.cancelled:
                 continue
@@ -124,10 +96,6 @@ class PoolBroker:
     async def fail(self, unit: str, error: str, traceback: str | None = None) -> None:
         """End a unit's unfinished jobs as failed, because its Tune trial cannot go on."""
         self._fail_unit(unit, error, traceback)
-
-    async def open_gate(self) -> None:
-        """Begin to answer the trials. See `run_pool_sweep` for why they wait for each other at the start."""
-        self._gate.set()
 
     async def collect(self, after: int) -> tuple[int, list[Report], dict[str, int]]:
         """Return the reports since number ``after``, the number of the last one, and `counts`.
@@ -155,11 +123,6 @@ class PoolBroker:
         self._closed = True
         self._wake_all()
 
-    async def end_cancelled(self) -> None:
-        """End the cancelled jobs whose worker has not answered, from their last report."""
-        for live in [live for live in self._live.values() if live.cancelled]:
-            self._end(live, "stopped")
-
     async def give_up(self, reason: str) -> None:
         """End every job, now and later, as failed: the pool cannot run."""
         if self._gave_up is None and not self._draining and not self._closed:
@@ -167,29 +130,10 @@ class PoolBroker:
 
     # the trials' side
 
-    async def next_rung(self, trial: str) -> dict[str, Any]:
-        """Wait until the unit of a Tune trial gets to its next rung, or to its last.
-
-        A panel is at a rung when all of its running jobs are; a job that is ahead, because it continued from a
-        checkpoint, waits for the others. The loss is the mean over the panel, each ended job with its last loss, and
-        infinite as soon as one job failed.
-
-        Returns:
-            Tune's result: ``epoch``, ``eval_loss`` and ``done``.
-        """
-        await self._gate.wait()
-        while True:
-            unit = self._trials.get(trial)
-            changed = self._changed[trial if unit is None else unit]
-            changed.clear()
-            while unit in self._units and _advance(self._units[unit]):
-                result = _result(self._units[unit])
-                if self._every_rung or result["done"]:
-                    changed.set()  # for another trial of the same unit
-                    return result
-            if self._draining:
-                return {"epoch": 0, "eval_loss": math.inf, "done": True}
-            await changed.wait()
+    async def end_of(self, unit: str) -> None:
+        """Wait until all jobs of a unit have ended, or until none goes on because the sweep stops."""
+        if not self._draining and (unit not in self._units or self._is_running(unit)):
+            await self._ends[unit].wait()
 
     # the workers' side
 
@@ -258,7 +202,6 @@ class PoolBroker:
             if report.status == "running":
                 live.last = replace(report, history=())
                 self._send(report)
-                self._deliver(live, report)
             elif report.status == "stopped" and not live.cancelled:
                 # stopped by drain(), to be continued by the next run of the sweep
                 del self._live[report.trial_id]
@@ -282,14 +225,13 @@ class PoolBroker:
         return self._closed or self._draining or self._gave_up is not None
 
     def _counts(self) -> dict[str, int]:
-        by_status = Counter(self._finished.values())
         return {
             "queued": len(self._queue),
             "running": sum(live.token is not None for live in self._live.values()),
             "unfinished": len(self._live),
-            "success": by_status["success"],
-            "stopped": by_status["stopped"],
-            "failed": by_status["failed"],
+            "success": self._ended["success"],
+            "stopped": self._ended["stopped"],
+            "failed": self._ended["failed"],
             "workers": len(self._workers),
             "worker_restarts": self._restarts,
             "duplicates": self._duplicates,
@@ -332,15 +274,23 @@ class PoolBroker:
 
     def _finish(self, live: _Live, report: Report) -> None:
         del self._live[report.trial_id]
-        self._finished[report.trial_id] = report.status
+        self._ended[report.status] += 1
         self._send(report)
-        self._deliver(live, report)
         if report.status == "failed":
             # a panel without one of its tasks compares with no other; its other jobs are to be tried again as well
             self._fail_unit(live.unit, f"{report.trial_id} of the same panel failed: {report.error}", None)
+        self._wake(live.unit)
+
+    def _wake(self, unit: str) -> None:
+        """Let the trial of a unit that has ended go on."""
+        if unit in self._ends and not self._is_running(unit):
+            self._ends.pop(unit).set()
+
+    def _is_running(self, unit: str) -> bool:
+        return any(trial_id in self._live for trial_id in self._units[unit])
 
     def _fail_unit(self, unit: str, error: str, traceback: str | None) -> None:
-        for trial_id in self._units[unit].trial_ids if unit in self._units else ():
+        for trial_id in self._units.get(unit, ()):
             live = self._live.get(trial_id)
             if live is None:
                 continue
@@ -355,50 +305,7 @@ class PoolBroker:
         self._sequence += 1
         self._outbox.append((self._sequence, report))
 
-    def _deliver(self, live: _Live, report: Report) -> None:
-        unit = self._units[live.unit]
-        loss = report.metrics.get("eval_loss")
-        if loss is None:  # a last report may speak of the evaluation only
-            loss = live.last.metrics.get("eval_loss") if live.last else None
-        failed = report.status == "failed"
-        if failed or loss is None or not math.isfinite(loss):
-            loss = math.inf
-        rung = _Rung(report.epoch, loss, report.status != "running", failed)
-        unit.unread[report.trial_id].append(rung)
-        self._changed[live.unit].set()
-
     def _wake_all(self) -> None:
-        self._gate.set()
         self._jobs_changed.set()
-        for event in self._changed.values():
+        for event in self._ends.values():
             event.set()
-
-
-def _advance(unit: _Unit) -> bool:
-    """Read the reports that bring a unit to its next rung, if they are there; an ended unit repeats its last result."""
-    failed = [trial_id for trial_id in unit.trial_ids if any(rung.failed for rung in unit.unread[trial_id])]
-    if failed:
-        for trial_id in failed:
-            unit.read[trial_id] = unit.unread[trial_id].pop()
-        return True
-    running = [trial_id for trial_id in unit.trial_ids if trial_id not in unit.read or not unit.read[trial_id].ended]
-    if not running:
-        return True
-    epochs = {trial_id: unit.read[trial_id].epoch if trial_id in unit.read else -1 for trial_id in running}
-    behind = [trial_id for trial_id in running if epochs[trial_id] == min(epochs.values())]
-    if not all(unit.unread[trial_id] for trial_id in behind):
-        return False
-    for trial_id in behind:
-        unit.read[trial_id] = unit.unread[trial_id].popleft()
-    return True
-
-
-def _result(unit: _Unit) -> dict[str, Any]:
-    read = list(unit.read.values())
-    running = [rung.epoch for rung in read if not rung.ended]
-    failed = any(rung.failed for rung in read)
-    return {
-        "epoch": min(running) if running else max(rung.epoch for rung in read),
-        "eval_loss": math.inf if failed else sum(rung.loss for rung in read) / len(read),
-        "done": failed or not running,
-    }

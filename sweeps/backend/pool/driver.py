@@ -1,7 +1,8 @@
 """Run jobs as Tune trials through the adapter pool: thin trials, one broker, one long-lived Ray Train run.
 
-`PoolTrial` is what Tune sees of a unit of work: it waits for rungs and never imports torch. `run_pool_sweep` puts
-trials, broker and pool together and hands every report to the caller, on the caller's thread. What is stored, and what
+`PoolTrial` is what Tune sees of a unit of work: it waits for the unit's end and never imports torch. `run_pool_sweep`
+puts trials, broker and pool together. Every report comes to the driver once, on the caller's thread: ASHA judges it
+there, a trial that ASHA stops is cancelled in the broker, and the report goes to the caller. What is stored, and what
 is left to do when a run is repeated, is the caller's business.
 """
 
@@ -13,21 +14,19 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 import ray.tune
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.backend.asha import Decision, GroupedASHA, InTurn
+from sweeps.backend.asha import GROUP, UNIT, GroupedASHA, Panel, Unit
 from sweeps.backend.pool.broker import PoolBroker
-from sweeps.backend.pool.workers import AdapterPool, PoolError, PoolLoop
-from sweeps.backend.trials import TRIAL_RESOURCES, AskedToStop, trial_error
-from trainables.common.jobs import Job, Report
+from sweeps.backend.pool.workers import AdapterPool, PoolError
+from sweeps.backend.trials import TRIAL_RESOURCES, InOrder, Search, StopFlag, diverged, run_tune
+from trainables.common.jobs import Report
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -36,20 +35,21 @@ logger = logging.getLogger(__name__)
 
 # how often reports are fetched from the broker, in seconds
 COLLECT_S = 0.5
-# time for the workers to notice a stop that Tune decided (they look once an epoch), and one that the user asked for
-CANCEL_S, DRAIN_S = 120.0, 8.0
-# Tune gives a trial that waits for its new process to a process that just became free, ends the new one and starts
-# another for the next trial: with short trials that goes on for ever, seconds of CPU each time. So the first trials are
-# answered when all their processes are there, or after this time
-GATE_S = 180.0
-# of a trial's results: what schedulers, searchers and Tune itself look at
-KEPT = {"epoch", "eval_loss", "done", "training_iteration", "trial_id", "pid", "node_ip"}
+# time for the workers to notice a stop that the user asked for (they look once an epoch), in seconds
+DRAIN_S = 8.0
 
 
-class StopFlag(Protocol):
-    """What `run_pool_sweep` asks whether it should stop; `threading.Event` is one."""
+class Listener(Protocol):
+    """Who is told of a sweep while it runs, on the thread that called `run_pool_sweep`."""
 
-    def is_set(self) -> bool: ...
+    def on_reports(self, reports: Sequence[Report]) -> None:
+        """Take every report exactly once, those of one job in order; called with nothing where nothing is new.
+
+        The last report of a job that ASHA judged carries ``rung`` and ``asha_cutoff`` in its metrics.
+        """
+
+    def on_counts(self, counts: Mapping[str, int]) -> None:
+        """Take the broker's counts of jobs and workers; called before each `on_reports`."""
 
 
 @dataclass(frozen=True)
@@ -68,99 +68,51 @@ class PoolOutcome:
 
 
 class PoolTrial(ray.tune.Trainable):
-    """A Tune trial that waits for its unit's rungs, or its end. The driver submits and cancels; this only looks on."""
+    """A Tune trial that waits for the end of its unit. The driver submits and cancels; this only looks on."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._broker = ray.get_actor(config["broker"][0], namespace=config["broker"][1])
+        self._unit = config[UNIT]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._unit = new_config[UNIT]
         return True
 
     def step(self) -> dict[str, Any]:
-        answer: dict[str, Any] = ray.get(self._broker.next_rung.remote(self.trial_id))
-        return answer
-
-
-class UnitSearch(Searcher):
-    """Gives Tune the units in turn, each when it may begin: a grid of all of them is copied for every trial.
-
-    Args:
-        first_jobs: The first job of each unit.
-    """
-
-    def __init__(self, first_jobs: Sequence[Job]) -> None:
-        super().__init__()
-        self._units = enumerate(first_jobs)
-        self._seen: set[str] = set()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles searchers for Tuner.restore, which is not used
-        return UnitSearch, ([],)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if trial_id in self._seen:
-            # Tune draws 32 bits; it asks again with others
-            return None
-        self._seen.add(trial_id)
-        unit, job = next(self._units, (None, None))
-        return Searcher.FINISHED if job is None else {"unit": unit, "task_id": job.task_id, "trial_id": job.trial_id}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        # for Tuner.restore as well
-        pass
+        ray.get(self._broker.end_of.remote(self._unit))
+        return {"done": True}
 
 
 def run_pool_sweep(
-    units: Sequence[Sequence[Job]] = (),
+    work: Sequence[Unit] | Search[Unit],
+    pool: AdapterPool,
+    listener: Listener,
     *,
-    pool_loop: PoolLoop,
-    pool_settings: dict[str, Any],
-    num_workers: int,
-    use_gpu: bool,
-    on_reports: Callable[[list[Report]], None],
-    on_counts: Callable[[Mapping[str, int]], None] | None = None,
-    on_trial_done: Callable[[list[str], str, Decision | None], None] | None = None,
+    metric: str,
+    asha: GroupedASHA | None = None,
     should_stop: StopFlag | None = None,
-    scheduler: FIFOScheduler | None = None,
-    max_concurrent: int = 16,
-    lookahead: int = 0,
-    make_jobs: Callable[[Mapping[str, Any]], Sequence[Job]] | None = None,
-    param_space: Mapping[str, Any] | None = None,
-    searcher: Any = None,
-    num_samples: int = 1,
+    max_concurrent: int = 1,
+    backlog: int = 1,
     storage_path: str | None = None,
-    threads: int | None = None,
-    elastic: bool = False,
 ) -> PoolOutcome:
     """Run units of jobs as Tune trials through an adapter pool, until all are done or a stop is asked for.
 
-    Ray must be connected. Each unit is one Tune trial; its ``trial.config`` has ``unit`` (an index), ``task_id`` and
-    ``trial_id`` of its first job, which is what the ``group`` and ``key`` of a `GroupedASHA` see. In a search
-    (``make_jobs``) the trials come from ``param_space`` and ``searcher`` instead.
+    Ray must be connected. A job whose ``metric`` is not finite has failed, whatever its worker says.
 
     Args:
-        units: The jobs of each trial.
-        pool_loop, pool_settings, num_workers, use_gpu, threads, elastic: See `AdapterPool`.
-        on_reports: Gets every report exactly once, those of one job in order; called on this thread a few times a
-            second, with nothing where nothing is new. The last report of a job that ASHA saw carries ``rung`` and
-            ``asha_cutoff`` in its metrics, and ``stop_reason="asha"`` where ASHA stopped it.
-        on_counts: Gets the broker's counts of jobs and workers before each of these calls.
-        on_trial_done: Called with the trial ids of a unit, ``done`` or ``error``, and ASHA's last decision, when its
-            Tune trial is over; the last reports of its jobs may still be on their way.
+        work: The units, or a search that makes them.
+        pool: What trains the jobs.
+        listener: Who is told of every report.
+        metric: Name of the value in the reports that ASHA compares.
+        asha: Judges the units at their rungs; None trains each to its end. What it knows of earlier sessions must have
+            been replayed.
         should_stop: Once set, no job is begun, running jobs are stopped, their reports are handed over, and the call
             returns within about 15 s.
-        scheduler: Tune scheduler, for example a `GroupedASHA`; None lets every trial run to its end,
-            of which alone Tune, and a searcher, then hear.
-        max_concurrent: Tune trials at once, each of them a process of about 115 MB.
-        lookahead: Units submitted to the pool before their trial begins, so that slots need not wait for Tune, and a
-            pool may have more slots than there are trials; a scheduler judges such a job when its trial begins.
-        make_jobs: Makes a unit from a configuration of the search; called on this thread.
-        param_space: Search space in Tune's terms.
-        searcher: A Tune searcher, see `sweeps.backend.optuna_search`; None samples at random.
-        num_samples: Configurations to try in a search.
+        max_concurrent: Tune trials at once, each of them a process of about 115 MB. One will do for a list of units,
+            whose jobs the pool gets ahead of their trials. A unit of a search is drawn when its trial begins, so a
+            search needs one for each unit that is to be in training.
+        backlog: Jobs of a list of units that the pool has at once, those in training too. Where it is more than the
+            slots of all workers, none waits for the driver.
         storage_path: A folder that all machines of the cluster reach, for notes that are of no use afterwards; None
             takes a temporary one, which is right on one machine.
 
@@ -170,42 +122,28 @@ def run_pool_sweep(
     started = time.monotonic()
     scratch = tempfile.mkdtemp(prefix="sweep-")
     storage = storage_path or scratch
-    node = ray.get_runtime_context().get_node_id()
     name = f"broker-{uuid.uuid4().hex}"
-    broker = (
-        ray.remote(PoolBroker)
-        .options(
-            name=name,
-            num_cpus=0,
-            max_concurrency=10_000,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        )
-        .remote(every_rung=scheduler is not None)
-    )
-    space = dict(param_space or {})
-    space["broker"] = (name, ray.get_runtime_context().namespace)
-    if make_jobs is None:
-        searcher, num_samples = UnitSearch([unit[0] for unit in units]), len(units)
-    first_trials = min(max_concurrent, num_samples)
-    driver = _Driver(
-        broker, units, make_jobs, scheduler, on_reports, on_counts, on_trial_done, should_stop, lookahead, first_trials
-    )
-    pool = AdapterPool(
-        broker,
-        pool_loop,
-        pool_settings,
-        num_workers=num_workers,
-        elastic=elastic,
-        use_gpu=use_gpu,
-        storage_path=storage,
-        threads=threads,
-    )
-    pool.start()
+    context = ray.get_runtime_context()
+    here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
+    options = {"name": name, "num_cpus": 0, "max_concurrency": 10_000, "scheduling_strategy": here}
+    broker = ray.remote(PoolBroker).options(**options).remote()
+    driver = _Driver(broker, work, listener, metric, asha, should_stop, backlog)
+    pool.start(broker, storage)
     try:
-        if units or make_jobs is not None:
+        if driver.search.num_samples:
             driver.wait_for_pool()
-        if (units or make_jobs is not None) and not driver.stopping:
-            _tuner(space, scheduler, searcher, num_samples, max_concurrent, storage, driver).fit()
+        if driver.search.num_samples and not driver.stopping:
+            run_tune(
+                ray.tune.with_resources(PoolTrial, TRIAL_RESOURCES),
+                driver,
+                driver.search,
+                storage_path=storage,
+                max_concurrent=max_concurrent,
+                max_failures=3,
+                param_space={"broker": (name, context.namespace)},
+                asha=asha,
+                reuse_actors=True,
+            )
         driver.finish()
     finally:
         try:
@@ -216,71 +154,33 @@ def run_pool_sweep(
     return PoolOutcome(driver.stopping, driver.counts, time.monotonic() - started)
 
 
-def _tuner(
-    space: dict[str, Any],
-    scheduler: FIFOScheduler | None,
-    searcher: Any,
-    num_samples: int,
-    max_concurrent: int,
-    storage: str,
-    driver: _Driver,
-) -> ray.tune.Tuner:
-    return ray.tune.Tuner(
-        ray.tune.with_resources(PoolTrial, TRIAL_RESOURCES),
-        param_space=space,
-        tune_config=ray.tune.TuneConfig(
-            scheduler=scheduler or InTurn(),
-            search_alg=searcher,
-            num_samples=num_samples,
-            max_concurrent_trials=max_concurrent,
-            reuse_actors=True,
-            trial_name_creator=lambda trial: str(trial.config.get("trial_id", trial.trial_id)),
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=ray.tune.RunConfig(
-            name="trials",
-            storage_path=storage,
-            verbose=0,
-            stop=AskedToStop(driver),
-            failure_config=ray.tune.FailureConfig(max_failures=3),
-            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Callback(driver)],
-        ),
-    )
-
-
 class _Driver:
-    """The driver's end of a sweep: submits units, some ahead of their trials, and hands reports to the caller."""
+    """The driver's end of a sweep: submits units, some ahead of their trials, has reports judged, and hands them over.
+
+    It is the `Watcher` of the sweep's Tune trials.
+    """
 
     def __init__(
         self,
         broker: Any,
-        units: Sequence[Sequence[Job]],
-        make_jobs: Callable[[Mapping[str, Any]], Sequence[Job]] | None,
-        scheduler: FIFOScheduler | None,
-        on_reports: Callable[[list[Report]], None],
-        on_counts: Callable[[Mapping[str, int]], None] | None,
-        on_trial_done: Callable[[list[str], str, Decision | None], None] | None,
+        work: Sequence[Unit] | Search[Unit],
+        listener: Listener,
+        metric: str,
+        asha: GroupedASHA | None,
         should_stop: StopFlag | None,
-        lookahead: int,
-        first_trials: int,
+        backlog: int,
     ) -> None:
-        self._first_trials = first_trials
-        self._broker = broker
-        self._units = units
-        self._make_jobs = make_jobs
-        self._asha = scheduler if isinstance(scheduler, GroupedASHA) else None
-        self._on_reports, self._on_counts = on_reports, on_counts
-        self._on_trial_done = on_trial_done
-        self._should_stop = should_stop
-        self._lookahead = lookahead
+        self._broker, self._listener, self._metric, self._asha = broker, listener, metric, asha
+        self._should_stop, self._backlog = should_stop, backlog
+        self._list: Sequence[Unit] = () if isinstance(work, Search) else work
+        self.search = work if isinstance(work, Search) else _in_turn(work)
         self.stopping = False
         self.counts: Mapping[str, int] = {"unfinished": 0, "running": 0, "workers": 0, "gave_up": 0}
-        self._trials: dict[str, tuple[str, list[str]]] = {}  # Tune trial -> its unit and the unit's jobs
-        self._unit_of: dict[str, str] = {}  # job -> unit
-        self._keys: dict[str, str] = {}  # job -> what the scheduler knows its trial by
-        self._gate_at: float | None = None  # when trials are answered at the latest
-        self._ahead = 0  # units up to this index have been submitted
+        self._submitted: set[str] = set()
+        self._next = 0  # index of the first unit of the list that may not have been submitted
+        self._unfinished = 0  # jobs that the pool has
+        self._unit_of: dict[str, Unit] = {}  # by job
+        self._panels: dict[str, Panel] = {}  # of the units that ASHA may still judge
         self._collected = 0
         self._asked = -math.inf
         self._answer: Any = None
@@ -291,85 +191,68 @@ class _Driver:
         while not (self.stopping or self.counts["workers"] or self.counts["gave_up"]):
             time.sleep(0.05)
             self.look()
-        self._gate_at = time.monotonic() + GATE_S
+
+    def finish(self) -> None:
+        """Hand over the last reports; after a stop, those of jobs that are still being stopped."""
+        deadline = time.monotonic() + DRAIN_S
+        self._collect()
+        while self.stopping and self.counts["running"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self._collect()
 
     # events from Tune, on the thread that called run_pool_sweep
-
-    def begin(self, trial: Trial) -> None:
-        """A trial's process is there (for the first time, or again after it died)."""
-        if self._make_jobs is None:
-            unit = trial.config["unit"]
-            jobs = self._units[unit]
-            key = str(unit)
-        else:
-            jobs = self._make_jobs({name: value for name, value in trial.config.items() if name != "broker"})
-            key = jobs[0].trial_id
-        self._submit(key, jobs)
-        self._broker.begin.remote(trial.trial_id, key)
-        self._trials[trial.trial_id] = key, [job.trial_id for job in jobs]
-        if self._asha:
-            self._keys.update((job.trial_id, self._asha.key_of(trial)) for job in jobs)
-        self._submit_ahead()
-
-    def end(self, trial: Trial, status: str, error: str | None = None) -> None:
-        """A trial is over: complete, stopped by the scheduler, or broken."""
-        if trial.trial_id not in self._trials:
-            return
-        key, trial_ids = self._trials[trial.trial_id]
-        if error is None:
-            self._broker.cancel.remote(key)
-        else:
-            self._broker.fail.remote(key, f"Its Tune trial failed: {error.splitlines()[-1]}", error)
-        if self._on_trial_done:
-            decision = self._asha.decision(self._asha.key_of(trial)) if self._asha else None
-            self._on_trial_done(trial_ids, status, decision)
 
     def look(self) -> None:
         """Fetch reports, without waiting for them, and see whether to stop."""
         if not self.stopping and self._should_stop is not None and self._should_stop.is_set():
             self.stopping = True
             self._get(self._broker.drain.remote())
-        if self._gate_at and (len(self._trials) >= self._first_trials or time.monotonic() > self._gate_at):
-            self._gate_at = None
-            self._broker.open_gate.remote()
         if self._answer is None and time.monotonic() - self._asked >= COLLECT_S:
             self._asked = time.monotonic()
             self._answer = self._broker.collect.remote(self._collected)
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             self._hand_over()
 
-    # after Tune
+    def began(self, trial: Trial) -> None:
+        """A trial's process is there (for the first time, or again after it died)."""
+        self._submit(self.search.make(trial.config))
 
-    def finish(self) -> None:
-        """Wait for the last reports of jobs that were stopped."""
-        was_stopping, deadline = self.stopping, time.monotonic() + (DRAIN_S if self.stopping else CANCEL_S)
-        while True:
+    def reported(self, trial: Trial, result: dict[str, Any]) -> None:
+        """A trial has seen its unit end. Of every number in a result Tune would keep a history for each trial."""
+        for name in result.keys() - {"done", "training_iteration", "trial_id"}:
+            del result[name]
+
+    def ended(self, trial: Trial, error: str | None) -> None:
+        """A trial is over, or broken."""
+        if error is not None:
+            reason = f"Its Tune trial failed: {error.splitlines()[-1]}"
+            self._broker.fail.remote(trial.config[UNIT], reason, error)
+        if not self._list:
+            # the next suggestion is to know what this unit came to
             self._collect()
-            if not self.counts["running" if self.stopping else "unfinished"]:
-                break
-            if self.stopping and not was_stopping:
-                was_stopping, deadline = True, time.monotonic() + DRAIN_S
-            if time.monotonic() > deadline:
-                if not self.stopping:
-                    self._get(self._broker.end_cancelled.remote())
-                break
-            time.sleep(0.1)
-            self.look()
-        self._collect()
 
     # private
 
-    def _submit(self, unit: str, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            if self._unit_of.setdefault(job.trial_id, unit) != unit:
+    def _submit(self, unit: Unit) -> None:
+        if unit.name in self._submitted:
+            return  # ahead of its trial, or the trial began again
+        self._submitted.add(unit.name)
+        for job in unit.jobs:
+            if self._unit_of.setdefault(job.trial_id, unit) is not unit:
                 raise ValueError(f"The trial id {job.trial_id!r} is in two units; give each unit its own trial ids.")
-        self._broker.submit.remote(unit, list(jobs))
+        if self._asha:
+            self._panels[unit.name], _ = unit.panel(self._asha.rungs)
+        self._unfinished += len(unit.jobs)
+        submitted = self._broker.submit.remote(unit.name, list(unit.jobs))
+        if unit.stopped_at is not None:
+            # the broker may begin with the second of two calls
+            self._get(submitted)
+            self._broker.cancel.remote(unit.name)
 
     def _submit_ahead(self) -> None:
-        until = min(len(self._units), len(self._trials) + self._lookahead)
-        for unit in range(self._ahead, until):
-            self._submit(str(unit), self._units[unit])
-        self._ahead = max(self._ahead, until)
+        while self._next < len(self._list) and self._unfinished < self._backlog and not self.stopping:
+            self._submit(self._list[self._next])
+            self._next += 1
 
     def _collect(self) -> None:
         if self._answer is None:
@@ -382,19 +265,46 @@ class _Driver:
     def _hand_over(self) -> None:
         answer, self._answer = self._answer, None
         self._collected, reports, self.counts = self._get(answer)
-        if self._on_counts:
-            self._on_counts(self.counts)
-        self._on_reports([self._with_decision(report) for report in reports])
+        self._listener.on_counts(self.counts)
+        self._listener.on_reports([self._hear(report) for report in reports])
+        self._unfinished -= sum(report.status != "running" for report in reports)
+        self._submit_ahead()
 
-    def _with_decision(self, report: Report) -> Report:
-        key = self._keys.get(report.trial_id)
-        decision = self._asha.decision(key) if self._asha and key is not None else None
+    def _hear(self, report: Report) -> Report:
+        """Judge a report; return it with the status and the columns that follow from that."""
+        unit = self._unit_of[report.trial_id]
+        panel = self._panels.get(unit.name)
+        error = self._fault(report, panel) if report.status in ("running", "success") else None
+        if error is not None:
+            self._broker.fail.remote(unit.name, error)
+            if report.status == "success":
+                report = replace(report, status="failed", error=error)
+        if panel is not None:
+            self._judge(unit, panel, report)
+        decision = self._asha.decision(unit.name) if self._asha else None
         if report.status == "running" or decision is None:
             return report
-        known: dict[str, Any] = {"rung": decision.rung, "asha_cutoff": decision.cutoff}
-        if decision.stopped and report.status == "stopped":
-            known["stop_reason"] = "asha"
-        return replace(report, metrics={**report.metrics, **known})
+        return replace(report, metrics={**report.metrics, **decision.columns()})
+
+    def _fault(self, report: Report, panel: Panel | None) -> str | None:
+        """Return why a report is not one of a job that learns and can be compared, None where it is."""
+        if panel is not None and report.status == "success" and self._metric not in report.metrics:
+            if not panel.has_value(report.trial_id):
+                return f"None of its reports has {self._metric}, by which ASHA compares trials."
+        return diverged(report.metrics, self._metric)
+
+    def _judge(self, unit: Unit, panel: Panel, report: Report) -> None:
+        assert self._asha is not None
+        if report.status in ("failed", "stopped"):
+            del self._panels[unit.name]
+            return
+        value = report.metrics.get(self._metric)
+        for rung, mean in panel.hear(report.trial_id, report.epoch, value, report.status == "success"):
+            decision = self._asha.judge(unit.group, unit.name, rung, mean, may_stop=not panel.ended)
+            if decision and decision.stopped:
+                self._broker.cancel.remote(unit.name)
+        if panel.ended:
+            del self._panels[unit.name]
 
     def _get(self, answer: Any) -> Any:
         try:
@@ -403,29 +313,7 @@ class _Driver:
             raise PoolError(f"The broker of the pool does not answer: {error}") from error
 
 
-class _Callback(ray.tune.Callback):
-    def __init__(self, driver: Any = None) -> None:
-        self._driver = driver
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles callbacks for Tuner.restore, which is not used; the caller's store may hold locks
-        return _Callback, ()
-
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self._driver.look()
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.begin(trial)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        # the callback may change the result: of every number that is left Tune keeps a history for each trial
-        for name in result.keys() - KEPT:
-            del result[name]
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.end(trial, "done")
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._driver.end(trial, "error", trial_error(trial))
+def _in_turn(units: Sequence[Unit]) -> Search[Unit]:
+    by_name = {unit.name: unit for unit in units}
+    searcher = InOrder({UNIT: unit.name, GROUP: unit.group} for unit in units)
+    return Search(searcher, lambda config: by_name[config[UNIT]], len(units))

@@ -12,16 +12,15 @@ import os
 import threading
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from sweeps.backend.pool.queue import BrokerQueue
+from sweeps.backend.ray_private import data_parallel_trainer
 from sweeps.backend.runs import TrainRun, use_threads
 
 logger = logging.getLogger(__name__)
@@ -37,54 +36,57 @@ class AdapterPool:
     """A Ray Train run whose workers train the jobs of a broker until it is closed.
 
     Args:
-        broker: Handle of the `PoolBroker` actor.
         pool_loop: ``pool_loop(settings, run, queue)`` or its name, ``"package.module:function"``.
         settings: Passed to the loop.
         num_workers: One for each GPU, or for each CPU to compute on.
         elastic: Whether to go on with fewer workers, at least one, while machines come and go. Train looks once a
             minute whether there are more; each change restarts all workers.
         use_gpu: Whether each worker gets a GPU.
-        storage_path: Where Train keeps its notes; every machine of the cluster must reach it.
         max_failures: Times that workers may die before the pool gives up; it gives up earlier when they die at once.
-        threads: CPU threads for each worker; None shares out the machine's cores.
     """
 
     def __init__(
         self,
-        broker: Any,
         pool_loop: PoolLoop,
-        settings: dict[str, Any],
+        settings: Mapping[str, Any],
         *,
         num_workers: int,
-        elastic: bool,
         use_gpu: bool,
-        storage_path: str,
+        elastic: bool = False,
         max_failures: int = 100,
-        threads: int | None = None,
     ) -> None:
+        self._loop, self._settings = pool_loop, dict(settings)
+        self._scaling = ray.train.ScalingConfig(
+            num_workers=(1, num_workers) if elastic else num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+        )
+        self._failures = ray.train.FailureConfig(
+            max_failures=max_failures,
+            # Train learns late that a machine is gone, and first tries to start as many workers as before
+            controller_failure_limit=max_failures if elastic else 2,
+        )
+
+    def start(self, broker: Any, storage_path: str) -> None:
+        """Start the workers and return at once. If they cannot run, the broker fails every job with the reason.
+
+        Args:
+            broker: Handle of the `PoolBroker` actor.
+            storage_path: Where Train keeps its notes; every machine of the cluster must reach it.
+        """
         self._broker = broker
         # every worker trains alone, so the plain trainer, which sets up no process group, is the right one
-        self._trainer = DataParallelTrainer(
-            partial(_work, broker, pool_loop, settings, threads),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=(1, num_workers) if elastic else num_workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
-            ),
+        trainer = data_parallel_trainer(
+            train_loop_per_worker=partial(_work, broker, self._loop, self._settings),
+            scaling_config=self._scaling,
             run_config=ray.train.RunConfig(
                 name=f"adapter-pool-{uuid.uuid4().hex[:8]}",
                 storage_path=storage_path,
-                failure_config=FailureConfig(
-                    max_failures=max_failures,
-                    # Train learns late that a machine is gone, and first tries to start as many workers as before
-                    controller_failure_limit=max_failures if elastic else 2,
-                ),
+                failure_config=self._failures,
             ),
         )
-        self._thread = threading.Thread(target=self._run, name="adapter-pool", daemon=True)
-
-    def start(self) -> None:
-        """Start the workers and return at once. If they cannot run, the broker fails every job with the reason."""
+        # outside the main thread, where Train would replace the handler of Ctrl-C
+        self._thread = threading.Thread(target=self._run, args=(trainer,), name="adapter-pool", daemon=True)
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
@@ -96,10 +98,9 @@ class AdapterPool:
         ray.kill(self._broker)
         return ended
 
-    def _run(self) -> None:
-        # outside the main thread, where Train would replace the handler of Ctrl-C
+    def _run(self, trainer: Any) -> None:
         try:
-            self._trainer.fit()
+            trainer.fit()
             reason = "The adapter pool ended although there were jobs left."
         except Exception as error:
             reason = f"The adapter pool failed: {error}"
@@ -112,7 +113,7 @@ class AdapterPool:
             logger.warning("The adapter pool outlived its broker: %s", reason)
 
 
-def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any], threads: int | None) -> None:
+def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any]) -> None:
     """What a Train worker of the pool runs."""
     context = ray.train.get_context()
     try:
@@ -122,7 +123,7 @@ def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any], threads: i
     if token is None:
         return
     try:
-        use_threads(threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+        use_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
         if isinstance(pool_loop, str):
             module, _, function = pool_loop.partition(":")
             loop = getattr(importlib.import_module(module), function)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dashboards.sections.recursive_reasoner import PICTURE_CELLS, T_QUANTILES, front, interval, reasoners
+from dashboards.sections.recursive_reasoner import PICTURE_CELLS, T_QUANTILES, front, gather, interval
 from tests.dashboards.stores import new_store, pool_run, reasoner, reasoner_run
 
 
 def test_variants_are_the_settings_that_differ_with_a_mean_over_seeds(tmp_path: Path) -> None:
-    (found,) = reasoners([reasoner_run(tmp_path)])
+    (found,) = gather([reasoner_run(tmp_path)])
     assert found["dataset"] == "sudoku4" and found["reference"] == {"ema": 0.99, "halting": "bce"}
     assert [(v["changes"], v["seeds"]) for v in found["variants"]] == [
         ({}, 2), ({"halting": "fixed"}, 2), ({"ema": 0.0}, 2),
@@ -29,10 +29,10 @@ def test_variants_are_the_settings_that_differ_with_a_mean_over_seeds(tmp_path: 
 
 
 def test_trials_that_were_stopped_or_are_of_another_kind_are_left_out(tmp_path: Path) -> None:
-    (found,) = reasoners([pool_run(tmp_path), reasoner_run(tmp_path)])
+    (found,) = gather([pool_run(tmp_path), reasoner_run(tmp_path)])
     assert len(found["trials"]) == 6 and {trial["run"] for trial in found["trials"]} == {1}
     assert "dqn" not in {trial["halting"] for trial in found["trials"]}
-    assert reasoners([pool_run(tmp_path)]) == []
+    assert gather([pool_run(tmp_path)]) == []
 
 
 def test_runs_are_taken_together_but_never_different_puzzles(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_runs_are_taken_together_but_never_different_puzzles(tmp_path: Path) -> 
             reasoner("d", 0.6, 6.0, halting="fixed"),
         ]
     )
-    sudoku, maze = reasoners(stores)
+    sudoku, maze = gather(stores)
     assert (sudoku["dataset"], maze["dataset"]) == ("sudoku4", "maze") and len(maze["trials"]) == 1
     assert [(v["changes"], v["seeds"]) for v in sudoku["variants"]] == [({}, 2), ({"halting": "fixed"}, 1)]
     assert sudoku["variants"][1]["exact"] == {"mean": 0.6, "half": None}
@@ -71,7 +71,7 @@ def test_the_interval_is_students() -> None:
 
 
 def test_pictures_are_of_the_first_seed_of_each_variant(tmp_path: Path) -> None:
-    (found,) = reasoners([reasoner_run(tmp_path)])
+    (found,) = gather([reasoner_run(tmp_path)])
     pictures = found["pictures"]
     assert (pictures["kind"], pictures["side"], pictures["left_out"]) == ("sudoku", 4, 0)
     assert [(solved["variant"], solved["place"]) for solved in pictures["solved"]] == [(0, 0), (1, 1), (2, 2)]
@@ -91,7 +91,7 @@ def test_pictures_that_have_no_room_are_counted(tmp_path: Path) -> None:
     solved = {"side": 30, "inputs": [[0] * 4] * 30, "targets": [grid] * 30, "answers": many, "answered": [16] * 30}
     for n in range(3):
         store.folder.write(f"models/arc-{n}/solved.json", json.dumps(solved | {"steps": [16] * 30}).encode())
-    (found,) = reasoners([store])
+    (found,) = gather([store])
     assert len(found["pictures"]["solved"]) == PICTURE_CELLS // (30 * 18 * 900) == 2
     assert found["pictures"]["left_out"] == 1 and found["pictures"]["kind"] == "arc"
     puzzle = found["pictures"]["solved"][0]["puzzles"][0]

@@ -1,17 +1,24 @@
-"""GroupedASHA: groups are independent, decisions are recorded, a replay gives the rungs of an unbroken run."""
+"""ASHA on a simulated stream of reports: Tune's own decisions, independent groups, recorded cutoffs, replayed rungs."""
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ray.tune.schedulers import ASHAScheduler
 
-from sweeps.backend.asha import NO_CONTROLLER as NO_TUNE
-from sweeps.backend.asha import Decision, GroupedASHA
+from search_spaces.space import Mode
+from sweeps.backend.asha import Decision, GroupedASHA, Panel, Unit
+from trainables.common.jobs import Job
+
+NO_TUNE: Any = None
+LOSSES = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=12)
 
 
 @dataclass
@@ -20,127 +27,188 @@ class FakeTrial:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-def make(max_t: int = 45, grace_period: int = 5) -> GroupedASHA:
-    return GroupedASHA(
-        group=lambda c: c["task_id"], key=lambda c: c["key"], max_t=max_t, grace_period=grace_period, reduction_factor=3
-    )
+def make(mode: Mode = "min", max_t: int = 45, grace_period: int = 5, metric: str = "eval_loss") -> GroupedASHA:
+    return GroupedASHA(metric=metric, mode=mode, max_t=max_t, grace_period=grace_period, reduction_factor=3)
 
 
-def trial(task: str, sample: int) -> Any:
-    return FakeTrial(f"tune-{task}-{sample}", {"task_id": task, "key": f"{task}-{sample}"})
-
-
-def run(scheduler: Any, trials: list[FakeTrial], loss: dict[str, float], epochs: list[int]) -> set[str]:
-    """Report every trial at every epoch, epoch by epoch; return the stopped ones."""
+def stopped_of(asha: GroupedASHA, losses: dict[tuple[str, str], float], epochs: list[int]) -> set[str]:
+    """Report every trial ``(group, unit)`` at every epoch, epoch by epoch; return the stopped ones."""
     stopped: set[str] = set()
-    for each in trials:
-        scheduler.on_trial_add(NO_TUNE, each)
     for epoch in epochs:
-        for each in trials:
-            if each.trial_id not in stopped:
-                result = {"epoch": epoch, "eval_loss": loss[each.trial_id] / epoch}
-                if scheduler.on_trial_result(NO_TUNE, each, result) == "STOP":
-                    scheduler.on_trial_complete(NO_TUNE, each, result)
-                    stopped.add(each.trial_id)
+        for (group, unit), loss in losses.items():
+            if unit not in stopped:
+                decision = asha.judge(group, unit, epoch, loss / epoch)
+                stopped |= {unit} if decision and decision.stopped else set()
     return stopped
 
 
-def two_tasks() -> tuple[list[FakeTrial], dict[str, float]]:
+def cutoffs(asha: GroupedASHA, group: str) -> list[float | None]:
+    """Return what one more trial would have to reach at each rung."""
+    probe = copy.deepcopy(asha)
+    decisions = [probe.judge(group, "probe", rung, 0.0, may_stop=False) for rung in asha.rungs]
+    return [decision.cutoff for decision in decisions if decision]
+
+
+def two_tasks() -> dict[tuple[str, str], float]:
     shuffled = random.Random(0).sample(range(20), 20)
-    trials = [trial(task, sample) for sample in range(20) for task in ("easy", "hard")]
-    scale = {"easy": 0.1, "hard": 1.0}
-    loss = {t.trial_id: scale[t.config["task_id"]] * (1 + shuffled[int(t.trial_id.split("-")[2])] / 20) for t in trials}
-    return trials, loss
+    scales = {"easy": 0.1, "hard": 1.0}
+    return {(task, f"{task}-{i}"): scales[task] * (1 + shuffled[i] / 20) for i in range(20) for task in scales}
 
 
-def test_one_asha_over_two_tasks_stops_the_hard_one_and_groups_do_not() -> None:
-    trials, loss = two_tasks()
-    plain = ASHAScheduler(
-        time_attr="epoch", metric="eval_loss", mode="min", max_t=45, grace_period=5, reduction_factor=3
-    )
-    stopped = run(plain, trials, loss, [5, 10, 15])
-    hard = {t for t in stopped if "hard" in t}
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.sampled_from(["min", "max"]), st.integers(1, 4), st.integers(2, 4))
+def test_decisions_are_those_of_tunes_own_asha(data: Any, mode: Mode, grace_period: int, factor: int) -> None:
+    ours = GroupedASHA(metric="m", mode=mode, max_t=40, grace_period=grace_period, reduction_factor=factor)
+    theirs = ASHAScheduler(
+        time_attr="epoch", metric="m", mode=mode, max_t=40, grace_period=grace_period, reduction_factor=factor,
+        stop_last_trials=False,
+    )  # fmt: skip
+    trials: list[Any] = [FakeTrial(str(number)) for number in range(6)]
+    for trial in trials:
+        theirs.on_trial_add(NO_TUNE, trial)
+    # they stay in step while every trial reports each epoch, in any order
+    for epoch in range(1, 40):
+        for trial in data.draw(st.permutations(trials)) if epoch in ours.rungs else trials:
+            value = data.draw(st.integers(0, 9)) if epoch in ours.rungs else 0
+            decision = ours.judge("all", trial.trial_id, epoch, value)
+            action = theirs.on_trial_result(NO_TUNE, trial, {"epoch": epoch, "m": value})
+            assert (action == "STOP") == (decision is not None and decision.stopped)
+            if action == "STOP":
+                trials = [other for other in trials if other is not trial]
+
+
+def test_one_bracket_over_two_tasks_stops_the_hard_one_and_groups_do_not() -> None:
+    losses = two_tasks()
+    stopped = stopped_of(make(), {("all", unit): loss for (_, unit), loss in losses.items()}, [5, 10, 15])
+    hard = {unit for unit in stopped if "hard" in unit}
     assert len(hard) >= 19 and len(stopped - hard) < 15
-
-    stopped = run(make(), trials, loss, [5, 10, 15])
-    by_task = {task: {t.split("-")[2] for t in stopped if task in t} for task in ("easy", "hard")}
+    stopped = stopped_of(make(), losses, [5, 10, 15])
+    by_task = {task: {unit.split("-")[1] for unit in stopped if task in unit} for task in ("easy", "hard")}
     assert by_task["easy"] == by_task["hard"]  # same order of quality, same decisions
     assert 5 <= len(by_task["easy"]) < 20
 
 
-def test_decision_holds_rung_value_and_cutoff() -> None:
-    scheduler = make()
-    trials = [trial("a", i) for i in range(4)]
-    for each in trials:
-        scheduler.on_trial_add(NO_TUNE, each)
-    assert scheduler.decision("a-0") is None
-    actions = [
-        scheduler.on_trial_result(NO_TUNE, each, {"epoch": 5, "eval_loss": loss})
-        for each, loss in zip(trials, (1.0, 2.0, 3.0, 0.5), strict=True)
-    ]
-    assert actions == ["CONTINUE", "STOP", "STOP", "CONTINUE"]
-    assert scheduler.decision("a-0") == Decision(rung=5, value=1.0, cutoff=None, stopped=False)
-    assert scheduler.decision("a-1") == Decision(rung=5, value=2.0, cutoff=1.0, stopped=True)
-    third = scheduler.decision("a-2")
-    assert third is not None and third.cutoff == pytest.approx(1 + 1 / 3)
-    assert scheduler.rungs("a") == {5: {"a-0": 1.0, "a-1": 2.0, "a-2": 3.0, "a-3": 0.5}, 15: {}, 45: {}}
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1.0), ("max", -1.0)])
+def test_decision_holds_rung_value_and_cutoff(mode: Mode, sign: float) -> None:
+    asha = make(mode)
+    assert asha.decision("0") is None
+    first, second, third, fourth = (asha.judge("a", str(i), 5, sign * v) for i, v in enumerate((1.0, 2.0, 3.0, 0.5)))
+    assert first == asha.decision("0") == Decision(rung=5, value=sign, cutoff=None, stopped=False)
+    assert second == Decision(rung=5, value=2 * sign, cutoff=sign, stopped=True)
+    assert third is not None and third.cutoff == pytest.approx(sign * (1 + 1 / 3)) and third.stopped
+    assert fourth is not None and not fourth.stopped
+    assert cutoffs(asha, "a") == [pytest.approx(sign), None, None]  # the best third of 0.5, 1, 2 and 3 is below 1
 
 
-def test_trial_at_its_last_epoch_is_not_stopped() -> None:
-    scheduler = make(max_t=15)
-    for i, loss in enumerate((1.0, 5.0)):
-        each = trial("a", i)
-        scheduler.on_trial_add(NO_TUNE, each)
-        scheduler.on_trial_result(NO_TUNE, each, {"epoch": 5, "eval_loss": 1.0 - i})
-        assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 15, "eval_loss": loss}) == "CONTINUE"
+def test_a_trial_is_judged_once_at_each_rung_and_never_after_it_was_stopped() -> None:
+    asha = make()
+    asha.judge("a", "good", 5, 1.0)
+    assert asha.judge("a", "good", 9, 9.0) is None  # a restarted worker sends its reports again
+    decision = asha.judge("a", "bad", 5, 2.0)
+    assert decision and decision.stopped
+    assert asha.judge("a", "bad", 15, 0.1) is None and asha.decision("bad") == decision
+    assert cutoffs(asha, "a") == [pytest.approx(1 + 1 / 3), None, None]
 
 
-def test_failed_trials_leave_no_trace_in_the_rungs() -> None:
-    scheduler = make()
-    for i, loss in enumerate((math.nan, math.inf)):
-        each = trial("a", i)
-        scheduler.on_trial_add(NO_TUNE, each)
-        assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 5, "eval_loss": loss}) == "CONTINUE"
-        scheduler.on_trial_complete(NO_TUNE, each, {"epoch": 5, "eval_loss": loss})
-    assert scheduler.rungs("a")[5] == {}
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_what_is_no_value_is_never_a_good_one(value: float | None) -> None:
+    asha = make()
+    assert asha.judge("a", "diverged", 5, value) is None and cutoffs(asha, "a") == [None, None, None]
+    # a later epoch of the same rung that has a value is judged there
+    asha.judge("a", "good", 5, 1.0)
+    decision = asha.judge("a", "diverged", 6, 2.0)
+    assert decision and (decision.rung, decision.stopped) == (5, True)
 
 
-def test_an_epoch_without_an_evaluation_is_not_judged() -> None:
-    scheduler = make()
-    for i, action in enumerate(("CONTINUE", "STOP")):
-        each = trial("a", i)
-        scheduler.on_trial_add(NO_TUNE, each)
-        assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 5}) == "CONTINUE"
-        assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 6, "eval_loss": 1.0 + i}) == action
-    assert scheduler.rungs("a")[5] == {"a-0": 1.0, "a-1": 2.0}
+def test_what_cannot_be_stopped_enters_its_value_only() -> None:
+    asha = make(max_t=15)
+    for unit, may_stop in (("good", True), ("ended", False)):
+        assert (decision := asha.judge("a", unit, 5, 1.0 if unit == "good" else 2.0, may_stop=may_stop))
+        assert not decision.stopped
+    # at the last epoch only the evaluation is left
+    asha.judge("a", "good", 15, 1.0)
+    last = asha.judge("a", "ended", 15, 2.0)
+    assert last and not last.stopped and cutoffs(asha, "a") == [pytest.approx(1 + 1 / 3)] * 2
 
 
 def test_fewer_epochs_than_the_first_rung() -> None:
-    scheduler = make(max_t=3)
-    each = trial("a", 0)
-    scheduler.on_trial_add(NO_TUNE, each)
-    assert scheduler.on_trial_result(NO_TUNE, each, {"epoch": 3, "eval_loss": 1.0}) == "CONTINUE"
+    asha = make(max_t=3)
+    assert asha.rungs == [3]
+    decision = asha.judge("a", "0", 3, 1.0)
+    assert decision and not decision.stopped
 
 
-def test_replay_equals_uninterrupted() -> None:
-    trials, loss = two_tasks()
+def test_tune_hears_what_was_decided_by_its_own_reports_and_by_those_that_it_never_saw() -> None:
+    asha = make("max", metric="score")
+    trials: list[Any] = [FakeTrial(f"tune-{i}", {"unit": f"u{i}"}) for i in range(3)]
+    actions = [
+        asha.on_trial_result(NO_TUNE, trial, {"epoch": 5, "score": score})
+        for trial, score in zip(trials, (0.9, 0.5, math.nan), strict=True)
+    ]
+    assert actions == ["CONTINUE", "STOP", "CONTINUE"] and asha.metric != "score"
+    asha.judge("task", "a", 5, 0.9)
+    asha.judge("task", "b", 5, 0.1)
+    for unit, action in (("a", "CONTINUE"), ("b", "STOP")):
+        trial: Any = FakeTrial("tune", {"unit": unit, "group": "task"})
+        assert asha.on_trial_result(NO_TUNE, trial, {"done": True}) == action
+
+
+def test_replayed_rungs_are_those_of_an_unbroken_run() -> None:
+    losses = two_tasks()
     whole = make()
-    stopped = run(whole, trials, loss, [5, 10, 15, 20])
+    stopped = stopped_of(whole, losses, [5, 10, 15, 20])
 
     first = make()
-    stopped_first = run(first, trials, loss, [5, 10])
+    stopped_first = stopped_of(first, losses, [5, 10])
     second = make()
-    for each in trials:  # from the store: everything that was reported before the break
-        history = [(epoch, loss[each.trial_id] / epoch) for epoch in (5, 10)]
-        last = 1 if each.trial_id in stopped_first else 2
-        second.replay(each.config["task_id"], each.config["key"], history[:last])
-    assert second.rungs("easy") == first.rungs("easy") and second.rungs("hard") == first.rungs("hard")
+    for (group, unit), loss in losses.items():  # from the store: everything that was reported before the break
+        second.replay(Unit(unit, [], group, {unit: [(4, loss / 4), (5, loss / 5), (6, loss / 6)]}))
+    assert all(cutoffs(second, task) == cutoffs(first, task) for task in ("easy", "hard"))
 
-    # Tune gives the continued trials new ids
-    rest = [FakeTrial(f"again-{t.trial_id}", t.config) for t in trials if t.trial_id not in stopped_first]
-    again = {f"again-{trial_id}": value for trial_id, value in loss.items()}
-    stopped_second = run(second, rest, again, [15, 20])
-    assert {t.removeprefix("again-") for t in stopped_second} | stopped_first == stopped
-    assert second.rungs("hard") == whole.rungs("hard")
-    stop = [d for t in rest if (d := second.decision(t.config["key"])) and d.stopped]
-    assert stop and all(d.rung == 15 for d in stop)
+    rest = {trial: loss for trial, loss in losses.items() if trial[1] not in stopped_first}
+    stopped_second = stopped_of(second, rest, [10, 15, 20])
+    assert stopped_second | stopped_first == stopped
+    assert cutoffs(second, "hard") == cutoffs(whole, "hard")
+    assert stopped_second and all((d := second.decision(unit)) and d.rung == 15 for unit in stopped_second)
+
+
+def test_a_unit_that_was_stopped_is_replayed_up_to_its_rung() -> None:
+    asha = make()
+    asha.replay(Unit("panel", [], "all", {"a": [(5, 1.0), (15, 0.5)], "b": [(5, 2.0), (15, 0.5)]}, stopped_at=5))
+    assert cutoffs(asha, "all") == [1.5, None, None]
+    assert asha.decision("panel") == Decision(5, 1.5, None, True)
+
+
+def test_what_is_left_of_a_panel_is_judged_with_what_its_other_jobs_came_to() -> None:
+    unit = Unit("panel", [Job("b", "task", 0, {})], "all", {"a": [(5, 1.0), (12, 0.5)], "b": [(5, 2.0)]})
+    panel, reached = unit.panel([5, 15])
+    assert reached == [(5, 1.5)]
+    assert panel.hear("b", 15, 0.3) == [(15, 0.4)]
+
+
+def test_a_panel_is_at_a_rung_when_every_job_is_there_or_has_ended() -> None:
+    panel = Panel("abc", [5, 15])
+    assert panel.hear("a", 5, 1.0) == [] and panel.hear("b", 5, 3.0) == []
+    assert panel.hear("a", 10, 0.5) == []
+    assert panel.hear("c", 3, 5.0, ended=True) == [(5, 3.0)]  # a and b at epoch 5, c with its last value
+    assert panel.hear("a", 15, 0.5) == [] and not panel.ended
+    assert panel.hear("b", 12, 0.5, ended=True) == [(15, 2.0)]
+    assert panel.hear("a", 20, 0.1, ended=True) == [] and panel.ended
+
+
+def test_a_panel_without_a_value_of_one_of_its_jobs_is_not_judged() -> None:
+    panel = Panel("ab", [5, 15])
+    assert panel.hear("a", 5, 1.0) == [] and panel.hear("b", 5, math.nan) == [] and panel.hear("b", 6, None) == []
+    assert panel.hear("b", 15, 2.0, ended=True) == [(5, 1.5)]
+
+
+def test_a_job_that_jumps_over_a_rung_is_not_judged_there() -> None:
+    assert Panel("a", [5, 15]).hear("a", 16, 1.0) == [(15, 1.0)]
+
+
+@given(LOSSES, st.integers(0, 12))
+def test_a_panel_of_one_is_its_job(losses: list[float], ends: int) -> None:
+    panel, asha = Panel(["a"], [2, 4, 8]), make(max_t=20, grace_period=2)
+    reached = [pair for epoch, loss in enumerate(losses, 1) for pair in panel.hear("a", epoch, loss, epoch == ends)]
+    assert reached == [(rung, losses[rung - 1]) for rung in (2, 4, 8) if rung <= len(losses)]
+    assert asha.rungs == [2, 6, 18]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+from ray.tune.search import Searcher
 
-from sweeps.backend.asha import GroupedASHA
+from sweeps.backend.asha import Decision, GroupedASHA
 from sweeps.backend.cluster import ClusterInfo, connect
-from sweeps.backend.trials import TrialEnd, run_ordinary
+from sweeps.backend.trials import InOrder, Training, TrialEnd, run_ordinary
 
 
 def train_loop(config: dict[str, Any], run: Any) -> None:
@@ -35,24 +37,40 @@ def cluster() -> Iterator[ClusterInfo]:
         yield info
 
 
+class Heard:
+    """The `TrialListener` that keeps everything."""
+
+    def __init__(self, trial_ids: Iterable[str]) -> None:
+        self.reports: dict[str, list[dict[str, Any]]] = {trial_id: [] for trial_id in trial_ids}
+        self.ends: list[TrialEnd] = []
+
+    def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
+        self.reports[trial_id].append(metrics)
+
+    def on_trial_end(self, end: TrialEnd) -> None:
+        self.ends.append(end)
+
+
 def run_trials(
-    trials: list[tuple[str, dict[str, Any]]], tmp_path: Path, workers: int, **options: Any
+    trials: list[tuple[str, dict[str, Any]]],
+    tmp_path: Path,
+    workers: int,
+    max_failures: int = 2,
+    asha: GroupedASHA | None = None,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, TrialEnd]]:
-    reports: dict[str, list[dict[str, Any]]] = {trial_id: [] for trial_id, _ in trials}
-    ends: list[TrialEnd] = []
-    assert run_ordinary(
-        train_loop,
-        trials,
-        name="run",
-        storage_path=str(tmp_path),
-        workers_per_trial=workers,
-        use_gpu=False,
-        on_report=lambda trial_id, metrics: reports[trial_id].append(metrics),
-        on_trial_end=ends.append,
-        **options,
+    heard = Heard(trial_id for trial_id, _ in trials)
+    training = Training(
+        train_loop, "run", str(tmp_path), workers_per_trial=workers, use_gpu=False, max_failures=max_failures
     )
-    assert len(ends) == len(trials)
-    return reports, {end.trial_id: end for end in ends}
+    assert run_ordinary(trials, training, heard, metric="eval_loss", asha=asha)
+    assert len(heard.ends) == len(trials)
+    return heard.reports, {end.trial_id: end for end in heard.ends}
+
+
+def test_trials_are_given_out_in_turn_and_a_trial_id_that_comes_again_gets_none() -> None:
+    search = InOrder({"unit": name} for name in "ab")
+    given = [search.suggest(name) for name in ("tune-0", "tune-0", "tune-1", "tune-2")]
+    assert given == [{"unit": "a"}, None, {"unit": "b"}, Searcher.FINISHED]
 
 
 @pytest.mark.slow
@@ -73,9 +91,13 @@ def test_in_the_tune_trial(cluster: ClusterInfo, tmp_path: Path) -> None:
 def test_failure_and_asha(cluster: ClusterInfo, tmp_path: Path) -> None:
     trials = [("good", {"epochs": 9, "quality": 1.0}), ("bad", {"epochs": 9, "quality": 5.0})]
     trials.append(("broken", {"epochs": 9, "quality": 1.0, "breaks_at": 1}))
-    scheduler = GroupedASHA(key=lambda c: c["trial_id"], max_t=9, grace_period=3)
-    _, ends = run_trials(trials, tmp_path, 0, scheduler=scheduler, max_failures=0)
-    assert {name: end.status for name, end in ends.items()} == {"good": "success", "bad": "stopped", "broken": "failed"}
+    trials.append(("diverged", {"epochs": 9, "quality": math.nan}))
+    scheduler = GroupedASHA(metric="eval_loss", mode="min", max_t=9, grace_period=3)
+    _, ends = run_trials(trials, tmp_path, 0, asha=scheduler, max_failures=0)
+    statuses = {"good": "success", "bad": "stopped", "broken": "failed", "diverged": "failed"}
+    assert {name: end.status for name, end in ends.items()} == statuses
+    assert ends["bad"].decision == Decision(3, 5 / 3, 1 / 3, True)
+    assert ends["diverged"].error == "eval_loss is nan in epoch 1: the training diverged."
     assert "broke in epoch 1" in str(ends["broken"].error)
     assert "in train_loop" in str(ends["broken"].traceback)
 

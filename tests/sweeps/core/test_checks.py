@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import shutil
+import subprocess
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def test_a_teacher_says_what_it_serves(server: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ machines
 
 
-SEEN = checks.Machine("node-1", ("NVIDIA L4 with driver 580",), 1, "", 0.5, None, True)
+SEEN = checks.Machine("node-1", ("NVIDIA L4 with driver 580",), 1, "", 0.5, None, ())
 
 
 @pytest.mark.parametrize(
@@ -119,27 +120,38 @@ SEEN = checks.Machine("node-1", ("NVIDIA L4 with driver 580",), 1, "", 0.5, None
         ({"torch_gpus": None}, ""),
         ({"full": 0.96}, "96% full"),
         ({"results_error": "access denied"}, "node-1 does not reach the results folder s3://b/r (access denied)"),
-        ({"base_there": False}, "node-1 has no /base"),
+        ({"absent": ("base",)}, "node-1 has no /base"),
     ],
 )
 def test_what_a_machine_lacks_is_said(change: dict[str, object], said: str) -> None:
-    found = checks._of_machine(replace(SEEN, **change), 1, "s3://b/r", "/base")  # type: ignore[arg-type]
+    found = checks._of_machine(replace(SEEN, **change), 1, "s3://b/r", {"base": "/base"})  # type: ignore[arg-type]
     missing = [check.missing for check in found if check.missing]
     assert len(missing) == (1 if said else 0) and all(said in text for text in missing)
     with pytest.raises(InputError) if said else contextlib.nullcontext():
         checks.require(*found)
 
 
+def test_a_driver_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def silent(command: list[str], timeout: float, **options: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(checks.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(checks.subprocess, "run", silent)
+    assert checks._nvidia() == ("nvidia-smi, which does not answer",)
+
+
 @pytest.mark.slow
 def test_machines_are_looked_at_where_they_are(tmp_path: Path) -> None:
     with connect("local", num_gpus=0, num_cpus=1) as info:
-        found = checks.machines(info, str(tmp_path), str(DEFAULT_BASE))
+        found = checks.machines(info, str(tmp_path), {"base": str(DEFAULT_BASE)})
         assert not checks.state_api(info).missing
-        assert [check for check in checks.machines(info, str(tmp_path), str(tmp_path / "none")) if check.missing]
+        assert [
+            check for check in checks.machines(info, str(tmp_path), {"base": str(tmp_path / "none")}) if check.missing
+        ]
         # a folder that only the driver has
         look = ray.remote(num_cpus=0)(checks.look)
-        machine = ray.get(look.remote(Folder(tmp_path / "other"), "theirs", "own", None, True))
+        machine = ray.get(look.remote(Folder(tmp_path / "other"), "theirs", "own", {}, True))
     assert {check.name.partition(" ")[0] for check in found} == {"GPUs", "disk", "results"}
     assert not [check.missing for check in found if check.missing and not check.name.startswith("disk")]
     assert not list(tmp_path.iterdir())
-    assert machine.results_error and machine.torch_gpus is not None and machine.base_there
+    assert machine.results_error and machine.torch_gpus is not None and not machine.absent

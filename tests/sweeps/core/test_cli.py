@@ -11,6 +11,7 @@ from search_spaces.space import Preset, SearchSpace
 from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.cli import common_parser, new_run_id, run_main, worker_options
 from trainables.common.errors import InputError
+from trainables.common.family import Family
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Toy:
     rank: int = 16
 
 
-SPACE = SearchSpace("toy", Toy, {"smoke": Preset("tiny"), "full": Preset("all")}, validate=lambda config: None)
+SPACE = SearchSpace(Family("toy"), Toy, {"smoke": Preset("tiny"), "full": Preset("all")}, validate=lambda config: None)
 IDS = ["007bbfb7", "00d62c1b", "017c7c7b", "025d127b"]
 SIZES = dict(zip(IDS, (90, 40, 40, 10), strict=True))
 

@@ -6,7 +6,10 @@ import threading
 
 import pytest
 
+from sweeps.monitoring.pace import Cost
 from sweeps.monitoring.progress import Progress
+from trainables.atomic_lora.family import FAMILY
+from trainables.common.family import Family
 
 
 class Clock:
@@ -28,14 +31,15 @@ def clock():
 
 
 def _row(base, final, **more):
-    return {"base_cell_accuracy": base, "final_cell_accuracy": final, **more}
+    return {"base_grid_accuracy": base, "final_grid_accuracy": final, **more}
 
 
 def test_line_counts_every_state(clock):
-    with Progress(10, already_done=3, stream=io.StringIO(), clock=clock) as progress:
-        assert progress.line().startswith("3/10 done, 0 running, 0 stopped early, 0 failed, unknown adapters per hour")
-        for name in "abcde":
-            progress.trial_started(name)
+    with Progress(10, already_done=3, stream=io.StringIO(), clock=clock, family=FAMILY) as progress:
+        assert progress.line().startswith(
+            "3/10 done, 0 running, 0 stopped early, 0 failed, no adapters have ended yet, "
+        )
+        assert "waiting for the workers to start" in progress.line()
         progress.trial_progress("d", 5, {"eval_loss": 0.5})
         progress.trial_progress("e", 15, {"eval_loss": 0.4})
         progress.trial_finished("a", "success", _row(0.5, 0.75))
@@ -43,13 +47,13 @@ def test_line_counts_every_state(clock):
         progress.trial_finished("c", "failed", {"error": "loss is nan"})
         line = progress.line()
     assert "5/10 done, 2 running (epoch 5 to 15), 1 stopped early, 1 failed" in line
-    assert "best a +25.0 points, worst b -10.0 points" in line
+    assert "best a +25.0 exact-match accuracy, +0.0 cell accuracy, worst b -10.0 exact-match accuracy" in line
 
 
-def test_pace_ignores_earlier_sessions_and_the_time_before_the_first_trial(clock):
-    progress = Progress(110, already_done=90, stream=io.StringIO(), clock=clock)
+def test_pace_leaves_out_earlier_sessions_and_the_time_before_training(clock):
+    progress = Progress(110, already_done=90, stream=io.StringIO(), clock=clock, family=FAMILY)
     clock.now += 500
-    progress.trial_started("a")
+    progress.count_running(16)
     clock.now += 60
     for name in "abcdefghij":
         progress.trial_finished(name, "success", {})
@@ -57,24 +61,67 @@ def test_pace_ignores_earlier_sessions_and_the_time_before_the_first_trial(clock
     assert "600 adapters per hour, 0:01:00 left" in progress.line()
 
 
+def test_the_line_says_what_is_waited_for(clock):
+    progress = Progress(4, stream=io.StringIO(), clock=clock, family=FAMILY)
+    assert "no adapters have ended yet, waiting for the workers to start" in progress.line()
+    progress.count_running(2)
+    assert "no adapters have ended yet, waiting for the first report" in progress.line()
+    clock.now += 30
+    progress.expect({name: Cost(epochs=10) for name in "abcd"})
+    progress.trial_progress("a", 2, {})
+    progress.trial_progress("b", 1, {})
+    # 3 of 40 epochs took half a minute
+    assert "no adapters have ended yet, 0:06:10 left" in progress.line()
+
+
+def test_the_time_left_weighs_trials_by_their_cost(clock):
+    progress = Progress(3, stream=io.StringIO(), clock=clock, family=FAMILY)
+    progress.expect({"large": Cost(8.0, 10, end=20.0), "small": Cost(1.0, 10), "tiny": Cost(0.5, 10)})
+    progress.count_running(1)
+    clock.now += 40
+    progress.trial_progress("large", 5, {})
+    assert progress.pace()[1] == pytest.approx(115 - 40), "a second for each unit of cost"
+    clock.now += 7
+    assert progress.pace()[1] == pytest.approx(75 - 7), "time goes by between two reports"
+    clock.now += 53
+    progress.trial_finished("large", "success", {})
+    assert progress.pace() == (pytest.approx(36.0), pytest.approx(15.0))
+
+
+def test_epochs_of_earlier_sessions_are_neither_done_nor_left(clock):
+    progress = Progress(2, stream=io.StringIO(), clock=clock, family=FAMILY)
+    progress.expect({"a": Cost(1.0, 10, trained=8), "b": Cost(1.0, 10)})
+    progress.count_running(2)
+    clock.now += 10
+    progress.trial_progress("a", 8, {})
+    assert "waiting for the first report" in progress.line(), "its own checkpoint is no news"
+    progress.trial_progress("a", 9, {})
+    assert progress.pace()[1] == pytest.approx(110.0)
+
+
+def test_trials_that_a_search_has_not_drawn_yet_cost_as_much_as_the_others(clock):
+    progress = Progress(10, stream=io.StringIO(), clock=clock, family=Family("x"))
+    progress.expect({"a": Cost(epochs=4), "b": Cost(epochs=8)})
+    # a trial whose process nobody counts: its first report says how long it has trained
+    clock.now += 100
+    progress.trial_progress("a", 2, {"seconds": 20.0})
+    assert progress.pace()[1] == pytest.approx(10.0 * (60 - 2))
+
+
 def test_patience_counts_as_stopped_early(clock):
-    progress = Progress(2, stream=io.StringIO(), clock=clock)
+    progress = Progress(2, stream=io.StringIO(), clock=clock, family=FAMILY)
     progress.trial_finished("a", "success", {"early_stopped": True})
     assert "1/2 done, 0 running, 1 stopped early, 0 failed" in progress.line()
 
 
 def test_nothing_left_when_everything_was_done_before(clock):
-    assert "5/5 done" in (line := Progress(5, 5, stream=io.StringIO(), clock=clock).line())
+    assert "5/5 done" in (line := Progress(5, 5, stream=io.StringIO(), clock=clock, family=FAMILY).line())
     assert "0:00:00 left" in line
 
 
 def test_each_trial_counts_once(clock):
-    progress = Progress(2, stream=io.StringIO(), clock=clock)
-    progress.trial_started("a")
-    progress.trial_started("a")
-    progress.trial_finished("a", "failed", _row(0.5, 0.9))
-    progress.trial_started("a")
-    assert "0/2 done, 1 running, 0 stopped early, 0 failed" in progress.line()
+    progress = Progress(2, stream=io.StringIO(), clock=clock, family=FAMILY)
+    progress.trial_progress("a", 1, {})
     progress.trial_finished("a", "success", {})
     progress.trial_finished("a", "success", {})
     progress.trial_progress("a", 3, {})
@@ -82,9 +129,9 @@ def test_each_trial_counts_once(clock):
     assert "best" not in progress.line()
 
 
-@pytest.mark.parametrize("metrics", [{}, _row(None, 0.5), _row(0.5, float("nan")), {"final_cell_accuracy": 1.0}])
+@pytest.mark.parametrize("metrics", [{}, _row(None, 0.5), _row(0.5, float("nan")), {"final_grid_accuracy": 1.0}])
 def test_trials_without_accuracies_are_neither_best_nor_worst(clock, metrics):
-    progress = Progress(2, stream=io.StringIO(), clock=clock)
+    progress = Progress(2, stream=io.StringIO(), clock=clock, family=FAMILY)
     progress.trial_finished("a", "success", metrics)
     assert "best" not in progress.line()
 
@@ -92,7 +139,7 @@ def test_trials_without_accuracies_are_neither_best_nor_worst(clock, metrics):
 def test_plain_lines_every_ten_seconds_and_at_the_end(clock, tmp_path):
     stream, log = io.StringIO(), tmp_path / "progress.log"
     log.write_text("an earlier session\n")
-    progress = Progress(4, stream=stream, log_path=log, clock=clock)
+    progress = Progress(4, stream=stream, log_path=log, clock=clock, family=FAMILY)
     for _ in range(25):
         clock.now += 1
         progress.tick()
@@ -126,9 +173,9 @@ def test_terminal_gets_a_panel_and_the_log_plain_lines(clock, tmp_path, monkeypa
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     stream, log = Terminal(), tmp_path / "progress.log"
-    with Progress(20, stream=stream, log_path=log, clock=clock) as progress:
+    with Progress(20, stream=stream, log_path=log, clock=clock, family=FAMILY) as progress:
         for index in range(10):
-            progress.trial_started(f"trial{index}")
+            progress.trial_progress(f"trial{index}", 0, {})
         progress.trial_progress("trial0", 5, {"eval_loss": 0.1234, "train_loss": None})
         clock.now += 10
         progress.tick()
@@ -143,7 +190,7 @@ def test_terminal_gets_a_panel_and_the_log_plain_lines(clock, tmp_path, monkeypa
 def test_panel_is_redrawn_only_now_and_then(clock, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with Progress(20, stream=stream, clock=clock) as progress:
+    with Progress(20, stream=stream, clock=clock, family=FAMILY) as progress:
         before = len(stream.getvalue())
         for index in range(100):
             progress.trial_progress("a", index, {})
@@ -154,11 +201,10 @@ def test_panel_is_redrawn_only_now_and_then(clock, monkeypatch):
 
 
 def test_threads_lose_no_event(clock):
-    progress = Progress(400, stream=io.StringIO(), clock=clock)
+    progress = Progress(400, stream=io.StringIO(), clock=clock, family=FAMILY)
 
     def work(worker):
         for index in range(100):
-            progress.trial_started(f"{worker}-{index}")
             progress.trial_progress(f"{worker}-{index}", index, {})
             progress.trial_finished(f"{worker}-{index}", "success", _row(0.0, index / 100))
 

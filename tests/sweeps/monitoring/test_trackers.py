@@ -16,6 +16,7 @@ from sweeps.monitoring.trackers import Trackers, sinks_for
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from sweeps.trackers import main
+from trainables.atomic_lora.family import FAMILY
 from trainables.common.errors import InputError
 
 TRIALS = [
@@ -34,7 +35,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResultsStore:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     store = ResultsStore(tmp_path, "sweep", "run")
-    store.create(run_record("command", {"rank": 4}, (), "data", 0))
+    store.create(run_record("command", {"rank": 4}, (), "data", 0, FAMILY))
     store.append(TRIALS, HISTORY)
     return store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore, RowWriter
+from sweeps.store.summary import summarise
+from trainables.atomic_lora.family import FAMILY
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 
@@ -43,7 +46,7 @@ def answers(name, pairs=1, attempt=1):
 
 def record(fingerprint="f0", **settings):
     settings = {"preset": "demo", "num_samples": 1, "family": {"rank": 8}} | settings
-    return run_record(["python", "sweeps/x.py", "--note", "a b"], settings, ["num_samples"], fingerprint, seed=0)
+    return run_record(["python", "sweeps/x.py", "--note", "a b"], settings, ["num_samples"], fingerprint, 0, FAMILY)
 
 
 def keys(folder, *names):
@@ -283,7 +286,7 @@ def test_an_fsspec_uri_works():
 
 KILLED = """
 import sys
-from sweeps.results import ResultsStore
+from sweeps.store.store import ResultsStore
 store = ResultsStore(sys.argv[1], "sweep", "run")
 for n in range(10_000):
     name = f"t{n}"
@@ -314,3 +317,26 @@ def test_kill_9_in_mid_append_leaves_a_store_to_go_on_with(tmp_path):
 def test_importing_it_brings_neither_torch_nor_ray():
     code = "import sys, sweeps.results, sweeps.store.store; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_run_from_before_families_were_declared_reads_and_goes_on(tmp_path):
+    old = ResultsStore(tmp_path, "recursive_reasoner", "old")
+    run = {"settings": {}, "extendable": [], "data_fingerprint": "f0"}
+    old.folder.write("run.json", json.dumps(run).encode())
+    # columns of all families in the middle, and a metric that has been declared since
+    row = {
+        "run_id": ["old"], "family": ["recursive_reasoner"], "trial_id": ["a"], "attempt": [1], "status": ["success"],
+        "base_grid_accuracy": pa.nulls(1, pa.float64()), "halting": ["bce"], "exact_accuracy": [0.75], "seconds": [1.0],
+        "metric/direct_exact_accuracy": [0.5],
+    }  # fmt: skip
+    schema = {b"schema_version": b"1", b"table": b"trials"}
+    (folder := Path(old.folder.root, "trials")).mkdir()
+    pq.write_table(pa.table(row).replace_schema_metadata(schema), folder / "part-0.parquet")
+    found = ResultsStore.open(old.folder.root)
+    assert found.family.name == "recursive_reasoner" and found.finished()["a"]["exact_accuracy"] == 0.75
+    assert summarise(found)["means"]["direct_exact_accuracy"] == 0.5
+    found.create(run_record("again", {}, [], "f0", 0, found.family))
+    found.append([trial("b", exact_accuracy=0.25, direct_exact_accuracy=0.125)])
+    frame = pd.read_parquet(folder).set_index("trial_id")
+    assert frame["direct_exact_accuracy"].to_dict() == {"a": 0.5, "b": 0.125}
+    assert frame["exact_accuracy"].tolist() == [0.75, 0.25] and "metric/direct_exact_accuracy" not in frame

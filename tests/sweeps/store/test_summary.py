@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from sweeps.results import main
+from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from sweeps.store.summary import print_summary, summarise
 from tests.sweeps.store.test_store import ROOT, answers, epochs, record, trial
+from trainables.common.family import Column, Family
 
 
 def accuracies(base, final):
@@ -46,7 +49,7 @@ def full(store):
 
 def test_the_summary_counts_the_last_attempt_and_breaks_ties_by_cells(full):
     summary = summarise(full)
-    assert summary["counts"] == {"failed": 1, "stopped": 1, "success": 5} and summary["adapters"] == 7
+    assert summary["counts"] == {"failed": 1, "stopped": 1, "success": 5} and summary["trials"] == 7
     assert summary["versus_base"] == {"improved": 2, "same": 1, "worse": 1, "not_compared": 1}
     means = summary["means"]
     assert means["base_grid_accuracy"] == means["final_grid_accuracy"] == means["copy_grid_accuracy"] == 0.25
@@ -70,12 +73,14 @@ def test_the_printed_summary_is_plain_outside_a_terminal(full, capsys):
 
 
 def test_an_empty_store_and_rows_of_another_family_have_a_summary(store, capsys):
+    store.create(run_record("command", {}, (), "f0", 0, Family("other", (Column("depth", float, "layers", "layers"),))))
     print_summary(summarise(store))
     store.append([{"trial_id": "a", "attempt": 1, "status": "success", "depth": 2.0}])
     summary = summarise(store)
     assert summary["versus_base"]["not_compared"] == 1 and summary["best"] == []
     print_summary(summary)
-    assert "exact-match" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "exact-match" not in printed and "base" not in printed and re.search(r"layers *\| *\| *2 ", printed)
 
 
 def test_the_command_line_exports_one_file(full, tmp_path, capsys):
@@ -83,7 +88,7 @@ def test_the_command_line_exports_one_file(full, tmp_path, capsys):
     assert main([full.folder.root, "--export-json", str(file)]) == 0
     assert "improved against the base" in capsys.readouterr().out
     exported = json.loads(file.read_text())
-    assert exported["run"]["data_fingerprint"] == "f0" and exported["summary"]["adapters"] == 7
+    assert exported["run"]["data_fingerprint"] == "f0" and exported["summary"]["trials"] == 7
     assert exported["history"]["up"]["attempt"] == [2, 2, 2] and exported["history"]["up"]["epoch"] == [1, 2, 3]
     assert "lr" not in exported["history"]["up"] and len(exported["trials"]) == 7
     pictures = [(row["trial_id"], row["attempt"], row["adapted"]) for row in exported["predictions"]]

@@ -213,3 +213,29 @@ def test_a_run_ends_at_the_end_of_a_cosine_cycle(epochs: int, steps: int) -> Non
     assert sum(rate == 1.0 for rate in rates) == len(
         [s for s in (0, first_cycle(total), 3 * first_cycle(total)) if s < total]
     )
+
+
+def test_seconds_of_the_epochs_add_up_to_the_time_of_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        """A clock that evaluations alone move: 100 s with the true prefix, 10 s for decoding."""
+
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            return self.now
+
+    clock, run = Clock(), PlainRun()
+
+    def timed(function: Any, seconds: float) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            clock.now += seconds
+            return function(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "teacher_forced", timed(module.teacher_forced, 100.0))
+    monkeypatch.setattr(module, "autoregressive", timed(module.autoregressive, 10.0))
+    pretrain(_settings(), run)
+    # the untrained model is measured before epoch 1, the trained one after epochs 2 and 4
+    assert [row["seconds"] for row in run.reports] == [110.0, 100.0, 0.0, 110.0]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from trainables.arc import EOS, ROW_END, Example, Task, load_tasks, test_examples, training_examples
@@ -391,15 +392,15 @@ def test_predictions_are_the_answers_that_were_scored(
 # --------------------------------------------------------------------------------------------------------------- export
 
 
-def test_later_samples_are_exported_one_level_below(
-    workload: ChampionWorkload, tmp_path: Path, smallest: list[str]
-) -> None:
-    task_id = smallest[0]
-    factors = initial_factors(workload.pack.layers, ["decoder.0.linear1"], 2, 0)
-    places = [workload.export(job, workload.plan(job), factors) for job in (_job(task_id), _job(task_id, sample=2))]
-    assert places == [f"adapters/{task_id}", f"adapters/{task_id}/2"]
-    for place in places:
-        names = sorted(p.name for p in (tmp_path / place).iterdir() if p.is_file())
+def test_two_trials_of_a_task_never_share_a_place(tmp_path: Path, smallest: list[str]) -> None:
+    # Two sweeps that extend the same run may both have a sample 0 of the task.
+    jobs = [replace(_job(smallest[0]), trial_id=f"{smallest[0]}-{digits}") for digits in ("2e27e88db6", "6143bc4178")]
+    queue = ListQueue(jobs)
+    train_adapters(_settings(tmp_path, smallest), PlainRun(), queue)
+    places = {r.trial_id: r.metrics["checkpoint"] for r in queue.reports if r.status == "success"}
+    assert places == {job.trial_id: f"adapters/{job.trial_id}" for job in jobs}
+    for place in places.values():
+        names = sorted(p.name for p in (tmp_path / "run" / place).iterdir() if p.is_file())
         assert names == ["adapter_config.json", "adapter_model.safetensors"]
 
 
@@ -414,6 +415,19 @@ def _settings(folder: Path, smallest: list[str], **other: Any) -> dict[str, Any]
     }  # fmt: skip
 
 
+def test_jobs_on_all_linear_layers_and_on_some_share_a_pack(tmp_path: Path, smallest: list[str]) -> None:
+    swept = [("all-linear",), ("linear1",), ("k_proj", "linear2")]
+    queue = ListQueue([_job(smallest[0], 1, sample, target_modules=targets) for sample, targets in enumerate(swept)])
+    union = tuple(name for targets in swept for name in targets)
+    train_adapters(_settings(tmp_path, smallest, target_modules=union), PlainRun(), queue)
+    done = [report for report in queue.reports if report.status != "running"]
+    assert [report.status for report in done] == ["success"] * 3
+    for report, leaves in zip(done, (None, {"linear1"}, {"k_proj", "linear2"}), strict=True):
+        weights = load_file(tmp_path / "run" / report.metrics["checkpoint"] / "adapter_model.safetensors")
+        adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in weights}
+        assert adapted == leaves if leaves else {"linear1", "linear2", "q_proj", "out_proj"} < adapted
+
+
 def test_three_tasks_train_end_to_end(tmp_path: Path, smallest: list[str], tasks: Mapping[str, Task]) -> None:
     settings = _settings(tmp_path, smallest)
     queue = ListQueue([_job(task_id, seed) for seed, task_id in enumerate(smallest[:3])])
@@ -424,7 +438,7 @@ def test_three_tasks_train_end_to_end(tmp_path: Path, smallest: list[str], tasks
     modal = {"27a28665": 1 / 3, "44f52bb0": 0.5, "d631b094": 0.0}
     for task_id in smallest[:3]:
         row = final[f"{task_id}-0"].metrics
-        assert row["checkpoint"] == f"adapters/{task_id}" and row["epochs"] == 2
+        assert row["checkpoint"] == f"adapters/{task_id}-0" and row["epochs"] == 2
         assert {"base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy", "change_recall"} <= row.keys()
         assert row["modal_grid_accuracy"] == pytest.approx(modal[task_id])
         base = load_champion(tmp_path)

@@ -59,7 +59,8 @@ def test_near_names_are_suggested() -> None:
 
 @pytest.mark.slow
 def test_what_drivers_import_needs_neither_torch_nor_ray() -> None:
-    modules = ["jobs", "errors", "folder", "arc", "context", "schedules", "atomic_lora.config"]
+    common = ["jobs", "errors", "folder", "context", "schedules"]
+    modules = [*(f"common.{name}" for name in common), "arc", "atomic_lora.config"]
     code = f"import sys, {', '.join('trainables.' + m for m in modules)}; print({{'torch', 'ray'}} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"

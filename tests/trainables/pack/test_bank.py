@@ -266,6 +266,9 @@ def test_all_linear_spares_the_output_head_of_a_language_model() -> None:
 
     assert list(AdapterPack(Model(), ["all-linear"]).layers) == ["body"]
     assert list(AdapterPack(Model(), ["head"]).layers) == ["head"]
+    both = AdapterPack(Model(), ["all-linear", "head"])
+    assert list(both.layers) == ["body", "head"]
+    assert both.select(["all-linear"]) == ["body"] and both.select(["head"]) == ["head"]
 
 
 def test_a_target_outside_the_pack_is_refused() -> None:

@@ -19,6 +19,7 @@ from trainables.common.folder import Folder
 from trainables.common.jobs import Job, ListQueue, Report
 from trainables.pack.batching import BatchCost
 from trainables.pack.checkpoint import parse_slot
+from trainables.pack.engine import PackEngine
 
 torch.set_num_threads(1)
 
@@ -372,6 +373,26 @@ def test_a_killed_engine_continues_as_if_nothing_had_happened(dtype: torch.dtype
         assert same(resumed.workload.exported[name], unbroken.workload.exported[name])
         for column in ("best_loss", "final_loss", "epochs", "early_stopped"):
             assert resumed.last(name).metrics[column] == unbroken.last(name).metrics[column]
+
+
+def test_adapters_killed_while_they_wait_for_their_evaluation_are_only_evaluated(tmp_path: Path) -> None:
+    def jobs() -> list[Job]:
+        return [job("a", epochs=3, report_every=2), job("b", 1, epochs=9, patience=1, script=[1.0, 2.0])]
+
+    class Killed(TinyWorkload):
+        def evaluate(self, finished: Any) -> Any:
+            raise KeyboardInterrupt
+
+    workload = Killed()
+    with pytest.raises(KeyboardInterrupt):
+        PackEngine(workload.pack, workload, 2, 4, Folder(tmp_path), "tiny", torch.float64).run(ListQueue(jobs()))
+    resumed, unbroken = train(jobs(), 2, folder=Folder(tmp_path)), train(jobs(), 2)
+    assert resumed.engine.stats.steps == 0
+    for name, early in (("a", False), ("b", True)):
+        last = resumed.last(name)
+        assert last.status == "success" and last.metrics["early_stopped"] == early
+        assert resumed.history(name) == unbroken.history(name)
+        assert same(resumed.workload.exported[name], unbroken.workload.exported[name])
 
 
 def test_patience_counts_on_over_a_kill(tmp_path: Path) -> None:

@@ -116,6 +116,16 @@ def test_the_oldest_transitions_are_forgotten() -> None:
     assert len(other) == 4 and other.written == 6
 
 
+def test_of_more_transitions_than_fit_the_last_are_remembered() -> None:
+    replay = Replay(4, features=2)
+    numbers = torch.arange(11.0)
+    rows = numbers[:, None].expand(11, 2)
+    replay.add(Transitions(rows, numbers.long(), numbers, rows + 1, numbers == 10))
+    assert replay.reward.tolist() == [8.0, 9.0, 10.0, 7.0] and replay.written == 11
+    replay.add(Transitions(rows[:1], numbers[:1].long(), numbers[:1], rows[:1] + 1, numbers[:1] == 10))
+    assert replay.reward.tolist() == [8.0, 9.0, 10.0, 0.0], "the oldest one makes room"
+
+
 def _world(rule: DqnHalting, rows: int, generator: torch.Generator) -> None:
     """Rows are solved or not, as feature 0 says; going on solves a row, expanding does the same for a price."""
     before = torch.randn(rows, 10, generator=generator)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +225,22 @@ def test_a_schedule_takes_effect_on_training(name: str) -> None:
     assert losses[0] != losses[1] and not torch.equal(_weights(still), _weights(moving))
 
 
+@pytest.mark.parametrize("hints", [0.0, 1.0])
+def test_hints_show_from_none_to_all_of_the_asked_cells(tmp_path: Path, hints: float) -> None:
+    settings = _settings(tmp_path, planner="continuous_thought", hints=hints, checkpoint_every=1, keep_checkpoints=30)
+    train_loop(settings, PlainRun())
+    # The rows of the first step belong to the first stage of the curriculum.
+    state = torch.load(tmp_path / "checkpoints" / "step-000000001.pt", weights_only=True)
+    carry = state["parts"][0]["carry"]
+    assert torch.equal(carry["inputs"], carry["targets"]) == (hints == 1)
+
+
+def test_a_replay_smaller_than_the_batch_is_filled_with_the_last_rows(tmp_path: Path) -> None:
+    run = PlainRun()
+    train_loop(_settings(tmp_path, halting="dqn", replay=4, replay_batch=4, epochs=1), run)
+    assert run.reports[-1]["halting_loss"] > 0
+
+
 def test_the_row_holds_the_values_of_the_last_step(tmp_path: Path) -> None:
     run = PlainRun()
     train_loop(_settings(tmp_path, halting="dqn", planner="continuous_thought", lr_schedule="cosine"), run)
@@ -361,18 +376,13 @@ def test_a_finished_run_is_reported_and_not_trained_again(tmp_path: Path, monkey
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.3, 0.1, 0.2])
-
-    def measured(trainer: Trainer) -> Mapping[str, float]:
-        trainer.metric = next(scores)
-        return {"exact_accuracy": trainer.metric}
-
-    monkeypatch.setattr(Trainer, "evaluate", measured)
-    train_loop(_settings(tmp_path, keep_checkpoints=2), PlainRun())
-    steps = sorted(int(file.stem.split("-")[1]) for file in (tmp_path / "checkpoints").glob("*.pt"))
-    # of 5, 8, 10, 15, 16, 20, 24: the last two, and the last that has the best measurement
-    assert steps == [15, 20, 24]
-    assert json.loads((tmp_path / "checkpoints" / "step-000000015.json").read_text())["metric"] == 0.3
+    scores = iter([0.1, 0.9, 0.2])
+    monkeypatch.setattr(Trainer, "evaluate", lambda trainer: {"exact_accuracy": next(scores)})
+    train_loop(_settings(tmp_path, keep_checkpoints=1), PlainRun())
+    notes = [json.loads(file.read_text()) for file in sorted((tmp_path / "checkpoints").glob("*.json"))]
+    # The checkpoint at step 20 holds another model than the one that was measured at step 16, so it has no metric.
+    assert [(note["step"], note["metric"]) for note in notes] == [(16, 0.9), (24, 0.2)]
+    assert (tmp_path / "checkpoints" / "step-000000016.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -401,6 +411,56 @@ def test_averaged_weights_follow_the_trained_ones() -> None:
     )
     plain, _ = _trainer(ema=0.0).evaluated()
     assert torch.equal(plain.head.weight, _trainer(ema=0.0).model.head.weight)
+
+
+# ---------------------------------------------------------------------------------------------------------------- times
+
+
+class _Clock:
+    """A clock that the training itself moves: 1 s for a step, 100 s for an evaluation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.steps_left = 10**9
+        step, evaluate = Trainer.train_step, Trainer.evaluate
+
+        def timed_step(trainer: Trainer) -> None:
+            if not self.steps_left:
+                raise _Killed
+            self.steps_left -= 1
+            self.now += 1.0
+            step(trainer)
+
+        def timed_evaluate(trainer: Trainer) -> dict[str, Any]:
+            self.now += 100.0
+            return evaluate(trainer)
+
+        monkeypatch.setattr(Trainer, "train_step", timed_step)
+        monkeypatch.setattr(Trainer, "evaluate", timed_evaluate)
+        monkeypatch.setattr(module, "time", self)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_seconds_of_the_epochs_add_up_to_the_time_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, run = _Clock(monkeypatch), PlainRun()
+    train_loop(_settings(tmp_path, direct_baseline=True), run)
+    # the baseline's 24 steps and its evaluation, then three epochs of 8 steps and an evaluation
+    assert [row["seconds"] for row in run.reports] == [24 + 100 + 108, 108, 108]
+    assert sum(row["seconds"] for row in run.reports) == clock.now
+    assert [row["rows_per_second"] for row in run.reports] == [8.0] * 3, "training alone"
+
+
+def test_seconds_leave_out_the_pause_between_two_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, first, second = _Clock(monkeypatch), PlainRun(), PlainRun()
+    clock.steps_left = 12
+    with pytest.raises(_Killed):
+        train_loop(_settings(tmp_path), first)
+    clock.now, clock.steps_left = clock.now + 10_000.0, 10**9
+    train_loop(_settings(tmp_path), second)
+    assert [row["seconds"] for row in first.reports + second.reports] == [108.0] * 3
+    assert [row["rows_per_second"] for row in first.reports + second.reports] == [8.0] * 3
 
 
 # -------------------------------------------------------------------------------------------------------------- workers
@@ -472,3 +532,36 @@ def test_two_workers_train_like_one(tmp_path: Path, halting: str, dataset: str, 
     weights = [torch.load(tmp_path / name / "reasoner.pt", weights_only=True)["model"] for name in ("alone", "pair")]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-2, atol=1e-3)
+
+
+def _work_beside_a_baseline(rank: int, folder: str, settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    step, baseline_steps = Trainer.train_step, list[int]()
+
+    def watched(trainer: Trainer) -> None:
+        if trainer.config.max_steps == 1:
+            baseline_steps.append(trainer.step)
+        step(trainer)
+
+    Trainer.train_step = watched  # type: ignore[method-assign]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    run = _Worker(rank, 2)
+    train_loop(settings, run)
+    seen = {"baseline_steps": baseline_steps, "last": run.reports[-1]}
+    Path(folder, f"seen-{rank}.json").write_text(json.dumps(seen, default=str))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_workers_train_the_direct_baseline(tmp_path: Path) -> None:
+    # A worker that waits while another one trains a whole model runs into the time limit of its next collective.
+    settings = _settings(tmp_path / "pair", direct_baseline=True)
+    (tmp_path / "pair").mkdir()
+    torch.multiprocessing.spawn(_work_beside_a_baseline, args=(str(tmp_path / "pair"), settings), nprocs=2)
+    first, second = (json.loads((tmp_path / "pair" / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["baseline_steps"] == second["baseline_steps"] == list(range(24))
+    alone = PlainRun()
+    train_loop(_settings(tmp_path / "alone", direct_baseline=True), alone)
+    for name in ("direct_token_accuracy", "majority_token_accuracy"):
+        assert first["last"][name] == pytest.approx(alone.reports[-1][name], abs=0.1) and name not in second["last"]

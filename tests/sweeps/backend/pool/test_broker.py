@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine
 from typing import Any
-
-import pytest
 
 from sweeps.backend.pool.broker import MAX_BARREN_STARTS, MAX_DEATHS, PoolBroker
 from tests.sweeps.stub_pool import make_job
@@ -24,9 +21,8 @@ def ended(name: str, epoch: int, status: Any = "success", loss: float = 0.5) -> 
 
 def with_broker(test: Callable[[PoolBroker], Coroutine[Any, Any, None]]) -> Callable[[], None]:
     async def run() -> None:
-        broker = PoolBroker()
-        await broker.open_gate()
-        await test(broker)
+        # within the event loop, as in an actor
+        await test(PoolBroker())
 
     def call() -> None:
         asyncio.run(asyncio.wait_for(run(), 5))
@@ -37,7 +33,6 @@ def with_broker(test: Callable[[PoolBroker], Coroutine[Any, Any, None]]) -> Call
 async def filled(broker: PoolBroker, *names: str, limit: int = 10) -> int:
     for name in names:
         await broker.submit(name, [make_job(name)])
-        await broker.begin(f"trial-{name}", name)
     token = await broker.register(0, 1)
     assert token is not None
     await broker.take(token, limit, 0)
@@ -49,56 +44,33 @@ async def sent(broker: PoolBroker) -> list[tuple[str, str, int]]:
     return [(r.trial_id, r.status, r.epoch) for r in reports]
 
 
-@with_broker
-async def test_reports_go_to_driver_and_trial(broker: PoolBroker) -> None:
-    token = await filled(broker, "a")
-    waiting = asyncio.create_task(broker.next_rung("trial-a"))
+async def is_waiting(task: asyncio.Task[None]) -> bool:
     await asyncio.sleep(0.01)
-    assert not waiting.done()
+    return not task.done()
+
+
+@with_broker
+async def test_reports_go_to_the_driver_and_a_trial_sees_the_end_of_its_unit(broker: PoolBroker) -> None:
+    waiting = asyncio.create_task(broker.end_of("a"))
+    assert await is_waiting(waiting)  # it may ask before the unit is there
+    token = await filled(broker, "a")
     await broker.push(token, [running("a", 5)])
-    assert await waiting == {"epoch": 5, "eval_loss": 1.0, "done": False}
+    assert await is_waiting(waiting)
     await broker.push(token, [ended("a", 9)])
-    assert await broker.next_rung("trial-a") == {"epoch": 9, "eval_loss": 0.5, "done": True}
-    assert await broker.next_rung("trial-a") == {
-        "epoch": 9,
-        "eval_loss": 0.5,
-        "done": True,
-    }  # a restarted trial asks again
+    await waiting
+    await broker.end_of("a")  # a restarted trial asks again
     assert await sent(broker) == [("a", "running", 5), ("a", "success", 9)]
 
 
-def test_where_nothing_judges_a_trial_sees_only_the_end() -> None:
-    async def run() -> None:
-        broker = PoolBroker(every_rung=False)
-        await broker.open_gate()
-        token = await filled(broker, "a")
-        await broker.push(token, [running("a", 5), running("a", 10)])
-        waiting = asyncio.create_task(broker.next_rung("trial-a"))
-        await broker.push(token, [running("a", 15)])
-        await asyncio.sleep(0.01)
-        assert not waiting.done()
-        await broker.push(token, [ended("a", 20)])
-        assert await waiting == {"epoch": 20, "eval_loss": 0.5, "done": True}
-        assert [epoch for _, _, epoch in await sent(broker)] == [5, 10, 15, 20]
-        # of a panel: the end of its last job
-        await broker.submit("panel", [make_job("b"), make_job("c")])
-        await broker.begin("trial-panel", "panel")
-        await broker.take(token, 2, 0)
-        await broker.push(token, [running("b", 5), running("c", 5), ended("b", 9)])
-        waiting = asyncio.create_task(broker.next_rung("trial-panel"))
-        await asyncio.sleep(0.01)
-        assert not waiting.done()
-        await broker.push(token, [ended("c", 12, loss=1.5)])
-        assert await waiting == {"epoch": 12, "eval_loss": 1.0, "done": True}
-        # one that is under way when the sweep stops
-        await broker.submit("d", [make_job("d")])
-        await broker.begin("trial-d", "d")
-        waiting = asyncio.create_task(broker.next_rung("trial-d"))
-        await asyncio.sleep(0.01)
-        await broker.drain()
-        assert (await waiting)["done"]
-
-    asyncio.run(asyncio.wait_for(run(), 5))
+@with_broker
+async def test_a_panel_ends_with_the_last_of_its_jobs(broker: PoolBroker) -> None:
+    await broker.submit("panel", [make_job("b"), make_job("c")])
+    token = await filled(broker)
+    waiting = asyncio.create_task(broker.end_of("panel"))
+    await broker.push(token, [running("b", 5), running("c", 5), ended("b", 9)])
+    assert await is_waiting(waiting)
+    await broker.push(token, [ended("c", 12)])
+    await waiting
 
 
 def test_workers_share_the_last_jobs() -> None:
@@ -188,13 +160,12 @@ async def test_a_job_that_kills_its_worker_fails(broker: PoolBroker) -> None:
 @with_broker
 async def test_pool_gives_up_when_workers_never_report(broker: PoolBroker) -> None:
     await broker.submit("a", [make_job("a")])
-    await broker.begin("trial-a", "a")
     for _ in range(MAX_BARREN_STARTS - 1):
         token = await broker.register(0, 1)
         assert token is not None
         await broker.crashed(token, "Traceback ...\nRuntimeError: no base")
     assert await broker.register(0, 1) is None
-    assert await broker.next_rung("trial-a") == {"epoch": 0, "eval_loss": math.inf, "done": True}
+    await broker.end_of("a")
     await broker.submit("late", [make_job("late")])
     _, reports, counts = await broker.collect(0)
     assert [(r.trial_id, r.status) for r in reports] == [("a", "failed"), ("late", "failed")]
@@ -242,11 +213,11 @@ async def test_take_waits_for_a_job(broker: PoolBroker) -> None:
 async def test_drain_finishes_nothing_and_loses_no_report(broker: PoolBroker) -> None:
     token = await filled(broker, "a", "b", "c", limit=2)
     await broker.push(token, [running("a", 5)])
-    assert (await broker.next_rung("trial-a"))["epoch"] == 5
-    waiting = asyncio.create_task(broker.next_rung("trial-a"))
-    await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(broker.end_of("a"))
+    assert await is_waiting(waiting)
     await broker.drain()
-    assert (await waiting)["done"]
+    await waiting
+    await broker.end_of("c")
     assert await broker.take(token, 9, 0) == ([], {"a", "b"}, False)
     await broker.push(token, [ended("a", 7, "stopped"), ended("b", 9, "success")])
     assert await sent(broker) == [("a", "running", 5), ("a", "running", 7), ("b", "success", 9)]
@@ -254,45 +225,13 @@ async def test_drain_finishes_nothing_and_loses_no_report(broker: PoolBroker) ->
 
 
 @with_broker
-async def test_panel_moves_from_rung_to_rung_together(broker: PoolBroker) -> None:
-    await broker.submit("p", [make_job("a"), make_job("b"), make_job("c")])
-    await broker.begin("trial", "p")
-    token = await broker.register(0, 1)
-    assert token is not None
-    await broker.take(token, 3, 0)
-    # a continued from a checkpoint and is ahead, c ended early
-    await broker.push(token, [running("a", 10, 1.0), running("b", 5, 3.0)])
-    waiting = asyncio.create_task(broker.next_rung("trial"))
-    await asyncio.sleep(0.01)
-    assert not waiting.done()
-    await broker.push(token, [ended("c", 3, loss=2.0)])
-    assert await waiting == {"epoch": 5, "eval_loss": 2.0, "done": False}
-    await broker.push(token, [running("b", 10, 6.0)])
-    assert await broker.next_rung("trial") == {"epoch": 10, "eval_loss": 3.0, "done": False}
-    await broker.push(token, [ended("a", 12, loss=1.0), ended("b", 15, loss=3.0)])
-    assert await broker.next_rung("trial") == {"epoch": 15, "eval_loss": 2.0, "done": True}
-
-
-@with_broker
 async def test_panel_fails_as_a_whole(broker: PoolBroker) -> None:
     await broker.submit("p", [make_job("a"), make_job("b"), make_job("c")])
-    await broker.begin("trial", "p")
     token = await broker.register(0, 1)
     assert token is not None
     await broker.take(token, 2, 0)
     assert await broker.push(token, [Report("a", "failed", 3, {}, (), "diverged")]) == {"b"}
-    assert await broker.next_rung("trial") == {"epoch": 3, "eval_loss": math.inf, "done": True}
+    await broker.end_of("p")
     assert [status for _, status, _ in await sent(broker)] == ["failed"] * 3
     await broker.push(token, [running("b", 5)])
     assert len(await sent(broker)) == 3
-
-
-@pytest.mark.parametrize("loss", [math.nan, None])
-def test_a_loss_that_is_no_number_becomes_infinity(loss: float | None) -> None:
-    @with_broker
-    async def check(broker: PoolBroker) -> None:
-        token = await filled(broker, "a")
-        await broker.push(token, [Report("a", "running", 5, {} if loss is None else {"eval_loss": loss})])
-        assert (await broker.next_rung("trial-a"))["eval_loss"] == math.inf
-
-    check()

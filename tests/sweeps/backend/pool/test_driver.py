@@ -8,21 +8,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from ray import tune
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from sweeps.backend.asha import GroupedASHA
+from search_spaces.space import Mode
+from sweeps.backend.asha import GroupedASHA, Unit
 from sweeps.backend.cluster import ROOT, ClusterInfo, connect
 from sweeps.backend.pool.broker import PoolBroker
-from sweeps.backend.pool.driver import UnitSearch, run_pool_sweep
+from sweeps.backend.pool.driver import run_pool_sweep
 from sweeps.backend.pool.queue import BrokerQueue
+from sweeps.backend.pool.workers import AdapterPool
+from sweeps.backend.trials import Search
 from tests.sweeps.stub_pool import make_job
 from trainables.common.environment import environment_without_ray
 from trainables.common.jobs import Job, Report
@@ -38,32 +39,30 @@ def cluster() -> Iterator[ClusterInfo]:
         yield info
 
 
+class Reports(list[Report]):
+    """The `Listener` that keeps every report."""
+
+    def on_reports(self, reports: Sequence[Report]) -> None:
+        self.extend(reports)
+
+    def on_counts(self, counts: Mapping[str, int]) -> None:
+        pass
+
+
 def sweep(
-    units: list[list[Job]], tmp_path: Path, settings: dict[str, Any] | None = None, **options: Any
+    work: Sequence[Job] | Search[Unit], tmp_path: Path, settings: dict[str, Any] | None = None, **options: Any
 ) -> list[Report]:
-    reports: list[Report] = []
-    outcome = run_pool_sweep(
-        units,
-        pool_loop=LOOP,
-        pool_settings={"slots": 4, "epoch_s": 0.02, "folder": str(tmp_path), **(settings or {})},
-        num_workers=1,
-        use_gpu=False,
-        on_reports=reports.extend,
-        **{"max_concurrent": 3, "lookahead": 4, **options},
-    )
+    settings = {"slots": 4, "epoch_s": 0.02, "folder": str(tmp_path), **(settings or {})}
+    units = work if isinstance(work, Search) else [Unit(job.trial_id, [job], job.task_id) for job in work]
+    pool, reports = AdapterPool(LOOP, settings, num_workers=1, use_gpu=False), Reports()
+    options = {"metric": "eval_loss", "backlog": 8, **options}
+    outcome = run_pool_sweep(units, pool, reports, **options)
     assert not outcome.interrupted and outcome.counts["unfinished"] == 0
     return reports
 
 
-def test_units_are_given_out_in_turn() -> None:
-    search = UnitSearch([make_job(f"t{i}") for i in range(2)])
-    given = [search.suggest(name) for name in ("a", "b", "c")]
-    assert given == [{"unit": i, "task_id": "task", "trial_id": f"t{i}"} for i in range(2)] + [Searcher.FINISHED]
-
-
-def test_a_trial_id_that_comes_again_gets_no_unit() -> None:
-    search = UnitSearch([make_job(f"t{i}") for i in range(2)])
-    assert [bool(search.suggest(name)) for name in ("a", "a", "b")] == [True, False, True]
+def asha(mode: Mode = "min", metric: str = "eval_loss") -> GroupedASHA:
+    return GroupedASHA(metric=metric, mode=mode, max_t=30, grace_period=5, reduction_factor=3)
 
 
 def assert_each_epoch_once(reports: list[Report], ids: set[str]) -> None:
@@ -79,33 +78,55 @@ def assert_each_epoch_once(reports: list[Report], ids: set[str]) -> None:
 
 
 def test_every_job_is_reported_exactly_once(cluster: ClusterInfo, tmp_path: Path) -> None:
-    units = [[make_job(f"job-{i}", f"task-{i}", fails_at=7 if i == 11 else 0)] for i in range(30)]
-    done: list[str] = []
-    reports = sweep(units, tmp_path, on_trial_done=lambda ids, status, decision: done.extend(ids))
-    assert_each_epoch_once(reports, {unit[0].trial_id for unit in units})
+    jobs = [make_job(f"job-{i}", f"task-{i}", fails_at=7 if i == 11 else 0) for i in range(30)]
+    reports = sweep(jobs, tmp_path)
+    assert_each_epoch_once(reports, {job.trial_id for job in jobs})
     assert Counter(r.status for r in reports) == {"running": 29 * 5 + 1, "success": 29, "failed": 1}
-    assert sorted(done) == sorted(unit[0].trial_id for unit in units)
 
 
-def test_asha_stops_within_each_task_and_the_slot_goes_on(cluster: ClusterInfo, tmp_path: Path) -> None:
-    units = [
-        [make_job(f"{task}-{i}", task, i, quality=scale * (1 + i))]
-        for i in range(6)
+@pytest.mark.parametrize(("metric", "mode"), [("eval_loss", "min"), ("score", "max")])
+def test_asha_judges_every_job_in_training_within_its_task(
+    cluster: ClusterInfo, tmp_path: Path, metric: str, mode: Mode
+) -> None:
+    jobs = [
+        make_job(f"{task}-{i}", task, i, quality=scale * (1 + i))
+        for i in range(12)
         for task, scale in (("easy", 0.1), ("hard", 10.0))
     ]
-    scheduler = GroupedASHA(
-        group=lambda c: c["task_id"], key=lambda c: c["trial_id"], max_t=30, grace_period=5, reduction_factor=3
-    )
-    reports = sweep(units, tmp_path, {"epoch_s": 0.1}, scheduler=scheduler, max_concurrent=4, lookahead=0)
-    assert_each_epoch_once(reports, {unit[0].trial_id for unit in units})
+    # all train at once, one of them has a process of Tune's
+    settings = {"slots": 24, "epoch_s": 0.2, "metric": metric}
+    reports = sweep(jobs, tmp_path, settings, asha=asha(mode, metric), metric=metric, backlog=24)
+    assert_each_epoch_once(reports, {job.trial_id for job in jobs})
     last = {r.trial_id: r for r in reports if r.status != "running"}
     assert last["easy-0"].status == last["hard-0"].status == "success"
-    stopped = {name: r for name, r in last.items() if r.status == "stopped"}
-    assert {"easy-5", "hard-5"} <= set(stopped)
-    for report in stopped.values():
-        assert report.metrics["stop_reason"] == "asha" and report.metrics["rung"] in (5, 15)
-        assert report.epoch < 30 and report.metrics["asha_cutoff"] > 0
-    assert stopped["hard-5"].metrics["asha_cutoff"] > stopped["easy-5"].metrics["asha_cutoff"]
+    assert all(r.metrics["rung"] in (5, 15) for r in last.values())
+    for task in ("easy", "hard"):
+        stopped = [r for name, r in last.items() if r.status == "stopped" and name.startswith(task)]
+        # of twelve the first at a rung goes on, and about every third after it
+        assert len(stopped) >= 4 and all(r.epoch < 30 for r in stopped)
+        scale = 0.1 if task == "easy" else 10.0
+        assert all(scale < abs(r.metrics["asha_cutoff"]) < scale * 13 * 1.2 for r in stopped)
+
+
+def test_a_job_whose_metric_is_not_a_number_or_missing_has_failed(cluster: ClusterInfo, tmp_path: Path) -> None:
+    jobs = [make_job("a", diverges_at=5), make_job("b", diverges_at=30), make_job("c"), make_job("d", silent=True)]
+    reports = sweep(jobs, tmp_path, {"epoch_s": 0.05}, asha=asha())
+    last = {r.trial_id: r for r in reports if r.status != "running"}
+    assert len([r for r in reports if r.status != "running"]) == 4
+    assert (last["c"].status, last["c"].metrics["rung"], last["c"].error) == ("success", 15, None)
+    errors = {name: r.error for name, r in last.items() if r.status == "failed"}
+    assert errors == {
+        "a": "eval_loss is nan in epoch 5: the training diverged.",
+        "b": "eval_loss is nan in epoch 30: the training diverged.",
+        "d": "None of its reports has eval_loss, by which ASHA compares trials.",
+    }
+
+
+def test_a_long_job_keeps_no_other_from_the_pool(cluster: ClusterInfo, tmp_path: Path) -> None:
+    # Tune's one trial waits for the first job all the while
+    jobs = [make_job("long", epochs=100), *(make_job(f"job-{i}", epochs=5) for i in range(12))]
+    reports = sweep(jobs, tmp_path, {"slots": 2, "epoch_s": 0.05}, backlog=3)
+    assert [r.trial_id for r in reports if r.status == "success"][-1] == "long"
 
 
 def test_a_workers_reports_arrive_in_order_and_it_hears_of_cancelled_jobs(cluster: ClusterInfo) -> None:
@@ -141,33 +162,59 @@ def test_workers_allocate_with_jemalloc(cluster: ClusterInfo) -> None:
 
 def test_a_killed_worker_loses_no_job(cluster: ClusterInfo, tmp_path: Path) -> None:
     (tmp_path / "die").touch()
-    units = [[make_job(f"job-{i}")] for i in range(8)]
-    reports = sweep(units, tmp_path)
+    jobs = [make_job(f"job-{i}") for i in range(8)]
+    reports = sweep(jobs, tmp_path)
     assert not (tmp_path / "die").exists()
-    assert_each_epoch_once(reports, {unit[0].trial_id for unit in units})
+    assert_each_epoch_once(reports, {job.trial_id for job in jobs})
     assert all(r.status in ("running", "success") for r in reports)
 
 
 def test_a_pool_that_cannot_run_fails_every_trial(cluster: ClusterInfo, tmp_path: Path) -> None:
-    units = [[make_job(f"job-{i}")] for i in range(6)]
-    reports = sweep(units, tmp_path, {"broken": True})
+    reports = sweep([make_job(f"job-{i}") for i in range(6)], tmp_path, {"broken": True})
     assert sorted(r.trial_id for r in reports) == [f"job-{i}" for i in range(6)]
     assert {r.status for r in reports} == {"failed"}
     assert "base checkpoint cannot be read" in str(reports[0].error)
     assert "Traceback" in str(reports[0].traceback)
 
 
-def test_panel_search_with_optuna(cluster: ClusterInfo, tmp_path: Path) -> None:
-    def panel(config: Any) -> list[Job]:
-        return [make_job(f"{task}-{config['quality']:.6f}", task, quality=config["quality"]) for task in "ab"]
+class Given(Searcher):
+    """Suggests units by name."""
 
-    space = OptunaSearch.convert_search_space({"quality": tune.loguniform(0.1, 10)})
-    first = [{"quality": 0.5}]
-    searcher = OptunaSearch(space, metric="eval_loss", mode="min", seed=0, points_to_evaluate=first)
-    reports = sweep([], tmp_path, make_jobs=panel, searcher=searcher, num_samples=5)
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._names = iter(names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Given, ()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        name = next(self._names, None)
+        return Searcher.FINISHED if name is None else {"unit": name}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+
+def test_panels_are_judged_and_stopped_as_a_whole(cluster: ClusterInfo, tmp_path: Path) -> None:
+    def panel(config: Mapping[str, Any]) -> Unit:
+        name = config["unit"]
+        return Unit(name, [make_job(f"{task}-{name}", task, quality=float(name)) for task in "ab"])
+
+    # b ends in epoch 7, so that a panel comes to rung 15 by a alone
+    search, settings = Search(Given(["1", "9", "5", "0.1"]), panel, 4), {"epoch_s": 0.1, "last": {"b": 7}}
+    reports = sweep(search, tmp_path, settings, asha=asha())
     last = {r.trial_id: r for r in reports if r.status != "running"}
-    assert len(last) == 10 and {r.status for r in last.values()} == {"success"}
-    assert {"a-0.500000", "b-0.500000"} <= set(last)
+    assert len(last) == 8 and {last[f"a-{name}"].status for name in ("1", "0.1")} == {"success"}
+    # one panel after the other: at epoch 5 they came to 1.2 times their name
+    for name, cutoff in (("9", 1.2), ("5", 1.2 * (1 + 8 / 3))):
+        assert {last[f"{task}-{name}"].status for task in "ab"} <= {"stopped", "success"}
+        metrics = last[f"a-{name}"].metrics
+        assert last[f"a-{name}"].status == "stopped" and metrics["rung"] == 5
+        assert metrics["asha_cutoff"] == pytest.approx(cutoff)
+    assert last["a-1"].metrics["rung"] == 15
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -177,16 +224,23 @@ def test_signal_drains(number: signal.Signals, tmp_path: Path) -> None:
         """
 from sweeps.backend.cluster import connect, stop_on_signals
 from sweeps.backend.pool.driver import run_pool_sweep
+from sweeps.backend.asha import Unit
+from sweeps.backend.pool.workers import AdapterPool
 from tests.sweeps.stub_pool import make_job
 
-def show(reports):
-    for r in reports:
-        print(r.trial_id, r.status, r.epoch, len(r.history), flush=True)
+class Show:
+    def on_reports(self, reports):
+        for r in reports:
+            print(r.trial_id, r.status, r.epoch, len(r.history), flush=True)
 
+    def on_counts(self, counts):
+        pass
+
+jobs = [make_job(f"job-{i}", epochs=10_000) for i in range(9)]
+pool = AdapterPool("tests.sweeps.stub_pool:loop", {"slots": 4, "epoch_s": 0.05}, num_workers=1, use_gpu=False)
 with connect("local", num_gpus=0, num_cpus=2), stop_on_signals() as stop:
-    outcome = run_pool_sweep([[make_job(f"job-{i}", epochs=10_000)] for i in range(9)], should_stop=stop,
-        pool_loop="tests.sweeps.stub_pool:loop", pool_settings={"slots": 4, "epoch_s": 0.05},
-        num_workers=1, use_gpu=False, on_reports=show, max_concurrent=3, lookahead=4)
+    outcome = run_pool_sweep([Unit(job.trial_id, [job]) for job in jobs], pool, Show(), metric="eval_loss",
+        should_stop=stop, backlog=8)
     print("interrupted", outcome.interrupted, flush=True)
 """
     )

@@ -1,0 +1,43 @@
+"""All that the project uses of Ray without Ray promising to keep it.
+
+Each has a test in ``tests/sweeps/backend/test_ray_private.py``, which says after an upgrade what has moved.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+# variable in which a submitted job finds its configuration, its runtime environment included
+JOB_CONFIG_VARIABLE: str = RAY_JOB_CONFIG_JSON_ENV_VAR
+
+
+def gpus_here() -> int:
+    """Return how many GPUs Ray will find on this machine, without starting it."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    there = manager.get_current_node_num_accelerators()
+    return there if visible is None else min(there, len(visible))
+
+
+def dashboard_url() -> str | None:
+    """Return host and port of the dashboard of the cluster that this process is connected to, None without one."""
+    url: str | None = ray._private.worker.get_dashboard_url()
+    return url
+
+
+def session_folder() -> str:
+    """Return the folder on this machine in which Ray keeps logs and spilled objects; Ray must be connected."""
+    folder: str = ray._private.worker.global_worker.node.get_session_dir_path()
+    return folder
+
+
+def data_parallel_trainer(**arguments: Any) -> Any:
+    """Return a Train run whose workers share nothing; `ray.train.torch.TorchTrainer` sets up a process group."""
+    # ray.train takes a second to import, which a command that only prints its options need not wait for
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer(**arguments)

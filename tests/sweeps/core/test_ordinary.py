@@ -1,0 +1,168 @@
+"""Ordinary trials through the runner: how many train at once, their times, and how they end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from search_spaces.recursive_reasoner import SPACE
+from sweeps import recursive_reasoner
+from sweeps.backend.cluster import ClusterInfo
+from sweeps.core import cli
+from sweeps.core.ordinary import run_trials
+from sweeps.core.sweep import Sweep
+from tests.sweeps import stub_sweep
+from tests.sweeps.head import free_port
+
+# ----------------------------------------------------------------------------------------------------- how many at once
+
+
+def info(**changes: Any) -> ClusterInfo:
+    gpus = {"num_gpus": 0, "num_cpus": 17, "memory": 64 << 30, "local": True} | changes
+    rest = {"address": "", "nodes": 1, "grows": False, "state_api": True, "dashboard_url": None}
+    return ClusterInfo(**gpus, **rest)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "trials", "at_once", "threads"),
+    [
+        # 8 trials of 4 GPUs each on 8 GPUs run two by two
+        (info(num_gpus=8, num_cpus=33), 4, 8, 2, 4),
+        (info(num_gpus=8, num_cpus=33), 1, 3, 3, 10),
+        (info(num_gpus=2), 0, 5, 2, 8),
+        # a trial that needs more than there is waits for an autoscaler
+        (info(num_gpus=2), 4, 5, 1, 4),
+        (info(), 0, 40, 16, 1),
+        (info(), 1, 3, 3, 5),
+        (info(), 2, 40, 8, 1),
+        (info(), 1, 1, 1, 16),
+        (info(memory=9 << 30), 1, 40, 4, 4),
+        (info(local=False, num_cpus=2), 2, 3, 1, 1),
+        (info(num_cpus=2), 1, 3, 1, 1),
+    ],
+)
+def test_as_many_trials_run_at_once_as_have_room(
+    cluster: ClusterInfo, workers: int, trials: int, at_once: int, threads: int
+) -> None:
+    assert cluster.trials_at_once(workers, trials) == (at_once, threads)
+
+
+# --------------------------------------------------------------------------------------------------- on a small cluster
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A machine of two CPUs, whose workers run in another folder than the driver."""
+    kept = dict(os.environ)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    arguments = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=arguments)
+    try:
+        yield cluster.address
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def meet(settings: dict[str, Any], run: Any) -> None:
+    """Train nothing: wait until as many trials have begun as should train at once."""
+    folder = Path(settings["folder"]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    own = Path(settings["folder"]).name
+    (folder / f"{own}.{os.getpid()}.{run.rank}").touch()
+    deadline = time.monotonic() + 100
+    while len(list(folder.glob("*.*.*"))) < settings["together"]:
+        if time.monotonic() > deadline:
+            raise TimeoutError("The other trials did not begin.")
+        time.sleep(0.05)
+    epochs = settings["config"]["epochs"]
+    for epoch in range(1, epochs + 1):
+        # the later a report comes, the worse it is
+        metrics = {"epoch": epoch, "seconds": 2.0, "eval_loss": 1.0, "exact_accuracy": 1e9 / time.time()}
+        run.report(metrics | {"threads": torch.get_num_threads(), "world_size": run.world_size})
+
+
+def sweep_of(tmp_path: Path, address: str, *more: str) -> Sweep:
+    parser = cli.common_parser(SPACE, "")
+    cli.worker_options(parser)
+    place = ["--results-dir", str(tmp_path), "--run-id", "r", "--address", address, "--num-gpus", "0"]
+    args = parser.parse_args(["--preset", "smoke", *place, *more])
+    config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+    return Sweep("recursive_reasoner", SPACE, args, config, domains, {}, "f0")
+
+
+def rows(tmp_path: Path, kind: str = "trials", run_id: str = "r") -> pd.DataFrame:
+    return pd.read_parquet(tmp_path / "recursive_reasoner" / run_id / kind)
+
+
+@pytest.mark.slow
+def test_two_cores_train_two_trials_at_once_with_a_thread_each(address: str, tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, address, "--workers-per-trial", "0", "--num-samples", "3")
+    assert run_trials(sweep, meet, {"together": 2}) == 0
+    trials, history = rows(tmp_path), rows(tmp_path, "history")
+    assert len(trials) == 3 and (history["threads"] == 1).all()
+    # epochs of 2 s; who begins 100 s before the other ends still began in this session
+    assert (trials["seconds"] == 2.0 * trials["epochs"]).all()
+    finished = trials["finished_at"] - trials["started_at"]
+    assert (finished >= pd.Timedelta(seconds=2)).all()
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_take_turns(address: str, tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, address, "--workers-per-trial", "2", "--num-samples", "2")
+    assert run_trials(sweep, meet, {"together": 2}) == 0
+    assert set(rows(tmp_path)["status"]) <= {"success", "stopped"} and len(rows(tmp_path)) == 2
+    assert (rows(tmp_path, "history")["world_size"] == 2).all()
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_complete_at_a_rung_is_a_success_whatever_asha_says(address: str, tmp_path: Path) -> None:
+    # all but the first report of a rung are below its cut
+    more = ["--num-samples", "2", "--sweep", "epochs=grid(1, 2)", "--set", "eval_every=1"]
+    sweep = sweep_of(tmp_path, address, "--workers-per-trial", "0", *more)
+    assert run_trials(sweep, meet, {"together": 1}) == 0
+    trials = rows(tmp_path)
+    complete = trials["epochs"] == trials["config/epochs"]
+    assert len(trials) == 4 and complete.sum() >= 2
+    assert trials["status"].tolist() == ["success" if whole else "stopped" for whole in complete]
+
+
+@pytest.mark.slow
+def test_relative_paths_mean_the_drivers_folder_on_an_attached_cluster(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fixed = ["--preset", "smoke", "--address", address, "--num-gpus", "0", "--workers-per-trial", "0"]
+    fixed += ["--set", "direct_baseline=false", "--results-dir", "results"]
+    assert recursive_reasoner.main([*fixed, "--dataset-dir", "shards", "--run-id", "first"]) == 0
+    assert sorted(file.suffix for file in (tmp_path / "shards").iterdir()) == [".parquet", ".txt"]
+    (trial,) = Path("results/recursive_reasoner/first/models").iterdir()
+    again = ["--dataset-dir", "shards", "--checkpoint", str(trial), "--run-id", "again"]
+    assert recursive_reasoner.main([*fixed, *again]) == 0
+    exact = [rows(tmp_path / "results", run_id=name)["exact_accuracy"][0] for name in ("first", "again")]
+    assert exact[0] == exact[1]
+
+
+@pytest.mark.slow
+def test_a_report_that_does_not_fit_fails_its_own_trial_alone(address: str, tmp_path: Path) -> None:
+    sweep = ["--sweep", "says=ablate(text, no_epoch)", "--set", "epochs=3", "--address", address]
+    assert stub_sweep.main("ordinary", tmp_path, sweep) == 1
+    trials = pd.read_parquet(tmp_path / "stub" / "r" / "trials").set_index("config/says")
+    assert trials["status"].to_dict() == {"score": "success", "text": "failed", "no_epoch": "failed"}
+    # one says what is wrong after it has trained, the other is stopped by its first report
+    assert "'score' of trials holds double" in trials.loc["text", "error"] and trials.loc["text", "epochs"] == 3
+    assert "A report must have 'epoch'" in trials.loc["no_epoch", "error"]
+    assert "stub_sweep.py" in trials.loc["no_epoch", "traceback"]
+    history = pd.read_parquet(tmp_path / "stub" / "r" / "history")
+    assert history["trial_id"].nunique() == 2

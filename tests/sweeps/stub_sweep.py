@@ -1,0 +1,75 @@
+"""Sweeps of a family that trains nothing, through the functions that every sweep goes through.
+
+Its metric is a ``score``, the higher the better, which no other part of the project knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ray import tune
+
+from search_spaces.settings import SettingError
+from search_spaces.space import Preset, SearchSpace
+from sweeps.core import cli
+from sweeps.core.ordinary import run_trials
+from sweeps.core.pooled import Pool, run_panel_search, run_pool
+from sweeps.core.sweep import Sweep
+from trainables.common.family import Column, Family
+
+
+@dataclass(frozen=True)
+class StubConfig:
+    """Settings: the worse the ``quality`` the better the score; what follows is there for the pool."""
+
+    quality: float = 1.0
+    epochs: int = 30
+    report_every: int = 5
+    says: Literal["score", "text", "no_epoch"] = "score"
+    rank: int = 1
+    batch_size: int = 1
+
+
+def validate(config: StubConfig) -> None:
+    if config.rank > config.batch_size:
+        raise SettingError("rank", f"is {config.rank} but the batch size is {config.batch_size}")
+
+
+SPACE = SearchSpace(
+    family=Family("stub", (Column("score", float, "how good it is"),), metric="score", mode="max"),
+    config=StubConfig,
+    presets={"full": Preset("all there is", sweep={"quality": tune.uniform(0.5, 2.0)})},
+    validate=validate,
+)
+
+
+def train_loop(settings: dict[str, Any], run: Any) -> None:
+    """An ordinary family's loop."""
+    config = settings["config"]
+    for epoch in range(1, config["epochs"] + 1):
+        score = "high" if config["says"] == "text" else -config["quality"] * (1 + 1 / epoch)
+        run.report({"epoch": None if config["says"] == "no_epoch" else epoch, "score": score})
+
+
+def limits(configs: Sequence[Any]) -> dict[str, Any]:
+    """The loop needs no room."""
+    return {}
+
+
+def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
+    """Run a sweep (``pool``, ``panel`` or ``ordinary``) of the tasks a and b; return the exit code."""
+    parser = cli.common_parser(SPACE, "")
+    cli.worker_options(parser)
+    common = ["--results-dir", str(folder), "--run-id", "r", "--num-gpus", "0", "--workers-per-trial", "0"]
+    args = parser.parse_args([*common, *argv])
+    config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+    sweep = Sweep("stub", SPACE, args, config, domains, {}, "f0")
+    if kind == "ordinary":
+        return run_trials(sweep, train_loop, {})
+    pool_settings = {"slots": 2, "epoch_s": 0.05, "metric": "score", **settings}
+    # as much memory as there is in the end: one worker
+    pool = Pool("tests.sweeps.stub_pool:loop", pool_settings, limits, lambda on_gpu: pool_settings["slots"], 1 << 50)
+    return (run_panel_search if kind == "panel" else run_pool)(sweep, pool, ["a", "b"])

@@ -1,0 +1,92 @@
+"""The two families of this package: adapters on a frozen base, and the Champion, the base that ships."""
+
+from __future__ import annotations
+
+from trainables.common.family import Column, Family
+
+_GRIDS, _CELLS = "exact-match accuracy", "cell accuracy"
+
+
+def _share(name: str, meaning: str, headline: str = "", base: str = "", baselines: tuple[str, ...] = ()) -> Column:
+    return Column(
+        name, float, f"{meaning}, in [0, 1]", headline, "max" if headline else "", base, baselines, percent=True
+    )
+
+
+MODAL = _share(
+    "modal_grid_accuracy",
+    "held-out grids solved by answering with the task's most frequent training output",
+    "most frequent training output, exact match",
+)
+COPY = (
+    _share("copy_grid_accuracy", "held-out grids solved by copying the input", "copying the input, exact match"),
+    _share("copy_cell_accuracy", "held-out cells right when the input is copied", "copying the input, cells"),
+)
+RECALL = _share(
+    "change_recall",
+    "of the held-out cells that differ from the input, those decoded correctly",
+    "recall of changed cells",
+)
+
+FAMILY = Family(
+    name="atomic_lora",
+    noun="adapters",
+    verdict=("final_grid_accuracy", "final_cell_accuracy"),
+    columns=(
+        Column("num_examples", int, "training examples of the task before augmentation"),
+        _share("base_grid_accuracy", "held-out grids that the base solves exactly before training"),
+        _share(
+            "final_grid_accuracy",
+            "held-out grids solved exactly after training",
+            _GRIDS,
+            "base_grid_accuracy",
+            ("copy_grid_accuracy", "modal_grid_accuracy"),
+        ),
+        _share("base_cell_accuracy", "held-out cells that the base decodes correctly before training"),
+        _share(
+            "final_cell_accuracy",
+            "held-out cells decoded correctly after training",
+            _CELLS,
+            "base_cell_accuracy",
+            ("copy_cell_accuracy",),
+        ),
+        _share("base_size_accuracy", "held-out grids whose size the base gets right"),
+        _share(
+            "final_size_accuracy",
+            "held-out grids whose size is right after training",
+            "size accuracy",
+            "base_size_accuracy",
+        ),
+        _share("base_teacher_forced_cell_accuracy", "cells right when the true prefix is given, before training"),
+        _share(
+            "teacher_forced_cell_accuracy",
+            "held-out cells right when the true prefix is given, after training",
+            "cell accuracy, true prefix given",
+            "base_teacher_forced_cell_accuracy",
+        ),
+        RECALL,
+        *COPY,
+        MODAL,
+    ),
+)
+
+CHAMPION = Family(
+    name="champion",
+    columns=(
+        _share("grid_accuracy", "held-out grids solved exactly", _GRIDS, baselines=("copy_grid_accuracy",)),
+        _share("cell_accuracy", "held-out cells decoded correctly", _CELLS, baselines=("copy_cell_accuracy",)),
+        _share("size_accuracy", "held-out grids whose size is right", "size accuracy"),
+        _share(
+            "teacher_forced_cell_accuracy",
+            "held-out cells right when the true prefix is given",
+            "cell accuracy, true prefix given",
+        ),
+        RECALL,
+        *COPY,
+        Column("untrained_eval_loss", float, "evaluation loss before training"),
+        _share("untrained_grid_accuracy", "held-out grids solved exactly before training"),
+        _share("untrained_cell_accuracy", "held-out cells decoded correctly before training"),
+        _share("untrained_size_accuracy", "held-out grids whose size is right before training"),
+        _share("untrained_teacher_forced_cell_accuracy", "cells right when the true prefix is given, before training"),
+    ),
+)
