@@ -13,6 +13,11 @@ def _share(name: str, meaning: str, headline: str = "", base: str = "", baseline
     )
 
 
+MODAL = _share(
+    "modal_grid_accuracy",
+    "held-out grids solved by answering with the task's most frequent training output",
+    "most frequent training output, exact match",
+)
 COPY = (
     _share("copy_grid_accuracy", "held-out grids solved by copying the input", "copying the input, exact match"),
     _share("copy_cell_accuracy", "held-out cells right when the input is copied", "copying the input, cells"),

@@ -82,7 +82,7 @@ def folder(name: str) -> Path:
     model = MODELS[name]
     if not model.weights.endswith(".gguf"):
         return _checked(name, model).parent
-    converted = _converted(name, model)
+    converted = cache_folder() / f"{name}-{model.fingerprint}-v{CONVERSION}"
     if not converted.exists():
         _convert_once(name, model, converted)
     return converted
@@ -93,10 +93,6 @@ def cache_folder() -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ray-lora-sweeps"
-
-
-def _converted(name: str, model: EmbeddedModel) -> Path:
-    return cache_folder() / f"{name}-{model.fingerprint}-v{CONVERSION}"
 
 
 def _checked(name: str, model: EmbeddedModel) -> Path:

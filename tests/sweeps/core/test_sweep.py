@@ -54,4 +54,4 @@ def test_trials_without_a_row_are_told_and_are_no_success(tmp_path: Path, capsys
     store.append([{"trial_id": "a", "attempt": 1, "status": "success"}])
     assert close(one, store, False, {"a"}) == 0
     assert close(one, store, False, {"a", "b", "c"}) == 1
-    assert "2 trials have no result, b among them" in capsys.readouterr().err
+    assert "No result came of 2 trials, such as a" in capsys.readouterr().err
