@@ -93,6 +93,18 @@ class Folder:
             i.base_name for i in infos if i.is_file and i.base_name.endswith(suffix) and not i.base_name.startswith(".")
         )
 
+    def folders(self) -> list[str]:
+        """Return the sorted names of the folders directly in this one."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    def delete_folder(self, name: str) -> None:
+        """Remove the folder ``name`` with everything in it; one that does not exist is no error."""
+        try:
+            self.fs.delete_dir(self.path(name))
+        except FileNotFoundError:
+            pass
+
     def upload(self, local: Path, name: str) -> None:
         """Copy the files of a local directory (not its sub-directories) into the folder ``name``."""
         for file in sorted(local.iterdir()):

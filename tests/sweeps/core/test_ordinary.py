@@ -124,6 +124,9 @@ def test_trials_of_two_workers_take_turns(address: str, tmp_path: Path) -> None:
     assert run_trials(sweep, meet, {"together": 2}) == 0
     assert set(rows(tmp_path)["status"]) <= {"success", "stopped"} and len(rows(tmp_path)) == 2
     assert (rows(tmp_path, "history")["world_size"] == 2).all()
+    done = rows(tmp_path).query("status == 'success'")["trial_id"]
+    left = {folder.name for folder in (tmp_path / "recursive_reasoner" / "r" / "checkpoints").iterdir()}
+    assert len(done) and not left & set(done), "a finished trial goes on from nothing"
 
 
 @pytest.mark.slow

@@ -222,6 +222,7 @@ def test_a_file_that_is_no_parquet_is_named(store):
 def test_the_writer_waits_for_its_interval_and_removes_checkpoints_of_finished_trials_only(store):
     for name in ("good", "bad"):
         store.folder.write(f"checkpoints/{name}.safetensors", b"weights")
+        store.folder.write(f"checkpoints/{name}/run/checkpoint-1/state.pt", b"of a trial that trains alone")
     with RowWriter(store, interval_s=60) as writer:
         writer.add(history=epochs("good", 2))
         with pytest.raises(TypeError):
@@ -230,8 +231,10 @@ def test_the_writer_waits_for_its_interval_and_removes_checkpoints_of_finished_t
         assert store.trials().num_rows == store.history().num_rows == 0
     assert store.trials().num_rows == 2 and store.history().num_rows == 3
     assert store.folder.sub("checkpoints").names() == ["bad.safetensors"]
+    assert store.folder.sub("checkpoints").folders() == ["bad"]
     RowWriter(store, interval_s=0).add([trial("bad", attempt=2)])
     assert store.trials().num_rows == 3 and store.folder.sub("checkpoints").names() == []
+    assert store.folder.sub("checkpoints").folders() == []
 
 
 def test_a_session_with_the_same_settings_continues_the_run(store):
