@@ -45,8 +45,8 @@ def base_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--base",
         metavar="PATH|canvas|smollm2|hf:NAME_OR_PATH",
-        help="the frozen base: the folder of a checkpoint; canvas, which ships; smollm2, which a Python package has; or "
-        "a Hugging Face causal LM (default: another base that ships)",
+        help="the frozen base: the folder of a checkpoint; canvas, which ships; smollm2, which a Python package has; "
+        "or a Hugging Face causal LM (default: another base that ships)",
     )
 
 

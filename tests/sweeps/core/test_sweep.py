@@ -13,6 +13,7 @@ from sweeps.core.sweep import Sweep
 from sweeps.store.store import ResultsStore
 from tests.sweeps.stub_sweep import SPACE
 from trainables.common.errors import InputError
+from trainables.common.jobs import Job
 
 
 def sweep(folder: Path, *argv: str) -> Sweep:
@@ -52,6 +53,7 @@ def test_trials_without_a_row_are_told_and_are_no_success(tmp_path: Path, capsys
     one = sweep(tmp_path)
     store: ResultsStore = one.open_store()
     store.append([{"trial_id": "a", "attempt": 1, "status": "success"}])
-    assert close(one, store, False, {"a"}) == 0
-    assert close(one, store, False, {"a", "b", "c"}) == 1
-    assert "No result came of 2 trials, such as a" in capsys.readouterr().err
+    jobs = [Job(name, name, 0, {}) for name in "abc"]
+    assert close(one, store, False, jobs[:1]) == 0
+    assert close(one, store, False, jobs) == 1
+    assert "No result came of 2 trials, such as b" in capsys.readouterr().err
