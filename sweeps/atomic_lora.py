@@ -2,6 +2,7 @@
 
 python sweeps/atomic_lora.py --preset demo
 python sweeps/atomic_lora.py --num-gpus 1
+python sweeps/atomic_lora.py --base smollm2 --preset demo --tasks smallest:24
 python sweeps/atomic_lora.py --base hf:Qwen/Qwen2.5-0.5B --num-gpus 1
 python sweeps/atomic_lora.py --num-samples 9 --sweep rank=4,8,16 --tasks 007bbfb7,00d62c1b
 """
@@ -26,7 +27,7 @@ from sweeps.core.sweep import Sweep
 from sweeps.monitoring.pace import Cost
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
 from trainables.atomic_lora import bases
-from trainables.atomic_lora.config import HUB
+from trainables.atomic_lora.config import choose_slots
 from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
 
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
@@ -61,9 +62,9 @@ def prepare(
     parser = cli.common_parser(space, description)
     task_options(parser)
     args = parser.parse_args(argv)
-    hub = (args.base or "").startswith(HUB)
+    base = bases.absolute(args.base or str(bases.DEFAULT_BASE))
     config, domains = space.resolve(
-        args.preset, args.config, args.sets, args.sweeps, args.num_samples, bases.HF_DEFAULTS if hub else {}
+        args.preset, args.config, args.sets, args.sweeps, args.num_samples, bases.defaults(base)
     )
     everything = load_tasks(args.data)
     sizes = {task_id: task.tokens for task_id, task in everything.items()}
@@ -75,8 +76,8 @@ def prepare(
         sizes,
         (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
     )
-    base = bases.absolute(args.base or str(bases.DEFAULT_BASE))
     swept = domains.get("target_modules")
+    bases.require_tasks(base, {task_id: everything[task_id] for task_id in chosen}, args.data)
     base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
     settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
     costs = {
@@ -103,7 +104,7 @@ def prepare(
         "trainables.atomic_lora.train:train_adapters",
         {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},
         limits,
-        lambda on_gpu: slots(args.slots, on_gpu),
+        lambda on_gpu: choose_slots(args.slots, "cuda" if on_gpu else "cpu"),
         WORKER_BYTES + 4 * parameters,
     )
     return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
@@ -115,13 +116,6 @@ def limits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{name: max(values[name] for values in configs) for name in ("rank", "batch_size")},
         "target_modules": tuple(dict.fromkeys(name for values in configs for name in values["target_modules"])),
     }
-
-
-def slots(option: int | str, on_gpu: bool) -> int:
-    """Return the most slots per worker that ``--slots`` means on a kind of device."""
-    from trainables.atomic_lora.train import choose_slots
-
-    return choose_slots(option, "cuda" if on_gpu else "cpu")
 
 
 if __name__ == "__main__":

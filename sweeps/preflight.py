@@ -21,15 +21,13 @@ from sweeps.core import checks, cli
 from sweeps.core.arc_options import base_option
 from sweeps.core.checks import Check
 from trainables.atomic_lora import bases
-from trainables.atomic_lora.config import HUB
 from trainables.common.errors import InputError
 
 
 def base(location: str | None) -> Check:
     """Load a base as the atomic LoRA sweep does; None is the Champion that ships."""
     place = bases.absolute(location or str(bases.DEFAULT_BASE))
-    defaults = bases.HF_DEFAULTS if place.startswith(HUB) else {}
-    config, _ = SPACE.resolve(SPACE.default_preset, None, [], [], 1, defaults)
+    config, _ = SPACE.resolve(SPACE.default_preset, None, [], [], 1, bases.defaults(place))
     try:
         fingerprint, parameters = bases.check_base(place, [config.target_modules])
         return Check("base", f"{place}: {parameters / 1e6:.1f} million parameters, fingerprint {fingerprint}")

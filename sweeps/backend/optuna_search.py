@@ -15,9 +15,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces.settings import config_hash
-from search_spaces.space import Mode
 from sweeps.backend.asha import UNIT
 from trainables.common.errors import InputError
+from trainables.common.family import Mode
 
 # suggestions in a row that cannot be trained, after which it is taken that none can
 MOST_INVALID = 1000

@@ -44,8 +44,9 @@ def base_option(parser: argparse._ActionsContainer) -> None:
     """Add ``base``, the frozen base of adapters."""
     parser.add_argument(
         "--base",
-        metavar="PATH|hf:NAME_OR_PATH",
-        help="the frozen base: the folder of a checkpoint, or a Hugging Face causal LM (default: the base that ships)",
+        metavar="PATH|canvas|smollm2|hf:NAME_OR_PATH",
+        help="the frozen base: the folder of a checkpoint; canvas, which ships; smollm2, which a Python package has; "
+        "or a Hugging Face causal LM (default: another base that ships)",
     )
 
 

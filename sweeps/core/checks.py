@@ -8,6 +8,7 @@ What is not checked: machines that an autoscaler has not started yet, and whethe
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import netrc
 import os
@@ -34,6 +35,8 @@ GIBIBYTE = 1 << 30
 # a full sweep of 400 adapters writes less; Ray itself stops storing objects on a disk that is 95 % full
 FREE_BYTES = GIBIBYTE
 FULL = 0.95
+# how a place that is a Python package begins
+PACKAGE = "package:"
 # asks every GPU to compute: a driver that is too old lets torch count them all the same
 ASK_TORCH = """
 import torch
@@ -153,7 +156,7 @@ def machines(info: cluster.ClusterInfo, results_dir: str, places: Mapping[str, s
     Args:
         info: The cluster, connected.
         results_dir: Folder of all results; every machine reads and writes a file there.
-        places: Paths that must be there on every machine, by what they are.
+        places: What must be there on every machine, by what it is: a path, or ``package:NAME`` of a Python package.
     """
     folder, name = Folder(results_dir), f"preflight-{uuid.uuid4().hex}"
     nodes = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
@@ -196,7 +199,7 @@ def look(folder: Folder, theirs: str, own: str, places: Mapping[str, str], ask_t
         torch_error=torch_error,
         full=usage.used / usage.total,
         results_error=error,
-        absent=tuple(what for what, path in places.items() if not Path(path).exists()),
+        absent=tuple(what for what, place in places.items() if not _has(place)),
     )
 
 
@@ -223,12 +226,22 @@ def _of_machine(machine: Machine, gpus: int, location: str, places: Mapping[str,
         )
     checks.append(Check(f"results from {name}", "not reached" if missing else "reached", missing))
     for what in machine.absent:
-        missing = (
-            f"{name} has no {places[what]}; start the sweep with 'ray job submit --working-dir .', which takes the "
-            f"project's own files along, or put the {what} on a path that all machines share."
+        place = places[what]
+        bring = (
+            "install it there, as README says"
+            if place.startswith(PACKAGE)
+            else "start the sweep with 'ray job submit --working-dir .', which takes the project's own files along, or "
+            f"put the {what} on a path that all machines share"
         )
+        missing = f"{name} has no {place.replace(PACKAGE, 'package ')}; {bring}."
         checks.append(Check(f"{what} on {name}", "not there", missing))
     return checks
+
+
+def _has(place: str) -> bool:
+    if place.startswith(PACKAGE):
+        return importlib.util.find_spec(place.removeprefix(PACKAGE)) is not None
+    return Path(place).exists()
 
 
 def _nvidia() -> tuple[str, ...]:

@@ -148,7 +148,8 @@ def close(sweep: Sweep, store: ResultsStore, interrupted: bool = False, jobs: It
     ends = {job.trial_id: statuses.get((job.trial_id, job.attempt)) for job in jobs}
     lost = [trial_id for trial_id, status in ends.items() if status is None]
     if lost:
-        print(f"No result came of {len(lost)} trials, such as {lost[0]}: {again} to train them.", file=sys.stderr)
+        noun = sweep.space.family.noun
+        print(f"No result came of {len(lost)} {noun}, such as {lost[0]}: {again} to train them.", file=sys.stderr)
     return FAILED if lost or "failed" in ends.values() else 0
 
 

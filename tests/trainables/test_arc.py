@@ -329,6 +329,16 @@ def test_validation_examples_are_views_of_each_demonstration_in_new_colours(task
     assert all(_same(a, b) for a, b in zip(again, arc.validation_examples(task), strict=True))
 
 
+def test_the_modal_output_is_the_most_frequent_one_and_of_equals_the_first() -> None:
+    first, second, third = (np.full((2, 2), colour, dtype=np.int8) for colour in (1, 2, 3))
+
+    def task(*outputs: Grid) -> Task:
+        return Task("t", tuple(Pair(first, output) for output in outputs), (), (), augment=True)
+
+    assert arc.modal_output(task(first, second, third, second.copy())) is second
+    assert arc.modal_output(task(third, first, second)) is third
+
+
 def test_an_all_black_task_has_one_view() -> None:
     black = Pair(np.zeros((2, 2), np.int8), np.zeros((1, 1), np.int8))
     task = Task("black", (black, black), (), (black,), augment=True)

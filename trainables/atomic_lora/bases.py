@@ -1,33 +1,109 @@
-"""The frozen base that adapters are trained on: which one a name means, and whether it can be adapted as asked."""
+"""The frozen base that adapters are trained on: which one a name means, and whether it can be adapted as asked.
+
+A base is a Champion's checkpoint, named by its path; a canvas model's, named by its path or, for the one that ships,
+``canvas``; or a causal LM: ``hf:NAME_OR_PATH`` on the hub or in a folder, or the name of one that a Python package
+carries (`trainables.common.embedded`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from trainables.arc import Task
 from trainables.atomic_lora.config import HUB
+from trainables.common import embedded
+from trainables.common.errors import InputError
 
 # of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise
 HF_DEFAULTS = {"target_modules": ("all-linear",)}
+CANVAS_DEFAULTS = {"target_modules": ("qkv", "out", "up", "down")}
 DEFAULT_BASE = Path(__file__).resolve().parent / "base"
+# the canvas model that ships, by its name
+CANVAS, CANVAS_BASE = "canvas", Path(__file__).resolve().parent / "canvas_base"
+CANVAS_FILE = "canvas.safetensors"
+
+
+def is_causal_lm(base: str) -> bool:
+    """Return whether a base is a causal LM, and not a Champion."""
+    return base.startswith(HUB) or (base in embedded.MODELS and embedded.MODELS[base].kind == "causal_lm")
+
+
+def is_canvas(base: str) -> bool:
+    """Return whether a base is a canvas model's file or a folder with one."""
+    path = Path(base)
+    return base == CANVAS or path.name == CANVAS_FILE or (path / CANVAS_FILE).is_file()
+
+
+def defaults(base: str) -> Mapping[str, object]:
+    """Return the settings that a kind of base has where nobody says otherwise."""
+    return HF_DEFAULTS if is_causal_lm(base) else CANVAS_DEFAULTS if is_canvas(base) else {}
+
+
+def require_tasks(base: str, tasks: Mapping[str, Task], data: str) -> None:
+    """Refuse tasks that a base cannot be adapted to.
+
+    Args:
+        base: What `absolute` returned.
+        tasks: The chosen tasks.
+        data: What they were loaded from, for the message.
+
+    Raises:
+        InputError: If the base is a canvas model and has no embedding of a task, or if the task is trained on views.
+    """
+    if not is_canvas(base):
+        return
+    from trainables.atomic_lora.canvas import load_canvas
+
+    known = load_canvas(base).tasks
+    for task in tasks.values():
+        if task.id not in known:
+            raise InputError(f"--base {base}: the canvas model has no embedding of the task {task.id}; leave it out.")
+        if task.augment:
+            raise InputError(
+                f"--base {base} knows a task by its embedding, which does not hold for the turned and recoloured "
+                f"views that --data {data} trains on; give --data re-arc:DIR or re-arc:FILE."
+            )
+
+
+def location(base: str) -> str:
+    """Return what ``from_pretrained`` loads a causal LM from: a folder, or a name on the hub.
+
+    Raises:
+        InputError: If it is an embedded model whose package is not installed.
+    """
+    return str(embedded.folder(base)) if base in embedded.MODELS else base.removeprefix(HUB)
 
 
 def absolute(base: str) -> str:
-    """Return a base as every machine's worker understands it: paths in full, names on a hub as they are."""
-    if not base.startswith(HUB):
+    """Return a base as every machine's worker understands it: paths in full, names as they are."""
+    if base == CANVAS:
+        return str(CANVAS_BASE)
+    if not is_causal_lm(base):
         return str(Path(base).expanduser().absolute())
     folder = Path(base.removeprefix(HUB)).expanduser()
-    return f"{HUB}{folder.absolute()}" if folder.exists() else base
+    return f"{HUB}{folder.absolute()}" if base.startswith(HUB) and folder.exists() else base
 
 
 def places(base: str) -> dict[str, str]:
-    """Return the path of a base that `absolute` returned, as ``base``; nothing for a name on a hub."""
+    """Return what a machine must have for a base that `absolute` returned: its path, or its ``package:NAME``.
+
+    A name on a hub needs nothing.
+    """
+    if base in embedded.MODELS:
+        return {"package of the base": f"package:{embedded.MODELS[base].package}"}
     path = Path(base.removeprefix(HUB))
     return {"base": str(path)} if path.is_absolute() else {}
 
 
 def check_base(base: str, target_module_sets: Iterable[tuple[str, ...]]) -> tuple[str, int]:
     """Refuse a base that cannot be loaded, or layers that it does not have; return its fingerprint and parameters.
+
+    A causal LM is looked at in a process of its own: transformers would stay in the caller's memory, and an embedded
+    model may have to be converted first.
 
     Args:
         base: What `absolute` returned.
@@ -36,15 +112,46 @@ def check_base(base: str, target_module_sets: Iterable[tuple[str, ...]]) -> tupl
     Raises:
         InputError: If the base cannot be loaded, or has none of the layers of a choice.
     """
-    # torch and transformers are loaded where a base is
+    sets = [tuple(modules) for modules in target_module_sets]
+    if is_causal_lm(base):
+        return _check_elsewhere(base, sets)
+    # torch is loaded where a base is
+    from trainables.atomic_lora.canvas import load_canvas
     from trainables.atomic_lora.model import load_champion
     from trainables.pack.bank import AdapterPack
 
-    hub = base.startswith(HUB)
-    if hub:
-        from trainables.atomic_lora import causal_lm
-    for modules in target_module_sets:
-        model = causal_lm.skeleton(base) if hub else load_champion(base).model
+    load = load_canvas if is_canvas(base) else load_champion
+    for modules in sets:
+        AdapterPack(load(base).model, modules)
+    loaded = load(base)
+    return loaded.fingerprint, sum(parameter.numel() for parameter in loaded.model.parameters())
+
+
+def _check_elsewhere(base: str, sets: list[tuple[str, ...]]) -> tuple[str, int]:
+    command = [sys.executable, "-m", "trainables.atomic_lora.bases", base, json.dumps(sets)]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"The check of --base {base!r} ended with exit code {done.returncode}:\n{done.stderr}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if "refusal" in found:
+        raise InputError(found["refusal"])
+    return found["fingerprint"], found["parameters"]
+
+
+def _check_causal_lm(base: str, sets: Iterable[tuple[str, ...]]) -> tuple[str, int]:
+    from trainables.atomic_lora import causal_lm
+    from trainables.pack.bank import AdapterPack
+
+    for modules in sets:
+        model = causal_lm.skeleton(base)
         AdapterPack(model, modules)
-    digest = causal_lm.fingerprint(base) if hub else load_champion(base).fingerprint
-    return digest, sum(parameter.numel() for parameter in model.parameters())
+    return causal_lm.fingerprint(base), sum(parameter.numel() for parameter in model.parameters())
+
+
+if __name__ == "__main__":
+    try:
+        fingerprint, parameters = _check_causal_lm(sys.argv[1], [tuple(names) for names in json.loads(sys.argv[2])])
+        print(json.dumps({"fingerprint": fingerprint, "parameters": parameters}))
+    except InputError as refusal:
+        print(json.dumps({"refusal": str(refusal)}))

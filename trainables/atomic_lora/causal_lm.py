@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,11 @@ from transformers import (
 )
 
 from trainables.arc import BOS, EOS, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, Task, decode, encode
-from trainables.atomic_lora.config import HUB
+from trainables.atomic_lora.bases import location
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.loss import cell_hits, row_losses
 from trainables.atomic_lora.workload import ArcWorkload
+from trainables.common.embedded import MODELS
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.precision import has_fast_bf16
@@ -47,6 +48,12 @@ INPUT, OUTPUT = VOCABULARY, VOCABULARY + 1
 TEXT = {**{colour: str(colour) for colour in range(10)}, ROW_END: "\n", INPUT: "I", OUTPUT: "O"}
 # what ``lr_multiple`` is a multiple of: a tenth of it, the default, is the rate of the test-time training recipe
 REFERENCE_LR = 1e-3
+# Tokens that take a CPU as long as the fixed cost of a batch, which is mostly to read the weights once: about the ratio
+# of operations to bytes a second, whatever the model's size (docs/log.md)
+CPU_BATCH_OVERHEAD = 30
+# and tokens that a batch of several rows may have: with so small an overhead larger ones gain nothing, and a token's
+# activations take half a megabyte in SmolLM2
+CPU_BATCH_TOKENS = 2_000
 
 
 @dataclass(frozen=True)
@@ -67,17 +74,18 @@ class CausalLM:
 
 
 def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
-    """Load ``hf:NAME_OR_PATH``, frozen and cut down to the tokens of grids.
+    """Load a causal LM, frozen and cut down to the tokens of grids.
 
     Args:
-        base: The name of a model on the hub (or in its local cache), or a folder, after ``hf:``.
+        base: The name of a model that a package carries, such as ``smollm2``; or, after ``hf:``, the name of a model on
+            the hub (or in its local cache), or a folder.
         device: Where to put it.
         dtype: Its floating-point type; by default bfloat16 where the device is fast at it, else float32.
 
     Raises:
         InputError: If there is no such model, or its tokenizer has no token for a digit or a mark.
     """
-    name = base.removeprefix(HUB)
+    name = location(base)
     dtype = dtype or (torch.bfloat16 if has_fast_bf16(device) else torch.float32)
     config = _config(base)
     try:
@@ -85,19 +93,10 @@ def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = N
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _refused(base, error) from error
-    starts = tokenizer.bos_token_id is not None
-    ids = [_token_id(tokenizer, TEXT[token], base) for token in range(ROW_END + 1)]
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
-    eos = eos[0] if isinstance(eos, list) else eos
-    if eos is None:
-        raise InputError(f"--base {base!r}: its tokenizer has no end-of-sequence token; choose another model.")
-    # in the order of the tokens of `trainables.arc`; what pads is never attended to
-    ids += [tokenizer.bos_token_id if starts else eos, eos, eos]
-    ids += [_token_id(tokenizer, TEXT[token], base) for token in (INPUT, OUTPUT)]
-    if len(set(ids[: ROW_END + 1] + ids[-2:])) < 13:
-        raise InputError(f"--base {base!r}: its tokenizer gives two of {list(TEXT.values())} the same token.")
-    cut_vocabulary(model, ids)
+    cut_vocabulary(model, _token_ids(tokenizer, eos[0] if isinstance(eos, list) else eos, base))
     limit = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9)
+    starts = tokenizer.bos_token_id is not None
     return CausalLM(model.to(device).eval().requires_grad_(False), starts, limit, fingerprint(base))
 
 
@@ -115,9 +114,14 @@ def cut_vocabulary(model: Any, ids: Sequence[int]) -> None:
 
 
 def fingerprint(base: str) -> str:
-    """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' contents."""
+    """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' contents.
+
+    Those of an embedded model are the beginning of its file's SHA-256.
+    """
+    if base in MODELS:
+        return MODELS[base].fingerprint
     config = _config(base)
-    folder = Path(base.removeprefix(HUB)).expanduser()
+    folder = Path(location(base)).expanduser()
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
     if folder.is_dir():
         for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
@@ -146,7 +150,7 @@ def skeleton(base: str) -> nn.Module:
 
 def _config(base: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(base.removeprefix(HUB))
+        return AutoConfig.from_pretrained(location(base))
     except (OSError, ValueError) as error:
         raise _refused(base, error) from error
 
@@ -154,6 +158,19 @@ def _config(base: str) -> Any:
 def _refused(base: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return InputError(f"--base {base!r}: no causal language model can be loaded from there ({reason}).")
+
+
+def _token_ids(tokenizer: Any, eos: int | None, base: str) -> list[int]:
+    """Return a tokenizer's ids for the tokens of this module, in their order."""
+    if eos is None:
+        raise InputError(f"--base {base!r}: its tokenizer has no end-of-sequence token; choose another model.")
+    ids = [_token_id(tokenizer, TEXT[token], base) for token in range(ROW_END + 1)]
+    # padding is never attended to
+    ids += [eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id, eos, eos]
+    ids += [_token_id(tokenizer, TEXT[token], base) for token in (INPUT, OUTPUT)]
+    if len(set(ids[: ROW_END + 1] + ids[-2:])) < 13:
+        raise InputError(f"--base {base!r}: its tokenizer gives two of {list(TEXT.values())} the same token.")
+    return ids
 
 
 def _token_id(tokenizer: Any, text: str, base: str) -> int:
@@ -184,6 +201,17 @@ def write(example: Example, starts: bool, limit: int) -> tuple[list[int], list[i
     if len(prompt) + len(answer) > limit:
         raise ValueError(f"An example has {len(prompt) + len(answer)} tokens; the base reads at most {limit}.")
     return prompt, answer
+
+
+def prompt_text(example: Example, tokenizer: Any) -> str:
+    """Return the prompt of an example as text, for the uncut model.
+
+    A tokenizer that merges none of its characters, such as SmolLM2's, turns it into the tokens that adapters are
+    trained on.
+    """
+    starts = tokenizer.bos_token is not None
+    spelled = {**TEXT, BOS: tokenizer.bos_token, EOS: tokenizer.eos_token}
+    return "".join(spelled[token] for token in write(example, starts, tokenizer.model_max_length)[0])
 
 
 def _rows(grid: Grid) -> list[int]:
@@ -223,9 +251,10 @@ class CausalLMWorkload(ArcWorkload):
         target_modules: Sequence[str],
         bf16: bool,
     ) -> None:
-        name = base_name.removeprefix(HUB)
-        super().__init__(base.model, name, REFERENCE_LR, tasks, folder, target_modules, bf16)
+        super().__init__(base.model, location(base_name), REFERENCE_LR, tasks, folder, target_modules, bf16)
         self.base, self.fingerprint = base, base.fingerprint
+        if self.device.type == "cpu":
+            self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD, limit=CPU_BATCH_TOKENS)
 
     @classmethod
     def component(cls, layer: str) -> str:

@@ -7,6 +7,9 @@ from typing import Literal
 
 # what a base's name begins with where it is a Hugging Face model's, on the hub or in a folder
 HUB = "hf:"
+# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md), and a
+# trial's process takes seconds to start; on a GPU as many as a timing finds, at most this many
+CPU_SLOTS, CUDA_SLOTS = 8, 256
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class AdapterConfig:
         validation_pairs: Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``;
             with 0 the loss is measured on the demonstrations in colours that training never shows.
         report_every: Epochs between two rungs: reports, checkpoints and ASHA decisions happen there.
+        export_dtype: Floating-point type of the adapter's file; ``base``: that of the base as it was loaded. Training
+            and its checkpoints are in float32.
     """
 
     rank: int = 16
@@ -72,3 +77,61 @@ class AdapterConfig:
     examples_per_epoch: int = 32
     validation_pairs: int = 0
     report_every: int = 5
+    export_dtype: Literal["base", "float32", "bfloat16"] = "base"
+
+
+@dataclass(frozen=True)
+class CanvasConfig:
+    """The canvas model (`trainables.atomic_lora.canvas`) and its training.
+
+    Attributes:
+        width: Channels of a patch.
+        heads: Attention heads.
+        layers: Blocks.
+        feedforward: Width of the gated feed-forward layer.
+        task_width: Length of a task's vector, which modulates every block.
+        task_tokens: Tokens of a task's own beside the patches.
+        lr: Learning rate of the blocks' matrices, by Muon.
+        embedding_lr: Learning rate of everything else, by AdamW.
+        weight_decay: Decoupled weight decay of the matrices.
+        warmup_steps: Steps over which both learning rates rise.
+        decay_from: Share of the budget after which both fall to zero, linearly.
+        batch_tokens: Patches of a step, all rows of one canvas size.
+        size_bias: Schedule over the budget of how much more often small canvases are drawn: 0 draws every pair equally
+            often, 1 spends equally many patches on every pair.
+        official_repeats: How often each official demonstration counts among the pairs.
+        minutes: Budget of training, in minutes of processor time (of the device's, on a GPU).
+        report_steps: Steps between two reports.
+        reports_per_evaluation: Reports between two evaluations on held-out pairs, which are also the checkpoints.
+        changed_weight: Weight of a pixel that differs from the input's.
+        clip_norm: Largest gradient norm.
+        compile: Compile the blocks; needs a compiler on CPUs, and takes half a minute.
+    """
+
+    width: int = 128
+    heads: int = 4
+    layers: int = 4
+    feedforward: int = 344
+    task_width: int = 64
+    task_tokens: int = 2
+    lr: float = 0.02
+    embedding_lr: float = 3e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 100
+    decay_from: float = 0.4
+    batch_tokens: int = 2048
+    size_bias: str = "linear:1:0.2"
+    official_repeats: int = 20
+    minutes: float = 40.0
+    report_steps: int = 200
+    reports_per_evaluation: int = 5
+    changed_weight: float = 2.0
+    clip_norm: float = 1.0
+    compile: bool = False
+
+
+def choose_slots(slots: int | str, device: str) -> int:
+    """Return the most slots that ``auto`` means on a torch device, ``cpu`` or ``cuda:<i>``, or the number given."""
+    if slots == "auto":
+        return CUDA_SLOTS if device.startswith("cuda") else CPU_SLOTS
+    return int(slots)

@@ -13,9 +13,19 @@ def _share(name: str, meaning: str, headline: str = "", base: str = "", baseline
     )
 
 
+MODAL = _share(
+    "modal_grid_accuracy",
+    "held-out grids solved by answering with the task's most frequent training output",
+    "most frequent training output, exact match",
+)
 COPY = (
     _share("copy_grid_accuracy", "held-out grids solved by copying the input", "copying the input, exact match"),
     _share("copy_cell_accuracy", "held-out cells right when the input is copied", "copying the input, cells"),
+)
+MODAL = _share(
+    "modal_grid_accuracy",
+    "held-out grids solved by answering with the task's most frequent training output",
+    "most frequent training output, exact",
 )
 RECALL = _share(
     "change_recall",
@@ -35,7 +45,7 @@ FAMILY = Family(
             "held-out grids solved exactly after training",
             _GRIDS,
             "base_grid_accuracy",
-            ("copy_grid_accuracy",),
+            ("copy_grid_accuracy", "modal_grid_accuracy"),
         ),
         _share("base_cell_accuracy", "held-out cells that the base decodes correctly before training"),
         _share(
@@ -61,6 +71,7 @@ FAMILY = Family(
         ),
         RECALL,
         *COPY,
+        MODAL,
     ),
 )
 

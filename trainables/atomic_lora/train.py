@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from trainables.arc import Example, Task, fingerprint, load_tasks, training_examples
-from trainables.atomic_lora.config import HUB
+from trainables.atomic_lora.bases import is_canvas, is_causal_lm
+from trainables.atomic_lora.canvas import load_canvas
+from trainables.atomic_lora.canvas_workload import CanvasWorkload
+from trainables.atomic_lora.config import choose_slots
 from trainables.atomic_lora.model import load_champion
 from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
 from trainables.common.context import Run
@@ -22,9 +25,6 @@ from trainables.common.precision import has_fast_bf16
 from trainables.pack.engine import PackEngine
 from trainables.pack.probe import probe_slots
 
-# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md), and a
-# trial's process takes seconds to start; on a GPU as many as a timing finds, at most this many
-CPU_SLOTS, CUDA_SLOTS = 8, 256
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 16
 
@@ -73,19 +73,14 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
 
 
 def load_workload(settings: Mapping[str, Any], tasks: Mapping[str, Task], folder: Folder, device: str) -> ArcWorkload:
-    """Load the base that ``settings["base"]`` names (``hf:NAME_OR_PATH`` or a Champion's path) and wrap its layers."""
+    """Load the base that ``settings["base"]`` names (see `trainables.atomic_lora.bases`) and wrap its layers."""
     base, bf16 = settings["base"], has_fast_bf16(device)
-    if base.startswith(HUB):
+    if is_causal_lm(base):
         # brings transformers, which takes a while to import
         from trainables.atomic_lora import causal_lm
 
         loaded = causal_lm.load_causal_lm(base, device)
         return causal_lm.CausalLMWorkload(loaded, base, tasks, folder, settings["target_modules"], bf16)
+    if is_canvas(base):
+        return CanvasWorkload(load_canvas(base, device), base, tasks, folder, settings["target_modules"], bf16)
     return ChampionWorkload(load_champion(base, device), base, tasks, folder, settings["target_modules"], bf16)
-
-
-def choose_slots(slots: int | str, device: str) -> int:
-    """Return the most slots that ``auto`` means on a device, or the number given."""
-    if slots == "auto":
-        return CUDA_SLOTS if torch.device(device).type == "cuda" else CPU_SLOTS
-    return int(slots)

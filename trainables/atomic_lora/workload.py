@@ -22,6 +22,7 @@ from trainables.arc import (
     Task,
     grid_key,
     grid_tokens,
+    modal_output,
     pair_key,
     test_examples,
     training_examples,
@@ -96,7 +97,7 @@ class ArcWorkload(ABC):
     ) -> None:
         self.base_name, self.base_lr, self.tasks, self.folder, self.bf16 = base_name, base_lr, tasks, folder, bf16
         self.pack = AdapterPack(model, target_modules)
-        self.device = next(model.parameters()).device
+        self.device, self.base_dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self.cost = COSTS[self.device.type]
         self._base_solved: dict[str, _Solved] = {}
 
@@ -149,7 +150,8 @@ class ArcWorkload(ABC):
         """Solve the held-out test pairs with each adapter and, once per task, with the bare base.
 
         Predictions have the pair's place among the task's test pairs (``pair``), its grids (``input``, ``expected``)
-        and the two answers (``base``, ``adapted``).
+        and the two answers (``base``, ``adapted``). A baseline that needs no model is among the metrics: giving the
+        task's most frequent training output as every answer (``modal_grid_accuracy``); copying the input is another.
         """
         task_ids = [job.task_id for job, _ in finished]
         adapted = self._solve(task_ids)
@@ -164,6 +166,7 @@ class ArcWorkload(ABC):
                 {f"base_{name}": base.metrics[name] for name in (*COMPARED, "teacher_forced_cell_accuracy")}
                 | {f"final_{name}": own.metrics[name] for name in COMPARED}
                 | {name: value for name, value in own.metrics.items() if name not in COMPARED}
+                | {"modal_grid_accuracy": _modal_grid_accuracy(self.tasks[task_id])}
             )
             predictions = [
                 {"pair": pair, "input": held.input, "expected": held.output, "base": before, "adapted": after}
@@ -198,9 +201,11 @@ class ArcWorkload(ABC):
         configurations of the same task from 0 again.
         """
         place = f"adapters/{job.trial_id}"
+        chosen = adapter_config(job.config).export_dtype
+        dtype = self.base_dtype if chosen == "base" else getattr(torch, chosen)
         with tempfile.TemporaryDirectory() as folder:
             targets = self.pack.endings(factors)
-            save_peft(Path(folder), factors, plan.alpha, self.base_name, targets, self.task_type)
+            save_peft(Path(folder), factors, plan.alpha, self.base_name, targets, self.task_type, dtype)
             self.folder.upload(Path(folder), place)
         return place
 
@@ -347,6 +352,11 @@ def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
             places[key] = len(first)
             first.append(i)
     return first, [places[key] for key in keys]
+
+
+def _modal_grid_accuracy(task: Task) -> float:
+    answer = modal_output(task)
+    return float(np.mean([np.array_equal(answer, pair.output) for pair in task.test]))
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+Mode = Literal["min", "max"]
+
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 # what every family may report as its evaluation loss, a common column of the results
 EVAL_LOSS = "eval_loss"
@@ -67,7 +69,7 @@ class Family:
     name: str
     columns: tuple[Column, ...] = ()
     metric: str = EVAL_LOSS
-    mode: Literal["min", "max"] = "min"
+    mode: Mode = "min"
     verdict: tuple[str, ...] = ()
     not_identity: tuple[str, ...] = ()
     noun: str = "trials"

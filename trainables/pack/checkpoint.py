@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from safetensors.torch import save_file
@@ -68,6 +69,7 @@ def save_peft(
     base_name: str,
     target_modules: Sequence[str] | None = None,
     task_type: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write an adapter as PEFT does, for `PeftModel.from_pretrained(base, folder)`.
 
@@ -78,6 +80,7 @@ def save_peft(
         base_name: Recorded as the adapter's base model.
         target_modules: Names or endings that mean the layers of ``factors``; their full names by default.
         task_type: PEFT's name for the kind of model, such as ``CAUSAL_LM``.
+        dtype: Floating-point type of the file's tensors.
     """
     # takes longer to import than torch, and a driver that only checks its input writes no adapter
     from peft import LoraConfig
@@ -90,7 +93,7 @@ def save_peft(
     )  # fmt: skip
     config.save_pretrained(str(folder))
     tensors = {
-        f"base_model.model.{layer}.lora_{side}.weight": tensor.float().cpu().contiguous()
+        f"base_model.model.{layer}.lora_{side}.weight": tensor.to("cpu", dtype).contiguous()
         for layer, pair in factors.items()
         for side, tensor in zip("AB", pair, strict=True)
     }

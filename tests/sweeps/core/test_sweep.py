@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from sweeps.core import cli
+from sweeps.core.session import close
 from sweeps.core.sweep import Sweep
+from sweeps.store.store import ResultsStore
 from tests.sweeps.stub_sweep import SPACE
 from trainables.common.errors import InputError
+from trainables.common.jobs import Job
 
 
 def sweep(folder: Path, *argv: str) -> Sweep:
@@ -44,3 +47,13 @@ def test_a_run_from_before_an_option_was_remembered_goes_on_without_it(tmp_path:
     with pytest.raises(InputError, match='has teacher = not set, but this command has "large"'):
         sweep(tmp_path, "--teacher", "large").open_store()
     assert sweep(tmp_path).open_store().family == SPACE.family
+
+
+def test_trials_without_a_row_are_told_and_are_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = sweep(tmp_path)
+    store: ResultsStore = one.open_store()
+    store.append([{"trial_id": "a", "attempt": 1, "status": "success"}])
+    jobs = [Job(name, name, 0, {}) for name in "abc"]
+    assert close(one, store, False, jobs[:1]) == 0
+    assert close(one, store, False, jobs) == 1
+    assert "No result came of 2 trials, such as b" in capsys.readouterr().err

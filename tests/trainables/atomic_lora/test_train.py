@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainables.arc import EOS, ROW_END, Example, Task, load_tasks, test_examples, training_examples
-from trainables.atomic_lora.config import AdapterConfig, ChampionConfig
+from trainables.atomic_lora.config import AdapterConfig, ChampionConfig, choose_slots
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.decoding import grid_metrics
 from trainables.atomic_lora.evaluation import autoregressive, teacher_forced
 from trainables.atomic_lora.layout import Layout
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
-from trainables.atomic_lora.train import choose_slots, train_adapters
+from trainables.atomic_lora.train import train_adapters
 from trainables.atomic_lora.workload import MULTIPLE, ChampionWorkload, adapter_config, split_pairs
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
@@ -435,10 +435,12 @@ def test_three_tasks_train_end_to_end(tmp_path: Path, smallest: list[str], tasks
     assert engine.stats.examples == 3 * 2 * 4
     final = {r.trial_id: r for r in queue.reports if r.status != "running"}
     assert [r.status for r in final.values()] == ["success"] * 3
+    modal = {"27a28665": 1 / 3, "44f52bb0": 0.5, "d631b094": 0.0}
     for task_id in smallest[:3]:
         row = final[f"{task_id}-0"].metrics
         assert row["checkpoint"] == f"adapters/{task_id}-0" and row["epochs"] == 2
         assert {"base_grid_accuracy", "final_grid_accuracy", "copy_grid_accuracy", "change_recall"} <= row.keys()
+        assert row["modal_grid_accuracy"] == pytest.approx(modal[task_id])
         base = load_champion(tmp_path)
         examples = test_examples(tasks[task_id])
         loaded: Any = PeftModel.from_pretrained(base.model, str(tmp_path / "run" / row["checkpoint"])).base_model.model

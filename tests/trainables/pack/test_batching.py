@@ -34,6 +34,25 @@ def test_every_row_is_in_one_batch_within_the_limits(seed: int, overhead: float)
         assert padded_tokens([lengths[i] for i in batch]) <= 8000 or len(batch) == 1
 
 
+@pytest.mark.parametrize(("limit", "most"), [(math.inf, None), (math.inf, 5), (8000.0, None), (100_000.0, 100)])
+def test_many_rows_are_partitioned_within_the_limits_at_almost_the_least_cost(limit: float, most: int | None) -> None:
+    lengths = random_lengths(0, 700)
+    batches = group(lengths, BatchCost(20_000.0, limit), most)
+    assert sorted(itertools.chain(*batches)) == list(range(700))
+    for batch in batches:
+        assert len(batch) <= (most or 700)
+        assert padded_tokens([lengths[i] for i in batch]) <= limit or len(batch) == 1
+    alone = cost_of([[i] for i in range(700)], lengths, 20_000.0)
+    assert cost_of(batches, lengths, 20_000.0) < alone
+    if most is None and limit == math.inf:
+        # equal parts, as many as are best
+        order = sorted(range(700), key=lambda i: -sum(lengths[i]))
+        costs = [
+            cost_of([order[i : i + size] for i in range(0, 700, size)], lengths, 20_000.0) for size in range(1, 700)
+        ]
+        assert cost_of(batches, lengths, 20_000.0) <= min(costs)
+
+
 def test_the_cost_is_the_least_of_all_partitions_of_neighbours() -> None:
     for seed in range(5):
         lengths = random_lengths(seed, 8)

