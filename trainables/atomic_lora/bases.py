@@ -69,15 +69,6 @@ def require_tasks(base: str, tasks: Mapping[str, Task], data: str) -> None:
             )
 
 
-def location(base: str) -> str:
-    """Return what ``from_pretrained`` loads a causal LM from: a folder, or a name on the hub.
-
-    Raises:
-        InputError: If it is an embedded model whose package is not installed.
-    """
-    return str(embedded.folder(base)) if base in embedded.MODELS else base.removeprefix(HUB)
-
-
 def absolute(base: str) -> str:
     """Return a base as every machine's worker understands it: paths in full, names as they are."""
     if base == CANVAS:

@@ -33,11 +33,11 @@ from transformers import (
 )
 
 from trainables.arc import BOS, EOS, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, Task, decode, encode
-from trainables.atomic_lora.bases import location
+from trainables.atomic_lora.config import HUB
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.loss import cell_hits, row_losses
 from trainables.atomic_lora.workload import ArcWorkload
-from trainables.common.embedded import MODELS
+from trainables.common import embedded
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.precision import has_fast_bf16
@@ -113,13 +113,22 @@ def cut_vocabulary(model: Any, ids: Sequence[int]) -> None:
     model.config.get_text_config().vocab_size = len(ids)
 
 
+def location(base: str) -> str:
+    """Return what ``from_pretrained`` loads a causal LM from: a folder, or a name on the hub.
+
+    Raises:
+        InputError: If it is an embedded model whose package is not installed.
+    """
+    return str(embedded.folder(base)) if base in embedded.MODELS else base.removeprefix(HUB)
+
+
 def fingerprint(base: str) -> str:
     """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' contents.
 
     Those of an embedded model are the beginning of its file's SHA-256.
     """
-    if base in MODELS:
-        return MODELS[base].fingerprint
+    if base in embedded.MODELS:
+        return embedded.MODELS[base].fingerprint
     config = _config(base)
     folder = Path(location(base)).expanduser()
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
