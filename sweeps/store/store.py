@@ -41,7 +41,7 @@ from sweeps.store.schema import (
     upgrade,
 )
 from trainables.common.errors import InputError
-from trainables.common.family import Family, find_family
+from trainables.common.family import UNKNOWN, Family, find_family
 from trainables.common.folder import Folder
 
 Rows = Sequence[Mapping[str, Any]]
@@ -78,10 +78,10 @@ class ResultsStore:
         declared = (self.run() or {}).get("family")
         if declared:
             return Family.from_declaration(declared)
-        for schema, table in self._map("trials", lambda file: (file.schema_arrow, file.read())):
-            if "family" in schema.names and table.num_rows:
-                return find_family(str(table["family"][0].as_py()))
-        return Family("")
+        for rows in self._map("trials", lambda file: file.read(columns=["family"]).to_pylist()):
+            if rows and rows[0].get("family"):
+                return find_family(rows[0]["family"])
+        return UNKNOWN
 
     @classmethod
     def open(cls, run_dir: str) -> ResultsStore:

@@ -73,6 +73,15 @@ class CausalLM:
     fingerprint: str
 
 
+def location(base: str) -> str:
+    """Return what ``from_pretrained`` loads a causal LM from: a folder, or a name on the hub.
+
+    Raises:
+        InputError: If it is an embedded model whose package is not installed.
+    """
+    return str(embedded.folder(base)) if base in embedded.MODELS else base.removeprefix(HUB)
+
+
 def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
     """Load a causal LM, frozen and cut down to the tokens of grids.
 
