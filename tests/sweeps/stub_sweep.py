@@ -5,6 +5,7 @@ Its metric is a ``score``, the higher the better, which no other part of the pro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +47,15 @@ SPACE = SearchSpace(
 
 
 def train_loop(settings: dict[str, Any], run: Any) -> None:
-    """An ordinary family's loop."""
+    """An ordinary family's loop. The trial with quality 1 is the first, whatever others train at the same time."""
     config = settings["config"]
+    first = Path(settings["folder"]).parent / "first"
+    while config["quality"] != 1.0 and not first.exists():
+        time.sleep(0.05)
     for epoch in range(1, config["epochs"] + 1):
         run.report({"epoch": epoch, "score": -config["quality"] * (1 + 1 / epoch)})
-
-
-def limits(configs: Sequence[Any]) -> dict[str, Any]:
-    """The loop needs no room."""
-    return {}
+    first.parent.mkdir(exist_ok=True)
+    first.touch()
 
 
 def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
