@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from sweeps.store.store import ResultsStore, latest_attempts
 from sweeps.store.summary import json_value, summarise, verdict
-from trainables.common.family import Family, number
+from trainables.common.family import Family, number, value_text
 
 # of all runs on a page together: about 2 MB each
 CURVE_POINTS = 100_000
@@ -125,7 +125,11 @@ def conclusion(summary: Mapping[str, Any]) -> list[str]:
         others = [f"{count} {status}" for status, count in counts.items() if status != "success"]
         more = f" ({', '.join(others)})" if others else ""
         first = next((line for line in summary["headlines"] if means[line["name"]] is not None), None)
-        told = [f"{_sentence(first['headline'])} is {_said(first, means[first['name']])}."] if first else []
+        told = (
+            [f"{_sentence(first['headline'])} is {value_text(means[first['name']], first['percent'])}."]
+            if first
+            else []
+        )
         return [f"{success} of {summary['trials']} {noun} succeeded{more}.", *told]
     sentences = [
         f"{versus['improved']} of {compared} {noun} {_are(versus['improved'])} better than the base, "
@@ -134,14 +138,14 @@ def conclusion(summary: Mapping[str, Any]) -> list[str]:
     beside = [line for line in summary["headlines"] if line["base"] and means[line["name"]] is not None]
     if beside:
         line = beside[0]
-        base, final = (_said(line, means[name]) for name in (line["base"], line["name"]))
+        base, final = (value_text(means[name], line["percent"]) for name in (line["base"], line["name"]))
         sentences.append(f"{_sentence(line['headline'])} is {final}, the base's {base}.")
     labels = {line["name"]: line["headline"] for line in summary["headlines"]}
     for line in beside:
         sign = -1 if line["better"] == "min" else 1
         behind = [n for n in line["baselines"] if means[n] is not None and sign * means[line["name"]] < sign * means[n]]
         if behind:
-            value, trivial = (_said(line, means[name]) for name in (line["name"], behind[0]))
+            value, trivial = (value_text(means[name], line["percent"]) for name in (line["name"], behind[0]))
             sentences.append(
                 f"{_sentence(line['headline'])} ({value}) is still behind a trivial answer: {labels[behind[0]]} "
                 f"({trivial})."
@@ -454,10 +458,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
-
-
-def _said(line: Mapping[str, Any], value: float) -> str:
-    return f"{100 * value:.1f} %" if line["percent"] else f"{value:.4g}"
 
 
 def _sentence(text: str) -> str:

@@ -23,9 +23,11 @@ from sweeps.core import cli
 from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.pooled import Pool, run_pool
 from sweeps.core.sweep import Sweep
+from sweeps.monitoring.pace import Cost
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
 from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import HUB
+from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
 
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
 WORKER_BYTES = 4 << 30
@@ -77,6 +79,12 @@ def prepare(
     swept = domains.get("target_modules")
     base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
     settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
+    costs = {
+        task_id: Cost(
+            epoch_tokens(everything[task_id], config.examples_per_epoch), end=evaluation_tokens(everything[task_id])
+        )
+        for task_id in chosen
+    }
     sweep = Sweep(
         name,
         space,
@@ -86,9 +94,10 @@ def prepare(
         settings,
         fingerprint(everything),
         categories,
-        # a base is known by its fingerprint, wherever it lies
-        extendable=("tasks", "slots", "taxonomy", "base"),
+        # data and base are known by their fingerprints, wherever they lie
+        extendable=("tasks", "slots", "taxonomy", "data", "base"),
         places=bases.places(base),
+        costs=costs,
     )
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",

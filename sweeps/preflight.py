@@ -58,7 +58,7 @@ def options() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check everything that the command line names, print the table and return the exit code."""
     args = options().parse_args(argv)
-    found = [checks.results(args.results_dir), checks.wandb(args.wandb), base(args.base)]
+    found = [checks.results(args.results_dir), checks.wandb(args.wandb, args.wandb_per_trial), base(args.base)]
     if args.teacher:
         found.append(checks.teacher(args.teacher))
     try:
@@ -66,9 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             have = f"{info.nodes} machines, {info.num_cpus} CPUs, {info.num_gpus} GPUs to use"
             found += [Check("Ray", f"{ray.__version__} at {info.address}: {have}"), checks.state_api(info)]
             if not found[0].missing:
-                found += checks.machines(
-                    info, args.results_dir, bases.places(bases.absolute(args.base or str(bases.DEFAULT_BASE)))
-                )
+                places = bases.places(bases.absolute(args.base)) if args.base else {}
+                found += checks.machines(info, args.results_dir, places)
     except InputError as error:
         found.append(Check("Ray", "not connected", str(error)))
     Console().print(table(found))

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class TrainRun:
 
     def __init__(self) -> None:
         context = ray.train.get_context()
+        self._copies = ExitStack()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = "cpu"
@@ -50,9 +52,13 @@ class TrainRun:
         ray.train.report({**metrics, REPORT: dict(metrics)}, checkpoint=kept)
 
     def checkpoint(self) -> Path | None:
-        """Return a local copy of the directory that was reported last, None at a first start."""
+        """Return the directory that was reported last, None at a first start. It is there until the next report."""
         kept = ray.train.get_checkpoint()
-        return Path(kept.to_directory()) if kept else None
+        return Path(self._copies.enter_context(kept.as_directory())) if kept else None
+
+    def close(self) -> None:
+        """Remove local copies of checkpoints."""
+        self._copies.close()
 
 
 class TuneRun:
@@ -71,7 +77,7 @@ class TuneRun:
     world_size = 1
 
     def __init__(self, folder: Folder, use_gpu: bool) -> None:
-        self._folder = folder
+        self._folder, self._copies = folder, ExitStack()
         self.device = "cuda:0" if use_gpu else "cpu"
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None = None) -> None:
@@ -94,13 +100,17 @@ class TuneRun:
         number = self._latest()
         if number is None:
             return None
-        local = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        local = Path(self._copies.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
         kept = self._folder.sub(f"checkpoint-{number}")
         for name in kept.names():
             data = kept.read(name)
             if data is not None:
                 (local / name).write_bytes(data)
         return local
+
+    def close(self) -> None:
+        """Remove local copies of checkpoints."""
+        self._copies.close()
 
     def _latest(self) -> int | None:
         number = self._folder.read("latest")

@@ -38,7 +38,7 @@ def build(plan: Plan, location: str, shards: int, address: str | None = None) ->
         raise InputError(f"--dataset-dir {location} cannot be written ({error}); choose another.") from error
 
     def draw(row: dict[str, Any]) -> dict[str, Any]:
-        return {"shard": row["shard"], "fingerprint": plan.write(Folder(location), int(row["shard"]))}
+        return {"shard": row["shard"], "fingerprint": plan.write(folder, int(row["shard"]))}
 
     with cluster.connect(address, num_gpus=0):
         context = ray.data.DataContext.get_current()

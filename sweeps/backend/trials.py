@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -272,7 +273,7 @@ class Training:
     Attributes:
         loop: ``train_loop(config, run)``; must be importable on the workers.
         name: Stable name of the sweep's run.
-        storage_path: Where checkpoints go; every machine of the cluster must reach it.
+        storage_path: Where each trial's folder of checkpoints is; every machine of the cluster must reach it.
         workers_per_trial: Ray Train workers for each trial, 0 to train in the Tune trial itself.
         use_gpu: Whether each worker (or trial) gets a GPU.
         threads: CPU threads of each worker, or of each trial without workers.
@@ -300,8 +301,11 @@ class Training:
             self._as_train_run(trial_id, config)
         else:
             use_threads(self.threads)
-            run = TuneRun(Folder(self.storage_path).sub(f"{self.name}-{trial_id}"), self.use_gpu)
-            self.loop(dict(config), run)
+            with closing(TuneRun(self._folder(trial_id), self.use_gpu)) as run:
+                self.loop(dict(config), run)
+
+    def _folder(self, trial_id: str) -> Folder:
+        return Folder(self.storage_path).sub(trial_id)
 
     def _as_train_run(self, trial_id: str, config: Mapping[str, Any]) -> None:
         from ray.train.torch import TorchTrainer
@@ -316,7 +320,7 @@ class Training:
             ),
             run_config=ray.train.RunConfig(
                 name=f"{self.name}-{trial_id}",
-                storage_path=self.storage_path,
+                storage_path=self._folder(trial_id).location,
                 failure_config=ray.train.FailureConfig(
                     max_failures=self.max_failures,
                     # without a limit on the controller, a run that finds no resources waits for ever
@@ -387,7 +391,8 @@ def _given(trials: Sequence[tuple[str, Mapping[str, Any]]]) -> Search[tuple[str,
 
 def _train_worker(train_loop: TrainLoop, config: dict[str, Any], threads: int) -> None:
     use_threads(threads)
-    train_loop(config, TrainRun())
+    with closing(TrainRun()) as run:
+        train_loop(config, run)
 
 
 class _Ordinary:

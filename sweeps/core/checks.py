@@ -109,8 +109,13 @@ def results(location: str) -> Check:
     return Check("results", found)
 
 
-def wandb(mode: str) -> Check:
-    """See whether W&B can be written in a mode of ``--wandb``; no network is used."""
+def wandb(mode: str, per_trial: bool = False) -> Check:
+    """See whether W&B can be written in a mode of ``--wandb``, without the network; ``--wandb-per-trial`` needs one."""
+    if per_trial and mode == "off":
+        missing = (
+            "--wandb-per-trial says how to log to W&B, but --wandb is off; give --wandb offline or online as well."
+        )
+        return Check("W&B", "not asked for", missing)
     if mode != "online":
         return Check("W&B", {"off": "not asked for", "offline": "written beside the results"}[mode])
     host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -230,7 +235,10 @@ def _nvidia() -> tuple[str, ...]:
     if shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return ("nvidia-smi, which does not answer",)
     return tuple(line.replace(", ", " with driver ") for line in done.stdout.splitlines() if done.returncode == 0)
 
 

@@ -74,7 +74,7 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="fix a setting, as in --set rank=8; repeatable, the last one for a name counts",
+        help="fix a setting, as in --set epochs=8; repeatable, the last one for a name counts",
     )
     add(
         "--sweep",
@@ -82,8 +82,8 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         action="append",
         default=[],
         metavar="NAME=DOMAIN",
-        help="sweep a setting: draw from 'lr=loguniform(1e-4, 1e-2)' or rank=4,8,16, try every value of "
-        "'rank=grid(4, 8)', or change this setting alone with 'rank=ablate(4, 8)'; repeatable",
+        help="sweep a setting: draw from 'lr=loguniform(1e-4, 1e-2)' or epochs=4,8,16, try every value of "
+        "'epochs=grid(4, 8)', or change this setting alone with 'epochs=ablate(4, 8)'; repeatable",
     )
     add("--config", metavar="FILE", help="YAML file with the sections 'set' and 'sweep'")
     add(
@@ -139,6 +139,11 @@ def worker_options(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(SEARCHES),
         help="who draws from what is swept (default: random)",
     )
+
+
+def location(text: str) -> str:
+    """Return a local path in full, because workers may run in another folder, and a URI as it is."""
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
 def run_main(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:

@@ -83,7 +83,8 @@ class Sweep:
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
         args = self.args
-        checks.require(checks.results(args.results_dir), checks.wandb(args.wandb), *self.checks)
+        asked = checks.wandb(args.wandb, args.wandb_per_trial)
+        checks.require(checks.results(args.results_dir), asked, *self.checks)
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         settings = {
             **{name: value for name, value in vars(args).items() if name not in RESOLVED},

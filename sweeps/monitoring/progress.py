@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.monitoring.pace import Cost, Pace
-from trainables.common.family import EVAL_LOSS, Family
+from trainables.common.family import EVAL_LOSS, UNKNOWN, Family
 
 LINE_SECONDS = 10.0
 REFRESH_SECONDS = 0.25
@@ -51,7 +51,7 @@ class Progress:
         already_done: int = 0,
         log_path: str | Path | None = None,
         stream: TextIO | None = None,
-        family: Family = Family(""),  # noqa: B008
+        family: Family = UNKNOWN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._already_done, self._family, self._clock = total, already_done, family, clock

@@ -18,7 +18,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +41,7 @@ from sweeps.store.schema import (
     upgrade,
 )
 from trainables.common.errors import InputError
-from trainables.common.family import Family, find_family
+from trainables.common.family import UNKNOWN, Family, find_family
 from trainables.common.folder import Folder
 
 Rows = Sequence[Mapping[str, Any]]
@@ -78,10 +78,10 @@ class ResultsStore:
         declared = (self.run() or {}).get("family")
         if declared:
             return Family.from_declaration(declared)
-        for schema, table in self._map("trials", lambda file: (file.schema_arrow, file.read())):
-            if "family" in schema.names and table.num_rows:
-                return find_family(str(table["family"][0].as_py()))
-        return Family("")
+        for rows in self._map("trials", lambda file: file.read(columns=["family"]).to_pylist()):
+            if rows and rows[0].get("family"):
+                return find_family(rows[0]["family"])
+        return UNKNOWN
 
     @classmethod
     def open(cls, run_dir: str) -> ResultsStore:
@@ -137,10 +137,7 @@ class ResultsStore:
         self.folder.write("run.json", json.dumps(stored, indent=2).encode())
         for folder in self._parts.values():
             self._remove_half_written(folder)
-        checkpoints = set(self.folder.sub("checkpoints").names(".safetensors"))
-        for trial_id in self.finished() if checkpoints else ():
-            if f"{trial_id}.safetensors" in checkpoints:
-                self.delete_checkpoint(trial_id)
+        self.delete_checkpoints(self.finished())
 
     def append(self, trials: Rows = (), history: Rows = (), predictions: Rows = ()) -> None:
         """Write rows whose keys are not in the store yet: history, predictions, then trials, each as one whole file.
@@ -195,9 +192,15 @@ class ResultsStore:
         table = self.latest_trials()
         return dict(zip(table["trial_id"].to_pylist(), table["attempt"].to_pylist(), strict=True))
 
-    def delete_checkpoint(self, trial_id: str) -> None:
-        """Remove the checkpoint of an unfinished trial, if there is one."""
-        self.folder.delete(f"checkpoints/{trial_id}.safetensors")
+    def delete_checkpoints(self, trial_ids: Container[str]) -> None:
+        """Remove what trials would go on from: the file of a packed adapter, the folder of another family's trial."""
+        checkpoints = self.folder.sub("checkpoints")
+        for name in checkpoints.names(".safetensors"):
+            if name.removesuffix(".safetensors") in trial_ids:
+                checkpoints.delete(name)
+        for name in checkpoints.folders():
+            if name in trial_ids:
+                checkpoints.delete_folder(name)
 
     def _remove_half_written(self, folder: Folder) -> None:
         # Polars refuses a folder that holds files of other kinds, hidden ones included
@@ -310,10 +313,10 @@ class RowWriter:
         """Write all rows that wait. Raises OSError if the folder cannot be written; the rows then go on waiting."""
         with self._lock:
             self.store.append(**self._waiting)
-            finished = [row["trial_id"] for row in self._waiting["trials"] if row.get("status") in FINISHED]
+            finished = {row["trial_id"] for row in self._waiting["trials"] if row.get("status") in FINISHED}
             self._waiting, self._flushed_at = {kind: [] for kind in KEYS}, time.monotonic()
-            for trial_id in finished:
-                self.store.delete_checkpoint(trial_id)
+            if finished:
+                self.store.delete_checkpoints(finished)
 
     def __enter__(self) -> Self:
         return self

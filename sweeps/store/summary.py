@@ -19,7 +19,7 @@ from rich.table import Table
 
 from sweeps.store.schema import KEYS
 from sweeps.store.store import ResultsStore, latest_attempts
-from trainables.common.family import Column
+from trainables.common.family import value_text
 
 
 def summarise(store: ResultsStore) -> dict[str, Any]:
@@ -64,7 +64,6 @@ def summarise(store: ResultsStore) -> dict[str, Any]:
             {name: getattr(column, name) for name in ("name", "headline", "base", "percent", "better")}
             | {"baselines": list(column.baselines)}
             for column in family.headlines
-            if column in family.shown
         ],
         "means": {column.name: _mean(row.get(column.name) for row in successful) for column in family.shown},
         "seconds": {**seconds, "elapsed": (end - start).total_seconds() if start and end else None},
@@ -99,8 +98,8 @@ def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, consol
         if versus["not_compared"]:
             table.add_row("not compared", "", str(versus["not_compared"]))
     for line in lines:
-        base = _text(means[line["base"]], line["percent"]) if line["base"] else ""
-        table.add_row(line["headline"], base, _text(means[line["name"]], line["percent"]))
+        base = value_text(means[line["base"]], line["percent"]) if line["base"] else ""
+        table.add_row(line["headline"], base, value_text(means[line["name"]], line["percent"]))
     for label, name in (("seconds, start to end", "elapsed"), ("seconds of accelerators", "gpu_seconds")):
         if summary["seconds"][name]:
             table.add_row(label, "", f"{summary['seconds'][name]:.0f}")
@@ -164,10 +163,6 @@ def verdict(change: Sequence[float]) -> str:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _text(value: float | None, percent: bool) -> str:
-    return Column("", float, "", percent=percent).text(value)
 
 
 def json_value(value: Any) -> Any:

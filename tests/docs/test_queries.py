@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
+from trainables.atomic_lora.family import FAMILY
 
 duckdb = pytest.importorskip("duckdb")
 
@@ -43,6 +45,7 @@ def rising(trial_id: str, losses: list[float]) -> list[dict[str, Any]]:
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     results = tmp_path_factory.mktemp("results")
     store = ResultsStore(results, "atomic_lora", "now")
+    store.create(run_record("python sweeps/atomic_lora.py", {}, (), "f0", 0, FAMILY))
     store.append(
         [
             trial("a", 0, 0.1, 5, best_loss=0.2, **scores(0.5, 0.8, 0.0, 1.0)),
@@ -69,6 +72,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         ],
     )
     other = ResultsStore(results, "atomic_lora", "before")
+    other.create(run_record("python sweeps/atomic_lora.py", {}, (), "f0", 0, FAMILY))
     other.append([{**trial("a", 0, 0.1, 5, **scores(0.5, 0.25)), "config/rank": 4}])
     return store.folder.root
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 
@@ -29,6 +29,7 @@ class StubConfig:
     quality: float = 1.0
     epochs: int = 30
     report_every: int = 5
+    says: Literal["score", "text", "no_epoch"] = "score"
     rank: int = 1
     batch_size: int = 1
 
@@ -47,15 +48,21 @@ SPACE = SearchSpace(
 
 
 def train_loop(settings: dict[str, Any], run: Any) -> None:
-    """An ordinary family's loop. The trial with quality 1 is the first, whatever others train at the same time."""
+    """An ordinary family's loop. With ``settings["good_first"]`` a trial of quality 1 trains before the others."""
     config = settings["config"]
-    first = Path(settings["folder"]).parent / "first"
-    while config["quality"] != 1.0 and not first.exists():
+    trained = Path(settings["folder"]).parent / "trained"
+    while settings.get("good_first") and config["quality"] != 1.0 and not trained.exists():
         time.sleep(0.05)
     for epoch in range(1, config["epochs"] + 1):
-        run.report({"epoch": epoch, "score": -config["quality"] * (1 + 1 / epoch)})
-    first.parent.mkdir(exist_ok=True)
-    first.touch()
+        score = "high" if config["says"] == "text" else -config["quality"] * (1 + 1 / epoch)
+        run.report({"epoch": None if config["says"] == "no_epoch" else epoch, "score": score})
+    trained.parent.mkdir(exist_ok=True)
+    trained.touch()
+
+
+def limits(configs: Sequence[Any]) -> dict[str, Any]:
+    """The loop needs no room."""
+    return {}
 
 
 def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
@@ -67,7 +74,7 @@ def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
     config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
     sweep = Sweep("stub", SPACE, args, config, domains, {}, "f0")
     if kind == "ordinary":
-        return run_trials(sweep, train_loop, {})
+        return run_trials(sweep, train_loop, settings)
     pool_settings = {"slots": 2, "epoch_s": 0.05, "metric": "score", **settings}
     # as much memory as there is in the end: one worker
     pool = Pool("tests.sweeps.stub_pool:loop", pool_settings, limits, lambda on_gpu: pool_settings["slots"], 1 << 50)

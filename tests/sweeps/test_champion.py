@@ -26,4 +26,5 @@ def test_pre_training_leaves_rows_and_a_base(tmp_path: Path) -> None:
     assert trial["status"] == "success" and trial["epochs"] == 2
     history = pd.read_parquet(folder / "history")
     assert history["epoch"].tolist() == [1, 2] and (history["grad_norm/context_encoder"] > 0).all()
+    assert not list((folder / "checkpoints").iterdir()), "a finished trial goes on from nothing"
     assert load_champion(next(folder.glob("models/*/champion.safetensors"))).config.width == 32

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from sweeps import preflight
-from tests.sweeps.tiny import ROOT
+from sweeps.backend.cluster import ClusterInfo
+from tests.sweeps.tiny import ROOT, save_tiny_champion
 
 
 def test_the_base_that_ships_loads_and_another_does_not(tmp_path: Path) -> None:
     assert "million parameters" in preflight.base(None).found and not preflight.base(None).missing
     assert "no such checkpoint" in preflight.base(str(tmp_path)).missing
     assert "no causal language model" in preflight.base("hf:there/is-none").missing
+
+
+def test_a_relative_base_is_looked_for_in_full_on_every_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machines are pretended: what they are asked for is tested."""
+    asked: list[Any] = []
+    info = ClusterInfo("head:6379", False, 0, 2, 1 << 30, 2, False, True, None)
+    monkeypatch.setattr(preflight.cluster, "connect", lambda *options: contextlib.nullcontext(info))
+    monkeypatch.setattr(preflight.checks, "machines", lambda *options: asked.append(options) or [])
+    save_tiny_champion(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for base in ("champion.safetensors", "hf:there/is-none"):
+        preflight.main(["--results-dir", str(tmp_path / "results"), "--base", base])
+    preflight.main(["--results-dir", str(tmp_path / "results")])
+    places = [place for _, _, place in asked]
+    assert places == [{"base": str(tmp_path / "champion.safetensors")}, {}, {}]
 
 
 @pytest.mark.slow

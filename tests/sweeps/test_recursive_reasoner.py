@@ -123,7 +123,8 @@ def test_a_mixture_from_shards_leaves_a_row_with_the_accuracy_of_each_modality(t
         ),
         (["--dataset", "mixed", "--set", "front_end=tokens"], "front_end is tokens, but the puzzles of this dataset"),
         (["--dataset", "mixed", "--num-samples", "2", "--sweep", "front_end=capsules,tokens"], "front_end is tokens"),
-        (["--checkpoint", "nowhere"], "--checkpoint nowhere holds no checkpoint"),
+        (["--checkpoint", "nowhere"], f"--checkpoint {Path('nowhere').absolute()} holds no checkpoint"),
+        (["--wandb-per-trial"], "--wandb-per-trial says how to log to W&B, but --wandb is off; give --wandb offline"),
         (["--workers-per-trial", "3"], "--workers-per-trial 3 cannot share a batch_size of 16 evenly"),
     ],
 )

@@ -30,7 +30,7 @@ class Run(Protocol):
         """Report metrics of an epoch and, optionally, a directory to keep as the latest checkpoint."""
 
     def checkpoint(self) -> Path | None:
-        """Return the directory of the latest checkpoint, or None at a fresh start."""
+        """Return the directory of the latest checkpoint, there until the next report, or None at a fresh start."""
 
 
 class PlainRun:

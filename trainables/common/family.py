@@ -43,12 +43,6 @@ class Column:
     baselines: tuple[str, ...] = ()
     percent: bool = False
 
-    def text(self, value: float | None) -> str:
-        """Return a value as a reader wants it, ``-`` for none."""
-        if value is None:
-            return "-"
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
-
     def change_text(self, change: float) -> str:
         """Return a difference of two values with its sign; shares in points."""
         return f"{100 * change:+.1f}" if self.percent else f"{change:+.4g}"
@@ -83,6 +77,9 @@ class Family:
         if len(set(names)) < len(names):
             raise ValueError(f"The family {self.name} declares a column twice: {', '.join(names)}.")
         named = {column.base for column in self.columns} | {b for column in self.columns for b in column.baselines}
+        texts = [column.name for column in self.columns if column.headline and column.type not in (int, float)]
+        if texts:
+            raise ValueError(f"The family {self.name} has headlines that are no numbers: {', '.join(texts)}.")
         unknown = (named | set(self.verdict) | {self.metric}) - {*names, "", EVAL_LOSS}
         if unknown:
             raise ValueError(f"The family {self.name} names columns that it does not declare: {sorted(unknown)}.")
@@ -104,9 +101,9 @@ class Family:
 
     @property
     def shown(self) -> tuple[Column, ...]:
-        """The numbers among the headlines, and those that stand beside them."""
+        """The headlines, and the columns that stand beside them."""
         beside = {column.base for column in self.headlines}
-        return tuple(c for c in self.columns if (c.headline or c.name in beside) and c.type in (int, float))
+        return tuple(column for column in self.columns if column.headline or column.name in beside)
 
     def change(self, row: Mapping[str, Any]) -> tuple[float, ...] | None:
         """Return by how much a row is better than its base, in each column of the verdict; None where that is unknown.
@@ -140,7 +137,9 @@ class Family:
         if change is not None:
             said = zip((self[name] for name in self.verdict), change, strict=True)
             return ", ".join(f"{c.change_text(x if c.better == 'max' else -x)} {c.headline or c.name}" for c, x in said)
-        return next(f"{c.headline} {c.text(number(row.get(c.name)))}" for c in self.headlines if c.better)
+        return next(
+            f"{c.headline} {value_text(number(row.get(c.name)), c.percent)}" for c in self.headlines if c.better
+        )
 
     def declaration(self) -> dict[str, Any]:
         """Return the family as JSON can hold it."""
@@ -154,6 +153,10 @@ class Family:
         return _made(cls, {**declared, "columns": columns})
 
 
+# what nothing is known of
+UNKNOWN = Family("")
+
+
 def find_family(name: str) -> Family:
     """Return a family of this project by its name; one without columns where the project has none of that name.
 
@@ -164,6 +167,13 @@ def find_family(name: str) -> Family:
             if isinstance(value, Family) and value.name == name:
                 return value
     return Family(name)
+
+
+def value_text(value: float | None, percent: bool) -> str:
+    """Return a value as a reader wants it, a share in percent, ``-`` for none."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
 def number(value: Any) -> float | None:

@@ -52,9 +52,12 @@ class Folder:
         return f"{self.root}/{name}"
 
     def sub(self, name: str) -> Folder:
-        """Return the folder ``name`` inside this one; it need not exist."""
+        """Return the folder ``name`` inside this one, on the same connection; it need not exist."""
         place, mark, options = self.location.partition("?") if "://" in self.location else (self.location, "", "")
-        return Folder(f"{place.rstrip('/')}/{name}{mark}{options}")
+        inside = object.__new__(Folder)
+        inside.fs, inside.root = self.fs, f"{self.root.rstrip('/')}/{name}"
+        inside.location = f"{place.rstrip('/')}/{name}{mark}{options}"
+        return inside
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing one of the same name. Raises OSError where the folder cannot be written."""
@@ -89,6 +92,18 @@ class Folder:
         return sorted(
             i.base_name for i in infos if i.is_file and i.base_name.endswith(suffix) and not i.base_name.startswith(".")
         )
+
+    def folders(self) -> list[str]:
+        """Return the sorted names of the folders directly in this one."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    def delete_folder(self, name: str) -> None:
+        """Remove the folder ``name`` with everything in it; one that does not exist is no error."""
+        try:
+            self.fs.delete_dir(self.path(name))
+        except FileNotFoundError:
+            pass
 
     def upload(self, local: Path, name: str) -> None:
         """Copy the files of a local directory (not its sub-directories) into the folder ``name``."""

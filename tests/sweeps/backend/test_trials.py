@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import tune
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray.tune.search import Searcher
 
@@ -29,6 +30,22 @@ def train_loop(config: dict[str, Any], run: Any) -> None:
             (Path(folder) / "state.json").write_text(json.dumps({"epoch": epoch}))
             metrics = {"epoch": epoch, "eval_loss": config["quality"] / epoch, "world_size": run.world_size}
             run.report(metrics, Path(folder) if run.rank == 0 else None)
+
+
+def test_a_trial_without_workers_leaves_no_copies_of_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of Tune, which would only take the reports."""
+    epochs: list[int] = []
+    monkeypatch.setattr(tune, "report", lambda metrics: epochs.append(metrics["epoch"]))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    training = Training(train_loop, "run", str(tmp_path / "checkpoints"), 0, use_gpu=False)
+    for last in (2, 4):
+        training.train("t", {"epochs": last, "quality": 1.0})
+    assert epochs == [1, 2, 3, 4]
+    assert not list((tmp_path / "scratch").iterdir())
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["t"]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import shutil
+import subprocess
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
@@ -128,6 +129,15 @@ def test_what_a_machine_lacks_is_said(change: dict[str, object], said: str) -> N
     assert len(missing) == (1 if said else 0) and all(said in text for text in missing)
     with pytest.raises(InputError) if said else contextlib.nullcontext():
         checks.require(*found)
+
+
+def test_a_driver_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def silent(command: list[str], timeout: float, **options: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(checks.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(checks.subprocess, "run", silent)
+    assert checks._nvidia() == ("nvidia-smi, which does not answer",)
 
 
 @pytest.mark.slow

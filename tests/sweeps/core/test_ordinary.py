@@ -20,6 +20,7 @@ from sweeps.backend.cluster import ClusterInfo
 from sweeps.core import cli
 from sweeps.core.ordinary import run_trials
 from sweeps.core.sweep import Sweep
+from tests.sweeps import stub_sweep
 from tests.sweeps.head import free_port
 
 # ----------------------------------------------------------------------------------------------------- how many at once
@@ -123,6 +124,9 @@ def test_trials_of_two_workers_take_turns(address: str, tmp_path: Path) -> None:
     assert run_trials(sweep, meet, {"together": 2}) == 0
     assert set(rows(tmp_path)["status"]) <= {"success", "stopped"} and len(rows(tmp_path)) == 2
     assert (rows(tmp_path, "history")["world_size"] == 2).all()
+    done = rows(tmp_path).query("status == 'success'")["trial_id"]
+    left = {folder.name for folder in (tmp_path / "recursive_reasoner" / "r" / "checkpoints").iterdir()}
+    assert len(done) and not left & set(done), "a finished trial goes on from nothing"
 
 
 @pytest.mark.slow
@@ -151,3 +155,17 @@ def test_relative_paths_mean_the_drivers_folder_on_an_attached_cluster(
     assert recursive_reasoner.main([*fixed, *again]) == 0
     exact = [rows(tmp_path / "results", run_id=name)["exact_accuracy"][0] for name in ("first", "again")]
     assert exact[0] == exact[1]
+
+
+@pytest.mark.slow
+def test_a_report_that_does_not_fit_fails_its_own_trial_alone(address: str, tmp_path: Path) -> None:
+    sweep = ["--sweep", "says=ablate(text, no_epoch)", "--set", "epochs=3", "--address", address]
+    assert stub_sweep.main("ordinary", tmp_path, sweep) == 1
+    trials = pd.read_parquet(tmp_path / "stub" / "r" / "trials").set_index("config/says")
+    assert trials["status"].to_dict() == {"score": "success", "text": "failed", "no_epoch": "failed"}
+    # one says what is wrong after it has trained, the other is stopped by its first report
+    assert "'score' of trials holds double" in trials.loc["text", "error"] and trials.loc["text", "epochs"] == 3
+    assert "A report must have 'epoch'" in trials.loc["no_epoch", "error"]
+    assert "stub_sweep.py" in trials.loc["no_epoch", "traceback"]
+    history = pd.read_parquet(tmp_path / "stub" / "r" / "history")
+    assert history["trial_id"].nunique() == 2

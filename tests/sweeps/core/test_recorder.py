@@ -80,6 +80,24 @@ def test_epochs_that_are_sent_again_reach_store_and_trackers_once(tmp_path: Path
     assert second.tracker.epochs == [4] and second.store.history()["epoch"].to_pylist() == [1, 2, 3, 4]
 
 
+def test_a_value_that_does_not_fit_its_column_fails_its_own_trial(tmp_path: Path, job: Job) -> None:
+    session = Session(tmp_path, job)
+    other = Job("u-1", "u", 0, {"epochs": 10})
+    session.recorder.expect([other])
+    good = {"exact_accuracy": 0.5, "note": "anything", "shape": [1, 2]}
+    bad_epoch = {"epoch": 1, "seconds": 60.0, "train_loss": "low", "entropy": 0.1}
+    session.recorder.on_reports(
+        [Report("t-1", "running", 1, {}, [bad_epoch]), Report("u-1", "success", 1, good, [{"epoch": 1}])]
+    )
+    session.report(2, status="success", exact_accuracy="all")
+    rows = {row["trial_id"]: row for row in session.store.trials().to_pylist()}
+    assert rows["u-1"]["status"] == "success" and rows["u-1"]["metric/shape"] == "[1, 2]"
+    assert rows["t-1"]["status"] == "failed" and "'train_loss' of history holds double" in rows["t-1"]["error"]
+    epochs = [row for row in session.store.history().to_pylist() if row["trial_id"] == "t-1"]
+    # the rest of the epoch is kept
+    assert [(row["epoch"], row["train_loss"], row["entropy"]) for row in epochs] == [(1, None, 0.1), (2, 0.5, None)]
+
+
 def test_a_trial_begins_in_its_first_session_and_its_seconds_leave_out_the_pause(
     tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

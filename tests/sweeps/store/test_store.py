@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore, RowWriter
+from sweeps.store.summary import summarise
 from trainables.atomic_lora.family import FAMILY
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
@@ -220,6 +222,7 @@ def test_a_file_that_is_no_parquet_is_named(store):
 def test_the_writer_waits_for_its_interval_and_removes_checkpoints_of_finished_trials_only(store):
     for name in ("good", "bad"):
         store.folder.write(f"checkpoints/{name}.safetensors", b"weights")
+        store.folder.write(f"checkpoints/{name}/run/checkpoint-1/state.pt", b"of a trial that trains alone")
     with RowWriter(store, interval_s=60) as writer:
         writer.add(history=epochs("good", 2))
         with pytest.raises(TypeError):
@@ -228,8 +231,10 @@ def test_the_writer_waits_for_its_interval_and_removes_checkpoints_of_finished_t
         assert store.trials().num_rows == store.history().num_rows == 0
     assert store.trials().num_rows == 2 and store.history().num_rows == 3
     assert store.folder.sub("checkpoints").names() == ["bad.safetensors"]
+    assert store.folder.sub("checkpoints").folders() == ["bad"]
     RowWriter(store, interval_s=0).add([trial("bad", attempt=2)])
     assert store.trials().num_rows == 3 and store.folder.sub("checkpoints").names() == []
+    assert store.folder.sub("checkpoints").folders() == []
 
 
 def test_a_session_with_the_same_settings_continues_the_run(store):
@@ -315,3 +320,26 @@ def test_kill_9_in_mid_append_leaves_a_store_to_go_on_with(tmp_path):
 def test_importing_it_brings_neither_torch_nor_ray():
     code = "import sys, sweeps.results, sweeps.store.store; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_run_from_before_families_were_declared_reads_and_goes_on(tmp_path):
+    old = ResultsStore(tmp_path, "recursive_reasoner", "old")
+    run = {"settings": {}, "extendable": [], "data_fingerprint": "f0"}
+    old.folder.write("run.json", json.dumps(run).encode())
+    # columns of all families in the middle, and a metric that has been declared since
+    row = {
+        "run_id": ["old"], "family": ["recursive_reasoner"], "trial_id": ["a"], "attempt": [1], "status": ["success"],
+        "base_grid_accuracy": pa.nulls(1, pa.float64()), "halting": ["bce"], "exact_accuracy": [0.75], "seconds": [1.0],
+        "metric/direct_exact_accuracy": [0.5],
+    }  # fmt: skip
+    schema = {b"schema_version": b"1", b"table": b"trials"}
+    (folder := Path(old.folder.root, "trials")).mkdir()
+    pq.write_table(pa.table(row).replace_schema_metadata(schema), folder / "part-0.parquet")
+    found = ResultsStore.open(old.folder.root)
+    assert found.family.name == "recursive_reasoner" and found.finished()["a"]["exact_accuracy"] == 0.75
+    assert summarise(found)["means"]["direct_exact_accuracy"] == 0.5
+    found.create(run_record("again", {}, [], "f0", 0, found.family))
+    found.append([trial("b", exact_accuracy=0.25, direct_exact_accuracy=0.125)])
+    frame = pd.read_parquet(folder).set_index("trial_id")
+    assert frame["direct_exact_accuracy"].to_dict() == {"a": 0.5, "b": 0.125}
+    assert frame["exact_accuracy"].tolist() == [0.75, 0.25] and "metric/direct_exact_accuracy" not in frame

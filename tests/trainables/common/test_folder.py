@@ -34,6 +34,12 @@ def test_a_file_is_written_replaced_read_and_deleted(folder: Folder) -> None:
     assert folder.read("a/b.bin") is None
 
 
+def test_a_folder_inside_shares_the_connection_and_is_the_same_as_one_that_is_opened(folder: Folder) -> None:
+    inside = folder.sub("a/b")
+    again = Folder(inside.location)
+    assert inside.fs is folder.fs and (inside.root, inside.location) == (again.root, again.location)
+
+
 def test_a_folder_is_not_a_file(folder: Folder) -> None:
     folder.write("a/b", b"")
     assert folder.read("a") is None
