@@ -122,15 +122,6 @@ def cut_vocabulary(model: Any, ids: Sequence[int]) -> None:
     model.config.get_text_config().vocab_size = len(ids)
 
 
-def location(base: str) -> str:
-    """Return what ``from_pretrained`` loads a causal LM from: a folder, or a name on the hub.
-
-    Raises:
-        InputError: If it is an embedded model whose package is not installed.
-    """
-    return str(embedded.folder(base)) if base in embedded.MODELS else base.removeprefix(HUB)
-
-
 def fingerprint(base: str) -> str:
     """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' contents.
 
