@@ -1,7 +1,7 @@
 """Train a canvas model in one process without Ray, for so many minutes, and say how fast it was.
 
     python benchmarks/canvas.py --minutes 6 --data re-arc:FILE --more FILE --set width=192 --folder FOLDER
-    python benchmarks/canvas.py --minutes 0.5 --data re-arc:DIR --set layers=1 --folder FOLDER      # a look at everything
+    python benchmarks/canvas.py --minutes 0.5 --data re-arc:DIR --set layers=1 --folder FOLDER  # a look
 
 The loop is the one that a sweep runs (`trainables.atomic_lora.canvas_pretrain`). The trained ``canvas.safetensors`` and
 ``run.json`` go to the folder, and the checkpoint, from which the same command goes on. ``--speed`` only times steps of
