@@ -1,7 +1,7 @@
 """Train a canvas model in one process without Ray, for so many minutes, and say how fast it was.
 
     python benchmarks/canvas.py --minutes 6 --data re-arc:FILE --more FILE --set width=192 --folder FOLDER
-    python benchmarks/canvas.py --minutes 0.5 --set layers=1 --folder FOLDER      # a look at everything
+    python benchmarks/canvas.py --minutes 0.5 --data re-arc:DIR --set layers=1 --folder FOLDER  # a look
 
 The loop is the one that a sweep runs (`trainables.atomic_lora.canvas_pretrain`). The trained ``canvas.safetensors`` and
 ``run.json`` go to the folder, and the checkpoint, from which the same command goes on. ``--speed`` only times steps of
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
     parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--data", default="re-arc:../shared/re_arc", metavar="re-arc:DIR|re-arc:FILE")
+    parser.add_argument("--data", required=True, metavar="re-arc:DIR|re-arc:FILE")
     parser.add_argument("--more", action="append", default=[], metavar="FILE", help="further pairs to train on")
     parser.add_argument("--without-official", action="store_true", help="leave the official pairs out")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME=VALUE")

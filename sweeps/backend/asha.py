@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
 
-# names in the configuration of a Tune trial: what the trial is called in every session, and whom it is compared with
+# A Tune trial's configuration holds its name, the same in every session, and the group that it is compared with.
 UNIT, GROUP = "unit", "group"
 ONE_GROUP = "all"
 
@@ -92,7 +92,7 @@ class GroupedASHA(InTurn):
         self._max_t = max_t
         self._sign = 1.0 if mode == "max" else -1.0
         self._percentile = 100.0 * (1.0 - 1.0 / reduction_factor)
-        # of each group and rung, what the trials came to there, the greater the better
+        # Scores of each group's trials at each rung; a greater score is better.
         self._scores: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
         self._decisions: dict[str, Decision] = {}
 
@@ -118,7 +118,7 @@ class GroupedASHA(InTurn):
         if rung is None or value is None or not math.isfinite(value) or (last and (last.stopped or last.rung >= rung)):
             return None
         scores, score = self._scores[group, rung], self._sign * value
-        # numpy interpolates between two trials, as Tune's ASHA does
+        # numpy interpolates between two trials, as Tune's ASHA does.
         cutoff = float(np.percentile(list(scores.values()), self._percentile)) if scores else None
         scores[unit] = score
         stopped = may_stop and epoch < self._max_t and cutoff is not None and score < cutoff

@@ -19,7 +19,7 @@ from sweeps.backend.asha import UNIT
 from trainables.common.errors import InputError
 from trainables.common.family import Mode
 
-# suggestions in a row that cannot be trained, after which it is taken that none can
+# The search gives up after this many consecutive suggestions that cannot be trained.
 MOST_INVALID = 1000
 
 
@@ -87,14 +87,14 @@ class ConfigurationSearch(Searcher):
         self._space = OptunaSearch.convert_search_space(dict(domains))
         self.study = optuna.create_study(
             direction="minimize" if mode == "min" else "maximize",
-            # other draws than those of earlier sessions
+            # A later session must not repeat the draws of earlier ones.
             sampler=optuna.samplers.TPESampler(seed=seed + len(ledger.configs)),
         )
         self._taken: set[str] = set()
-        self._asked: dict[str, optuna.Trial] = {}  # configurations in training
+        self._asked: dict[str, optuna.Trial] = {}  # Configurations in training, by key.
         for key in ledger.configs:
             outcome, swept = ledger.outcome(key), ledger.swept(key)
-            # a later session may sweep over less
+            # A later session may sweep over other domains.
             fits = all(domain.is_valid(swept[name]) for name, domain in domains.items())
             if outcome is None:
                 if fits:
@@ -115,7 +115,7 @@ class ConfigurationSearch(Searcher):
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles searchers for Tuner.restore, which is not used; the caller's store may hold locks
+        # Tune pickles searchers for Tuner.restore, which this project does not use; the caller's store may hold locks.
         return Searcher, ()
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class ConfigurationSearch(Searcher):
         trial = self._ask()
         suggestion = dict(trial.params)
         config, seed = {**self._config, **suggestion}, self._seed
-        # a configuration that is drawn again is another unit of work: it gets another seed
+        # A configuration that is drawn again is a new unit of work, so it gets another seed.
         while (key := config_hash(config, seed)) in self._taken:
             seed += 1
         self._taken.add(key)
@@ -148,11 +148,11 @@ class ConfigurationSearch(Searcher):
                 self.study.tell(trial, outcome.value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        # the ledger knows more of it: what ASHA decided, and what the trial's row says
+        # The ledger knows ASHA's decision and the trial's row, which Tune's result does not hold.
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        # for Tuner.restore as well
+        # Tune saves searchers for Tuner.restore, which this project does not use.
         pass
 
     def _ask(self) -> optuna.Trial:
@@ -162,7 +162,7 @@ class ConfigurationSearch(Searcher):
             try:
                 self._validate({**self._config, **trial.params})
             except InputError as error:
-                # Optuna forgets a failed trial: that settings contradict each other says nothing of their values
+                # Samplers ignore failed trials, so a contradiction between settings does not count against the values.
                 self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 problem = error
                 continue

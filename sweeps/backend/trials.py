@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 T = TypeVar("T")
-# of a trial that only waits for others: nothing, so that it can never keep them from starting. Tune wants it to be
-# something, though, so it is a byte of memory
+# Resources of a trial that only waits: none, so it never blocks the workers it waits for. Tune rejects an empty
+# request, hence one byte of memory.
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
-# times, a minute each, that a trial's Train run may wait in vain for its resources: an autoscaler needs several
+# A trial's Train run gives up after waiting this often, a minute each, for its resources. An autoscaler needs several
+# minutes.
 STARTS, PATIENT_STARTS = 2, 30
 
 
@@ -56,12 +57,12 @@ class InOrder(Searcher):
         self._seen: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles searchers for Tuner.restore, which is not used
+        # Tune pickles searchers for Tuner.restore, which this project does not use.
         return InOrder, ()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if trial_id in self._seen:
-            # Tune draws 32 bits; it asks again with others
+            # Tune draws trial ids of 32 bits. For a duplicate it asks again with another id.
             return None
         self._seen.add(trial_id)
         config = next(self._configs, None)
@@ -71,7 +72,7 @@ class InOrder(Searcher):
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        # for Tuner.restore as well
+        # Tune saves searchers for Tuner.restore, which this project does not use.
         pass
 
 
@@ -183,7 +184,7 @@ class _Callback(ray.tune.Callback):
         self._ends: list[tuple[Trial, str | None]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles callbacks for Tuner.restore, which is not used; the caller's store may hold locks
+        # Tune pickles callbacks for Tuner.restore, which this project does not use; the caller's store may hold locks.
         return _Callback, ()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -202,7 +203,7 @@ class _Callback(ray.tune.Callback):
         self._ends.append((trial, None))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        # Trial.get_error() looks in the storage, where the file comes later
+        # Trial.get_error() reads the file from the storage, where it arrives later.
         text = Path(trial.error_file).read_text() if trial.error_file else "Tune gave no reason."
         self._ends.append((trial, re.sub(r"\x1b\[\d+m", "", text).strip()))
 
@@ -311,7 +312,7 @@ class Training:
         from ray.train.torch import TorchTrainer
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        # each ray.train.report waits for the next look at the workers, every 2 s by default
+        # Each ray.train.report waits until the controller polls the workers, every 2 s by default.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         TorchTrainer(
             partial(_train_worker, self.loop, dict(config), self.threads),
@@ -323,7 +324,7 @@ class Training:
                 storage_path=self._folder(trial_id).location,
                 failure_config=ray.train.FailureConfig(
                     max_failures=self.max_failures,
-                    # without a limit on the controller, a run that finds no resources waits for ever
+                    # Without a limit on the controller, a run that finds no resources never ends.
                     controller_failure_limit=PATIENT_STARTS if self.grows else STARTS,
                 ),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -363,7 +364,7 @@ def run_ordinary(
     def train_trial(tune_config: dict[str, Any]) -> None:
         training.train(*make(tune_config))
 
-    # a Train run reserves its own resources, and restarts its workers itself
+    # A Train run reserves its own resources and restarts its own workers.
     alone = not training.workers_per_trial
     scratch = tempfile.mkdtemp(prefix="sweep-")
     watcher = _Ordinary(search, listener, metric, asha, should_stop)
@@ -421,7 +422,7 @@ class _Ordinary:
         pass
 
     def reported(self, trial: Trial, result: dict[str, Any]) -> None:
-        # without this Tune keeps every metric twice
+        # Tune keeps what is left in the result, so each metric would be kept twice.
         metrics = result.pop(REPORT)
         self._last[trial.trial_id] = metrics
         self._listener.on_report(self._search.make(trial.config)[0], dict(metrics))

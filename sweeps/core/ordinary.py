@@ -25,7 +25,7 @@ from sweeps.store.store import ResultsStore
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, Report
 
-# a trial's id and its loop's settings
+# The id of a trial and the settings of its loop.
 Trial = tuple[str, Mapping[str, Any]]
 
 

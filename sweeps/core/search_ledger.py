@@ -57,7 +57,7 @@ class SearchLedger:
         data = store.folder.read(DRAWN)
         self.configs: dict[str, dict[str, Any]] = json.loads(data) if data else {}
         rows, self._attempts = store.finished(), store.attempts()
-        self._done = frozenset(rows)  # trials that ended in earlier sessions
+        self._done = frozenset(rows)  # Trials that ended in earlier sessions.
         self._ends = {trial_id: self._end(row["status"], row) for trial_id, row in rows.items()}
         self.finished = {key for key in self.configs if set(self.trial_ids(key)) <= self._done}
 
@@ -96,8 +96,8 @@ class SearchLedger:
             return None
         rungs = [end.rung for end in ended if end.status == "stopped"]
         values = [end.value for end in ended if end.value is not None]
-        # a mean over fewer tasks than the others' would mislead the search; of a panel that was stopped, jobs that had
-        # not begun have no value
+        # A mean over fewer tasks than in other configurations would mislead the search. Only a panel that ASHA stopped
+        # may lack values: those of jobs that had not begun.
         if any(end.status == "failed" for end in ended) or not values or (not rungs and len(values) < len(ended)):
             return Outcome(None)
         return Outcome(sum(values) / len(values), min((rung or 0 for rung in rungs), default=None))
@@ -138,5 +138,5 @@ class _End:
 
 
 def _as_drawn(value: Any) -> Any:
-    # JSON knows no tuples
+    # JSON turns tuples into lists.
     return tuple(value) if isinstance(value, list) else value

@@ -89,7 +89,7 @@ class Past:
         self._finished = store.finished()
         history = store.history()
         curves: dict[str, dict[int, float]] = {}
-        # a metric that the schema does not declare has a column once a row has it
+        # A metric that the common schema does not declare gets its column with the first row that has it.
         columns = ["trial_id", "attempt", "epoch", metric]
         rows = history.select(columns).to_pylist() if metric in history.schema.names else []
         for row in sorted(rows, key=lambda row: (row["attempt"], row["epoch"])):

@@ -20,10 +20,10 @@ from typing import Any
 
 from trainables.common.jobs import Job, Report
 
-# a job that is in progress each time its worker dies, this often and with no report in between, is taken for the cause
+# Fail a job after this many consecutive worker deaths without a report: it is presumed to cause them.
 MAX_DEATHS = 3
-# a worker that starts this often in a row without any report will not get better by starting again; it is more than
-# MAX_DEATHS + 1, so that a worker gets to work once without the job that killed it
+# Give up after a worker has started this often in a row without a report. The number is greater than MAX_DEATHS + 1, so
+# that a worker gets to start once without the job that killed it.
 MAX_BARREN_STARTS = 5
 
 
@@ -31,7 +31,7 @@ MAX_BARREN_STARTS = 5
 class _Live:
     job: Job
     unit: str
-    token: int | None = None  # the registration of the worker that has it, None in the queue
+    token: int | None = None  # Registration of the worker that has the job, None in the queue.
     deaths: int = 0
     cancelled: bool = False
     last: Report | None = None
@@ -41,15 +41,15 @@ class PoolBroker:
     """Queue of jobs, mailbox of reports. All methods are coroutines of one event loop, so none needs a lock."""
 
     def __init__(self) -> None:
-        self._sharers = 1  # workers that share the jobs; none gets more than its share of those that are there
+        self._sharers = 1  # Number of workers; none gets more than its share of the unfinished jobs.
         self._queue: deque[str] = deque()
         self._live: dict[str, _Live] = {}
-        self._units: dict[str, list[str]] = {}  # the jobs of each
-        self._ended: Counter[str] = Counter()  # jobs by status
+        self._units: dict[str, list[str]] = {}  # Trial ids of each unit.
+        self._ended: Counter[str] = Counter()  # Number of ended jobs by status.
         self._outbox: deque[tuple[int, Report]] = deque()
         self._sequence = 0
-        self._workers: dict[int, int] = {}  # rank -> token of its present life
-        self._cancels: dict[int, set[str]] = defaultdict(set)  # token -> jobs to stop
+        self._workers: dict[int, int] = {}  # Token of the present registration by rank.
+        self._cancels: dict[int, set[str]] = defaultdict(set)  # Jobs to stop by token.
         self._tokens = 0
         self._barren: Counter[int] = Counter()
         self._last_error: str | None = None
@@ -59,7 +59,7 @@ class PoolBroker:
         self._restarts = 0
         self._duplicates = 0
         self._jobs_changed = asyncio.Event()
-        self._ends: dict[str, asyncio.Event] = defaultdict(asyncio.Event)  # of the units that a trial waits for
+        self._ends: dict[str, asyncio.Event] = defaultdict(asyncio.Event)  # Events of the units that a trial waits for.
 
     # the driver's side
 
@@ -180,7 +180,7 @@ class PoolBroker:
             return [], set(), False
         jobs: list[Job] = []
         held = sum(live.token == token for live in self._live.values())
-        # the last jobs would otherwise all go to the worker that asks first
+        # Otherwise the worker that asks first would get all of the last jobs.
         limit = min(limit, math.ceil(len(self._live) / self._sharers) - held)
         while self._queue and len(jobs) < limit:
             live = self._live[self._queue.popleft()]
@@ -193,7 +193,7 @@ class PoolBroker:
         for report in reports:
             live = self._live.get(report.trial_id)
             if live is None or live.token != token:
-                self._duplicates += 1  # ended already, or taken over by a later life of the worker
+                self._duplicates += 1  # The job has ended, or a later registration of the worker has it.
                 continue
             rank = next(rank for rank, t in self._workers.items() if t == token)
             self._barren[rank] = 0
@@ -203,7 +203,7 @@ class PoolBroker:
                 live.last = replace(report, history=())
                 self._send(report)
             elif report.status == "stopped" and not live.cancelled:
-                # stopped by drain(), to be continued by the next run of the sweep
+                # drain() stopped the job; the next session continues it.
                 del self._live[report.trial_id]
                 self._send(replace(report, status="running"))
             else:
@@ -277,7 +277,7 @@ class PoolBroker:
         self._ended[report.status] += 1
         self._send(report)
         if report.status == "failed":
-            # a panel without one of its tasks compares with no other; its other jobs are to be tried again as well
+            # A panel without one of its tasks cannot be compared with others, so its other jobs are tried again too.
             self._fail_unit(live.unit, f"{report.trial_id} of the same panel failed: {report.error}", None)
         self._wake(live.unit)
 

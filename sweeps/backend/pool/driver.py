@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# how often reports are fetched from the broker, in seconds
+# Seconds between two fetches of reports from the broker.
 COLLECT_S = 0.5
-# time for the workers to notice a stop that the user asked for (they look once an epoch), in seconds
+# Seconds that workers get to notice a stop that the user asked for; they look once an epoch.
 DRAIN_S = 8.0
 
 
@@ -177,10 +177,10 @@ class _Driver:
         self.stopping = False
         self.counts: Mapping[str, int] = {"unfinished": 0, "running": 0, "workers": 0, "gave_up": 0}
         self._submitted: set[str] = set()
-        self._next = 0  # index of the first unit of the list that may not have been submitted
-        self._unfinished = 0  # jobs that the pool has
-        self._unit_of: dict[str, Unit] = {}  # by job
-        self._panels: dict[str, Panel] = {}  # of the units that ASHA may still judge
+        self._next = 0  # Index of the first unit of the list that may not have been submitted.
+        self._unfinished = 0  # Number of jobs that the pool has.
+        self._unit_of: dict[str, Unit] = {}  # Units by trial id.
+        self._panels: dict[str, Panel] = {}  # Panels of the units that ASHA may still judge.
         self._collected = 0
         self._asked = -math.inf
         self._answer: Any = None
@@ -228,14 +228,14 @@ class _Driver:
             reason = f"Its Tune trial failed: {error.splitlines()[-1]}"
             self._broker.fail.remote(trial.config[UNIT], reason, error)
         if not self._list:
-            # the next suggestion is to know what this unit came to
+            # The searcher must know the outcome of this unit before its next suggestion.
             self._collect()
 
     # private
 
     def _submit(self, unit: Unit) -> None:
         if unit.name in self._submitted:
-            return  # ahead of its trial, or the trial began again
+            return  # The unit was submitted ahead of its trial, or its trial began again.
         self._submitted.add(unit.name)
         for job in unit.jobs:
             if self._unit_of.setdefault(job.trial_id, unit) is not unit:
@@ -245,7 +245,7 @@ class _Driver:
         self._unfinished += len(unit.jobs)
         submitted = self._broker.submit.remote(unit.name, list(unit.jobs))
         if unit.stopped_at is not None:
-            # the broker may begin with the second of two calls
+            # The broker may execute the second of two calls first.
             self._get(submitted)
             self._broker.cancel.remote(unit.name)
 
@@ -258,7 +258,7 @@ class _Driver:
         if self._answer is None:
             self._answer = self._broker.collect.remote(self._collected)
         self._hand_over()
-        # the answer may have been under way for a while
+        # That answer may be old, so fetch again.
         self._answer = self._broker.collect.remote(self._collected)
         self._hand_over()
 

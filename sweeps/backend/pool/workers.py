@@ -63,7 +63,7 @@ class AdapterPool:
         )
         self._failures = ray.train.FailureConfig(
             max_failures=max_failures,
-            # Train learns late that a machine is gone, and first tries to start as many workers as before
+            # Train learns late that a machine is gone, and first tries to start as many workers as before.
             controller_failure_limit=max_failures if elastic else 2,
         )
 
@@ -75,7 +75,7 @@ class AdapterPool:
             storage_path: Where Train keeps its notes; every machine of the cluster must reach it.
         """
         self._broker = broker
-        # every worker trains alone, so the plain trainer, which sets up no process group, is the right one
+        # Workers are independent, so the trainer that sets up no process group suffices.
         trainer = data_parallel_trainer(
             train_loop_per_worker=partial(_work, broker, self._loop, self._settings),
             scaling_config=self._scaling,
@@ -85,7 +85,7 @@ class AdapterPool:
                 failure_config=self._failures,
             ),
         )
-        # outside the main thread, where Train would replace the handler of Ctrl-C
+        # In the main thread Train would replace the handler of Ctrl-C.
         self._thread = threading.Thread(target=self._run, args=(trainer,), name="adapter-pool", daemon=True)
         self._thread.start()
 
@@ -94,7 +94,7 @@ class AdapterPool:
         ray.get(self._broker.close.remote(), timeout=timeout)
         self._thread.join(timeout)
         ended = not self._thread.is_alive()
-        # a worker that cannot reach its broker ends too
+        # A worker that cannot reach its broker ends, too.
         ray.kill(self._broker)
         return ended
 
@@ -105,7 +105,7 @@ class AdapterPool:
         except Exception as error:
             reason = f"The adapter pool failed: {error}"
         if not ray.is_initialized():
-            # the sweep is over already; a call now would start another Ray
+            # The sweep is over; a call now would start another Ray.
             return
         try:
             ray.get(self._broker.give_up.remote(reason))
@@ -133,7 +133,7 @@ def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any]) -> None:
         try:
             loop(dict(settings), TrainRun(), queue)
         finally:
-            # jobs that ended before the loop broke have ended
+            # Jobs that ended before the loop broke keep their results.
             queue.flush()
         if not ray.get(broker.is_over.remote()):
             raise PoolError("The pool loop returned before the queue was closed.")

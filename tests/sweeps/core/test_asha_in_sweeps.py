@@ -63,7 +63,7 @@ def test_a_resumed_panel_is_judged_as_a_whole_and_so_are_those_after_it(tmp_path
 
 
 def test_an_ordinary_sweep_stores_rung_and_cutoff(tmp_path: Path) -> None:
-    assert main("ordinary", tmp_path, ["--sweep", "quality=grid(1.0, 2.0)"]) == 0
+    assert main("ordinary", tmp_path, ["--sweep", "quality=grid(1.0, 2.0)"], good_first=True) == 0
     done = rows(tmp_path).set_index("config/quality")
     assert done["status"].to_dict() == {1.0: "success", 2.0: "stopped"}
     assert done["rung"].to_dict() == {1.0: 15, 2.0: 5} and done["stop_reason"].to_dict() == {1.0: "epochs", 2.0: "asha"}

@@ -124,8 +124,8 @@ def test_a_job_whose_metric_is_not_a_number_or_missing_has_failed(cluster: Clust
 
 def test_a_long_job_keeps_no_other_from_the_pool(cluster: ClusterInfo, tmp_path: Path) -> None:
     # Tune's one trial waits for the first job all the while
-    jobs = [make_job("long", epochs=100), *(make_job(f"job-{i}", epochs=5) for i in range(12))]
-    reports = sweep(jobs, tmp_path, {"slots": 2, "epoch_s": 0.05}, backlog=3)
+    jobs = [make_job("long", epochs=250), *(make_job(f"job-{i}", epochs=5) for i in range(12))]
+    reports = sweep(jobs, tmp_path, {"slots": 2, "epoch_s": 0.05})
     assert [r.trial_id for r in reports if r.status == "success"][-1] == "long"
 
 
