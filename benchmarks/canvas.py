@@ -3,7 +3,7 @@
     python benchmarks/canvas.py --minutes 6 --data re-arc:FILE --more FILE --set width=192 --folder FOLDER
     python benchmarks/canvas.py --minutes 0.5 --data re-arc:DIR --set layers=1 --folder FOLDER  # a look
 
-The loop is the one that a sweep runs (`trainables.atomic_lora.canvas_pretrain`). The trained ``canvas.safetensors`` and
+The loop is `trainables.atomic_lora.canvas_pretrain`, which no sweep runs yet. The trained ``canvas.safetensors`` and
 ``run.json`` go to the folder, and the checkpoint, from which the same command goes on. ``--speed`` only times steps of
 three canvas sizes, with compiled blocks and without.
 """

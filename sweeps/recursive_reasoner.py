@@ -9,8 +9,8 @@
     python sweeps/recursive_reasoner.py --preset demo --dataset mixed     # shown as text, image or grid: capsules
 
 With several samples one ASHA compares their exact accuracy on held-out puzzles; variants of an ablation are all trained
-to the end, each with the same seeds. The trained models lie in the run's
-folder, in ``models/<trial>/reasoner.pt``, their checkpoints beside them.
+to the end, each with the same seeds. The trained models are written to ``models/<trial>/reasoner.pt`` in the run's
+folder, their checkpoints beside them.
 """
 
 from __future__ import annotations

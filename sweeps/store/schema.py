@@ -53,7 +53,12 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("status", _TEXT, "success, failed, or stopped by the scheduler"),
     ("stop_reason", _TEXT, "why training ended, such as epochs, patience, asha or an error"),
     ("rung", _INT, "epoch of the last rung at which ASHA judged the trial; stop_reason says if it was stopped there"),
-    ("asha_cutoff", _REAL, "metric that the trial had to reach at that rung to go on; null for the first trial there"),
+    (
+        "asha_cutoff",
+        _REAL,
+        "metric that the trial had to reach at that rung to go on; null for the first trial there, and for a rung that was "
+        "reached in an earlier session",
+    ),
     ("epochs", _INT, "epochs trained, restarts included"),
     ("early_stopped", _BOOL, "whether the trial's own patience ended it"),
     ("final_loss", _REAL, "evaluation loss at the end"),

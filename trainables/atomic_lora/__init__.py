@@ -1,1 +1,1 @@
-"""A small encoder-decoder (the Champion) trained on all ARC tasks, and one LoRA adapter per task on top of it."""
+"""Bases for ARC tasks (Champion, canvas model, causal LMs), and one LoRA adapter per task on a frozen one."""

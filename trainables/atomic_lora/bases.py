@@ -28,7 +28,7 @@ CANVAS_FILE = "canvas.safetensors"
 
 
 def is_causal_lm(base: str) -> bool:
-    """Return whether a base is a causal LM, and not a Champion."""
+    """Return whether a base is a causal LM."""
     return base.startswith(HUB) or (base in embedded.MODELS and embedded.MODELS[base].kind == "causal_lm")
 
 

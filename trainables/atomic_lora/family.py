@@ -1,4 +1,4 @@
-"""The two families of this package: adapters on a frozen base, and the Champion, the base that ships."""
+"""The two families of this package: adapters on a frozen base, and the Champion, the default base."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ MODAL = _share(
 COPY = (
     _share("copy_grid_accuracy", "held-out grids solved by copying the input", "copying the input, exact match"),
     _share("copy_cell_accuracy", "held-out cells right when the input is copied", "copying the input, cells"),
-)
-MODAL = _share(
-    "modal_grid_accuracy",
-    "held-out grids solved by answering with the task's most frequent training output",
-    "most frequent training output, exact",
 )
 RECALL = _share(
     "change_recall",
