@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             have = f"{info.nodes} machines, {info.num_cpus} CPUs, {info.num_gpus} GPUs to use"
             found += [Check("Ray", f"{ray.__version__} at {info.address}: {have}"), checks.state_api(info)]
             if not found[0].missing:
-                places = bases.places(bases.absolute(args.base)) if args.base else {}
-                found += checks.machines(info, args.results_dir, places)
+                place = bases.absolute(args.base or str(bases.DEFAULT_BASE))
+                found += checks.machines(info, args.results_dir, bases.places(place))
     except InputError as error:
         found.append(Check("Ray", "not connected", str(error)))
     Console().print(table(found))

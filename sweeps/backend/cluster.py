@@ -92,8 +92,17 @@ class ClusterInfo:
         Args:
             workers_per_trial: Workers that train a trial together; 0 counts as one, the trial's own process.
             trials: Trials that there are to run.
+
+        Raises:
+            InputError: If the workers of one trial find no room, and no autoscaler may start more machines.
         """
         workers = max(1, workers_per_trial)
+        room, what = (self.num_gpus, "GPUs") if self.num_gpus else (self.num_cpus, "CPUs")
+        if workers > room and not self.grows:
+            raise InputError(
+                f"--workers-per-trial {workers} needs {workers} {what}, but the cluster has {room} to use; give {room} "
+                "or less."
+            )
         places = self.num_gpus or min(self.cores, self.memory // TRIAL_WORKER_BYTES)
         at_once = max(1, min(trials, places // workers))
         return at_once, max(1, self.cores // (at_once * workers))

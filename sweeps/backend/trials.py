@@ -27,6 +27,7 @@ from ray.tune.search import Searcher
 
 from sweeps.backend.asha import UNIT, Decision, GroupedASHA, InTurn
 from sweeps.backend.runs import REPORT, TrainLoop, TrainRun, TuneRun, use_threads
+from trainables.common.family import number
 from trainables.common.folder import Folder
 from trainables.common.jobs import Status
 
@@ -410,6 +411,8 @@ class _Ordinary:
         self._search, self._listener, self._metric, self._asha = search, listener, metric, asha
         self._should_stop = should_stop
         self._last: dict[str, dict[str, Any]] = {}
+        # Tune's ids of the trials that reported what ASHA compares
+        self._compared: set[str] = set()
 
     @property
     def stopping(self) -> bool:
@@ -425,12 +428,16 @@ class _Ordinary:
         # Tune keeps what is left in the result, so each metric would be kept twice.
         metrics = result.pop(REPORT)
         self._last[trial.trial_id] = metrics
+        if number(metrics.get(self._metric)) is not None:
+            self._compared.add(trial.trial_id)
         self._listener.on_report(self._search.make(trial.config)[0], dict(metrics))
 
     def ended(self, trial: Trial, error: str | None) -> None:
         metrics = self._last.pop(trial.trial_id, {})
         decision = self._asha.decision(trial.config[UNIT]) if self._asha else None
         traceback, error = error, error.splitlines()[-1] if error is not None else diverged(metrics, self._metric)
+        if error is None and self._asha and trial.trial_id not in self._compared:
+            error = f"The trial never reported {self._metric}, by which ASHA compares trials."
         status: Status = "failed" if error is not None else "stopped" if decision and decision.stopped else "success"
         trial_id, _ = self._search.make(trial.config)
         self._listener.on_trial_end(TrialEnd(trial_id, status, metrics, decision, error, traceback))

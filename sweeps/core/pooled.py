@@ -112,7 +112,9 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
         return past.unit(key, drawn.trial_ids(key), drawn.jobs(key))
 
     configs = list(_corners(vars(sweep.config), sweep.domains))
-    total, done = args.num_samples * len(panel), len(drawn.finished) * len(panel)
+    # members of unfinished panels may have finished
+    done = sum(len(panel) - len(drawn.jobs(key)) for key in drawn.configs)
+    total = args.num_samples * len(panel)
     with recording(sweep, store, total, done) as (recorder, info, stop):
         recorder.listeners.append(drawn.hear)
         adapters, slots = pool.build(info, store.folder.location, configs)

@@ -17,6 +17,7 @@ from sweeps.monitoring.progress import Progress
 from sweeps.monitoring.trackers import Trackers
 from sweeps.store.schema import Kind, fitting
 from sweeps.store.store import ResultsStore, RowWriter
+from trainables.common.family import number
 from trainables.common.jobs import Job, Report
 
 
@@ -119,7 +120,7 @@ class Recorder:
         """
         trained = self._trained[self._attempt(self.jobs[report.trial_id])]
         fresh = [row for row in report.history if row["epoch"] > trained.epoch]
-        trained.add(fresh, datetime.now(UTC), report.metrics.get("seconds") or 0.0)
+        trained.add(fresh, datetime.now(UTC), number(report.metrics.get("seconds")) or 0.0)
         return replace(report, history=fresh)
 
     def _attempt(self, job: Job) -> tuple[str, int]:
@@ -184,7 +185,7 @@ class _Trained:
         """
         if not rows:
             return
-        spent = sum(row.get("seconds") or 0.0 for row in rows)
+        spent = sum(number(row.get("seconds")) or 0.0 for row in rows)
         if self.began is None and at is not None:
             self.began = at - timedelta(seconds=max(spent, seconds))
         self.seconds += spent

@@ -56,8 +56,8 @@ TRIALS: tuple[tuple[str, pa.DataType, str], ...] = (
     (
         "asha_cutoff",
         _REAL,
-        "metric that the trial had to reach at that rung to go on; null for the first trial there, and for a rung that was "
-        "reached in an earlier session",
+        "metric that the trial had to reach at that rung to go on; null for the first trial there, and for a rung of "
+        "an earlier session",
     ),
     ("epochs", _INT, "epochs trained, restarts included"),
     ("early_stopped", _BOOL, "whether the trial's own patience ended it"),

@@ -15,6 +15,7 @@ import ray
 from sweeps import preflight
 from sweeps.backend.cluster import ClusterInfo
 from tests.sweeps.tiny import ROOT, save_tiny_champion
+from trainables.atomic_lora import bases
 
 
 def test_the_base_that_ships_loads_and_another_does_not(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_a_relative_base_is_looked_for_in_full_on_every_machine(
         preflight.main(["--results-dir", str(tmp_path / "results"), "--base", base])
     preflight.main(["--results-dir", str(tmp_path / "results")])
     places = [place for _, _, place in asked]
-    assert places == [{"base": str(tmp_path / "champion.safetensors")}, {}, {}]
+    assert places == [{"base": str(tmp_path / "champion.safetensors")}, {}, {"base": str(bases.DEFAULT_BASE)}]
 
 
 @pytest.mark.slow

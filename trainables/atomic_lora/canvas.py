@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.arc import COLOURS, MAX_SIDE, Grid
 from trainables.atomic_lora.config import CanvasConfig
@@ -62,7 +63,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend all to all, [N, heads, T, size]; on CPUs by two products, since the fused kernel's backward is slow."""
     if q.device.type == "cuda":
-        return F.scaled_dot_product_attention(q, k, v)
+        # cuDNN's kernel fails in backward passes of some canvas sizes (torch 2.11 on an H200)
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            return F.scaled_dot_product_attention(q, k, v)
     return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ v
 
 
@@ -153,7 +156,8 @@ class Canvas(nn.Module):
         count, pixels = inputs.shape[0], inputs.shape[-1]
         side, extra = pixels // PATCH, self.config.task_tokens
         windows = F.pad(inputs, (1, 1, 1, 1), value=BEYOND).unfold(1, WINDOW, PATCH).unfold(2, WINDOW, PATCH)
-        dtype = self.window.weight.dtype
+        # of a layer that no adapter wraps
+        dtype = self.rows.weight.dtype
         seen = F.one_hot(windows.reshape(count, side * side, -1).long(), CLASSES + 1).flatten(2)
         x = self.window(seen.to(dtype))
         places = torch.arange(side, device=inputs.device)
@@ -213,6 +217,14 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     inside = (colours.float().logsumexp(-1) - outside.float()).cumsum(1).cumsum(2)
     best, side = inside.flatten(1).argmax(1), logits.shape[1]
     return colours.argmax(-1), torch.stack([best // side, best % side], dim=1) + 1
+
+
+def rows_at_once(patches: int, heads: int, batch_tokens: int) -> int:
+    """Return how many rows of so many patches go through the model together: about ``batch_tokens`` patches.
+
+    CUDA's attention kernels take fewer than 65,536 rows times heads.
+    """
+    return max(1, min(65_535 // heads, batch_tokens // patches))
 
 
 def even(side: int) -> int:
@@ -290,8 +302,8 @@ def load_canvas(path: str | Path, device: str = "cpu") -> CanvasBase:
 
 
 def on_canvas(grids: Sequence[Grid], side: int) -> np.ndarray:
-    """Return grids as canvases, uint8 [N, side, side]."""
+    """Return grids as canvases, uint8 [N, side, side]; what is beyond the canvas is cut off."""
     canvases = np.full((len(grids), side, side), OUTSIDE, dtype=np.uint8)
     for canvas, grid in zip(canvases, grids, strict=True):
-        canvas[: grid.shape[0], : grid.shape[1]] = grid
+        canvas[: grid.shape[0], : grid.shape[1]] = grid[:side, :side]
     return canvases

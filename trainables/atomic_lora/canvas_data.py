@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from trainables.arc import Pair, Task
-from trainables.atomic_lora.canvas import OUTSIDE, PATCH, Canvas, canvas_side, growth, likeliest, pixel_losses
+from trainables.atomic_lora.canvas import (
+    OUTSIDE,
+    PATCH,
+    Canvas,
+    canvas_side,
+    growth,
+    likeliest,
+    pixel_losses,
+    rows_at_once,
+)  # fmt: skip
+from trainables.atomic_lora.config import CanvasConfig
 
 
 @dataclass(frozen=True)
@@ -77,15 +87,14 @@ def on_canvases(
     return batches, too_large
 
 
-def rows_of(patches: int, batch_tokens: int) -> int:
-    """Return how many rows of so many patches a batch has; CUDA's attention kernels take fewer than 65,536 heads."""
-    return min(4096, max(1, batch_tokens // patches))
-
-
 def draw(
-    canvases: Mapping[int, Batch], batch_tokens: int, bias: float, rng: np.random.Generator, generator: torch.Generator
+    canvases: Mapping[int, Batch],
+    config: CanvasConfig,
+    bias: float,
+    rng: np.random.Generator,
+    generator: torch.Generator,
 ) -> Batch:
-    """Draw rows of one canvas side, about ``batch_tokens`` patches in all.
+    """Draw rows of one canvas side, about ``config.batch_tokens`` patches in all.
 
     A row with t patches is drawn in proportion to t to the power of ``-bias``: 0 draws every pair equally often, 1
     spends equally many patches on every pair.
@@ -95,14 +104,14 @@ def draw(
     weights = np.array([len(canvases[side]) for side in sides]) * patches ** (1 - bias)
     side = sides[int(rng.choice(len(sides), p=weights / weights.sum()))]
     rows = canvases[side]
-    count = rows_of(rows.patches, batch_tokens)
+    count = rows_at_once(rows.patches, config.heads, config.batch_tokens)
     return rows.take(torch.randint(len(rows), (count,), device=rows.tasks.device, generator=generator))
 
 
-def in_parts(canvases: Mapping[int, Batch], batch_tokens: int) -> Iterator[Batch]:
-    """Yield all rows in batches of about ``batch_tokens`` patches."""
+def in_parts(canvases: Mapping[int, Batch], heads: int, batch_tokens: int) -> Iterator[Batch]:
+    """Yield all rows in batches of about ``batch_tokens`` patches, for a model with so many heads."""
     for rows in canvases.values():
-        count = rows_of(rows.patches, batch_tokens)
+        count = rows_at_once(rows.patches, heads, batch_tokens)
         for start in range(0, len(rows), count):
             yield rows.take(slice(start, start + count))
 
@@ -118,7 +127,7 @@ def judge(model: Canvas, canvases: Mapping[int, Batch], left_out: int, batch_tok
         batch_tokens: Patches of a batch.
     """
     columns = []
-    for batch in in_parts(canvases, batch_tokens):
+    for batch in in_parts(canvases, model.config.heads, batch_tokens):
         logits = model(batch.inputs, batch.sizes, batch.tasks)
         colours, sizes = likeliest(logits)
         places = torch.arange(colours.shape[1], device=colours.device)

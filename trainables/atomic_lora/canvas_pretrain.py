@@ -53,8 +53,6 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
     official = {task_id: official[task_id] for task_id in tasks if task_id in official}
     seed, device = settings["seed"], run.device
     kind = torch.device(device).type
-    # cuDNN's attention fails in backward passes of some canvas sizes (torch 2.11 on an H200)
-    torch.backends.cuda.enable_cudnn_sdp(False)
     clock = time.perf_counter if kind == "cuda" else time.process_time
     pairs, dropped = training_pairs(tasks, official, settings["more"], config.official_repeats)
     ratios = growths(tasks)
@@ -86,6 +84,10 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
         generator.set_state(state["generator"])
         rng.bit_generator.state = state["rng"]
         step, spent, examples = state["step"], state["spent"], state["examples"]
+        if spent >= budget:
+            # killed between its end and the note of it
+            run.report(state["metrics"])
+            return
     if config.compile:
         for block in model.blocks:
             block.compile(dynamic=True)
@@ -98,7 +100,7 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["initial_lr"]
-        batch = draw(canvases, config.batch_tokens, bias.value(round(1e6 * done), 10**6), rng, generator)
+        batch = draw(canvases, config, bias.value(round(1e6 * done), 10**6), rng, generator)
         with autocast:
             logits = model(batch.inputs, batch.sizes, batch.tasks)
         loss = pixel_losses(logits, batch.inputs, batch.targets, config.changed_weight).mean()
@@ -147,7 +149,7 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
             state = {
                 "model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "generator": generator.get_state(), "rng": rng.bit_generator.state,
-                "step": step, "spent": spent, "examples": examples,
+                "step": step, "spent": spent, "examples": examples, "metrics": metrics,
             }  # fmt: skip
             torch.save(state, Path(folder, "state.pt"))
             run.report(metrics, Path(folder))

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from trainables.arc import Example, Grid, Task
-from trainables.atomic_lora.canvas import PATCH, CanvasBase, answers, canvas_side, on_canvas, pixel_losses
+from trainables.atomic_lora.canvas import (
+    PATCH,
+    CanvasBase,
+    answers,
+    canvas_side,
+    on_canvas,
+    pixel_losses,
+    rows_at_once,
+)  # fmt: skip
 from trainables.atomic_lora.workload import ArcWorkload
 from trainables.common.folder import Folder
 from trainables.pack.batching import BatchCost
@@ -17,8 +25,8 @@ from trainables.pack.plan import Size
 
 T = TypeVar("T")
 
-# patches of a batch on a CPU; on a GPU the engine halves its batches where memory ends
-CPU_PATCHES = 8192
+# patches that go through the model together at most
+CPU_PATCHES, CUDA_PATCHES = 8192, 262_144
 
 
 class CanvasWorkload(ArcWorkload):
@@ -47,8 +55,9 @@ class CanvasWorkload(ArcWorkload):
             for module in self.model.modules():
                 if isinstance(module, nn.Linear):
                     module.bfloat16()
+        self.patches = CPU_PATCHES if self.device.type == "cpu" else CUDA_PATCHES
         # nothing is padded: a batch is split by canvas side
-        self.cost = BatchCost(limit=CPU_PATCHES, padded=False) if self.device.type == "cpu" else BatchCost(padded=False)
+        self.cost = BatchCost(limit=self.patches, padded=False)
 
     @classmethod
     def component(cls, layer: str) -> str:
@@ -83,8 +92,10 @@ class CanvasWorkload(ArcWorkload):
         def solved(logits: Tensor, _: Tensor, rows: Sequence[Example]) -> list[tuple[Grid, int, int]]:
             colours = logits[..., :-1].argmax(-1).cpu().numpy()
             truths = [row.query.output for row in rows]
+            # what is beyond the canvas counts as wrong
+            side = colours.shape[1]
             hits = [
-                int((drawn[: truth.shape[0], : truth.shape[1]] == truth).sum())
+                int((drawn[: truth.shape[0], : truth.shape[1]] == truth[:side, :side]).sum())
                 for drawn, truth in zip(colours, truths, strict=True)
             ]
             return list(zip(answers(logits), hits, [truth.size for truth in truths], strict=True))
@@ -101,7 +112,13 @@ class CanvasWorkload(ArcWorkload):
         for i, row in enumerate(rows):
             by_side.setdefault(self.side(row), []).append(i)
         results: dict[int, T] = {}
-        for side, numbers in by_side.items():
+        parts = [
+            (side, numbers[start : start + count])
+            for side, numbers in by_side.items()
+            for count in [rows_at_once((side // PATCH) ** 2, self.config.heads, self.patches)]
+            for start in range(0, len(numbers), count)
+        ]
+        for side, numbers in parts:
             some = [rows[i] for i in numbers]
             inputs = torch.from_numpy(on_canvas([row.query.input for row in some], side)).to(self.device)
             sizes = torch.tensor([row.query.input.shape for row in some], device=self.device)

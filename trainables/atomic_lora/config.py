@@ -7,8 +7,8 @@ from typing import Literal
 
 # what a base's name begins with where it is a Hugging Face model's, on the hub or in a folder
 HUB = "hf:"
-# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md); on a GPU
-# as many as a timing finds, at most this many
+# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md); on a
+# GPU as many as a timing finds, at most this many
 CPU_SLOTS, CUDA_SLOTS = 8, 256
 
 

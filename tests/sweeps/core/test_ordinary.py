@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sweeps.core.ordinary import run_trials
 from sweeps.core.sweep import Sweep
 from tests.sweeps import stub_sweep
 from tests.sweeps.head import free_port
+from trainables.common.errors import InputError
 
 # ----------------------------------------------------------------------------------------------------- how many at once
 
@@ -40,7 +42,7 @@ def info(**changes: Any) -> ClusterInfo:
         (info(num_gpus=8, num_cpus=33), 1, 3, 3, 10),
         (info(num_gpus=2), 0, 5, 2, 8),
         # a trial that needs more than there is waits for an autoscaler
-        (info(num_gpus=2), 4, 5, 1, 4),
+        (replace(info(num_gpus=2), grows=True), 4, 5, 1, 4),
         (info(), 0, 40, 16, 1),
         (info(), 1, 3, 3, 5),
         (info(), 2, 40, 8, 1),
@@ -54,6 +56,15 @@ def test_as_many_trials_run_at_once_as_have_room(
     cluster: ClusterInfo, workers: int, trials: int, at_once: int, threads: int
 ) -> None:
     assert cluster.trials_at_once(workers, trials) == (at_once, threads)
+
+
+@pytest.mark.parametrize(("gpus", "what"), [(2, "GPUs"), (0, "CPUs")])
+def test_a_trial_whose_workers_find_no_room_is_refused(gpus: int, what: str) -> None:
+    cluster = ClusterInfo("head:6379", False, gpus, 2, 64 << 30, 1, False, True, None)
+    with pytest.raises(InputError, match=f"--workers-per-trial 4 needs 4 {what}, but the cluster has 2"):
+        cluster.trials_at_once(4, 8)
+    # an autoscaler may start more machines
+    assert replace(cluster, grows=True).trials_at_once(4, 8)[0] == 1
 
 
 # --------------------------------------------------------------------------------------------------- on a small cluster

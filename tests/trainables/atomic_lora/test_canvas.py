@@ -24,6 +24,7 @@ from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, ListQueue
+from trainables.pack.bank import AdapterBank
 
 torch.set_num_threads(1)
 
@@ -119,6 +120,8 @@ def test_changed_pixels_count_more() -> None:
 
 def test_judging_counts_sizes_cells_and_exact_answers() -> None:
     class Copy(torch.nn.Module):
+        config = TINY
+
         def forward(self, inputs: torch.Tensor, sizes: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
             return 9.0 * torch.nn.functional.one_hot(inputs.long(), 11).float()
 
@@ -244,3 +247,29 @@ def test_what_a_canvas_base_cannot_be_adapted_to_is_refused(data: str, tmp_path:
     (tmp_path / "broken" / "canvas.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="is not a canvas model"):
         bases.check_base(str(tmp_path / "broken"), [LAYERS])
+
+
+def test_an_output_beyond_its_canvas_counts_as_wrong_and_fails_nothing(tmp_path: Path) -> None:
+    base = load_canvas(save(tmp_path, random_model()))
+    small, wide = np.ones((2, 2), np.int8), np.ones((1, 9), np.int8)
+    tasks = {"one": Task("one", (Pair(small, small),) * 3, (), (Pair(small, wide),), False)}
+    workload = CanvasWorkload(base, "canvas", tasks, Folder(tmp_path), LAYERS, bf16=False)
+    rows = [Example((), Pair(small, wide), "one"), Example((), Pair(small, small), "one")]
+    assert torch.isfinite(workload.losses(rows)).all()
+    answered, hits, cells = workload.solve(rows)
+    assert (
+        cells == [9, 4] and hits[0] <= 2 and all(answer is not None and max(answer.shape) <= 2 for answer in answered)
+    )
+
+
+@pytest.mark.parametrize("layers", [("all-linear",), ("window",)])
+def test_every_layer_of_a_canvas_model_can_be_adapted(data: str, tmp_path: Path, layers: tuple[str, ...]) -> None:
+    base = load_canvas(save(tmp_path, random_model()))
+    tasks = load_tasks(data)
+    rows = [Example((), pair, "one") for pair in tasks["one"].train[:3]]
+    alone = CanvasWorkload(base, "canvas", tasks, Folder(tmp_path), LAYERS, bf16=False).losses(rows)
+    again = load_canvas(tmp_path)
+    workload = CanvasWorkload(again, "canvas", tasks, Folder(tmp_path), layers, bf16=False)
+    bank = AdapterBank(workload.pack.layers, 1, 2)
+    with workload.pack.use(bank, [0, 0, 0]):
+        torch.testing.assert_close(workload.losses(rows), alone)
