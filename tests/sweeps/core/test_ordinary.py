@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -153,17 +155,22 @@ def test_a_trial_that_is_complete_at_a_rung_is_a_success_whatever_asha_says(addr
 
 
 @pytest.mark.slow
-def test_relative_paths_mean_the_drivers_folder_on_an_attached_cluster(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_relative_paths_mean_the_drivers_folder_on_an_attached_cluster(address: str, tmp_path: Path) -> None:
+    # A process of its own: Ray Data has waited for a task for ever in one that had left the cluster before.
     fixed = ["--preset", "smoke", "--address", address, "--num-gpus", "0", "--workers-per-trial", "0"]
     fixed += ["--set", "direct_baseline=false", "--results-dir", "results"]
-    assert recursive_reasoner.main([*fixed, "--dataset-dir", "shards", "--run-id", "first"]) == 0
+
+    def sweep(*more: str) -> None:
+        script = Path(recursive_reasoner.__file__)
+        done = subprocess.run(
+            [sys.executable, str(script), *fixed, *more], cwd=tmp_path, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    sweep("--dataset-dir", "shards", "--run-id", "first")
     assert sorted(file.suffix for file in (tmp_path / "shards").iterdir()) == [".parquet", ".txt"]
-    (trial,) = Path("results/recursive_reasoner/first/models").iterdir()
-    again = ["--dataset-dir", "shards", "--checkpoint", str(trial), "--run-id", "again"]
-    assert recursive_reasoner.main([*fixed, *again]) == 0
+    (trial,) = (tmp_path / "results/recursive_reasoner/first/models").iterdir()
+    sweep("--dataset-dir", "shards", "--checkpoint", str(trial.relative_to(tmp_path)), "--run-id", "again")
     exact = [rows(tmp_path / "results", run_id=name)["exact_accuracy"][0] for name in ("first", "again")]
     assert exact[0] == exact[1]
 
