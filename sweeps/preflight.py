@@ -1,4 +1,4 @@
-"""Check what a run needs before it costs anything: what is there, what is missing, and how to mend it.
+"""Check what a run needs before it costs anything: what is there, what is missing, and how to fix it.
 
     python -m sweeps.preflight --num-gpus 4 --results-dir s3://BUCKET/results --base hf:NAME --wandb online
     ray job submit --working-dir . -- python -m sweeps.preflight --num-gpus 4 --results-dir s3://BUCKET/results
@@ -37,7 +37,7 @@ def base(location: str | None) -> Check:
 
 def table(found: Sequence[Check]) -> Table:
     """Return what is there and what is missing as a table for a terminal."""
-    shown = Table("", "what", "found", "how to mend it")
+    shown = Table("", "what", "found", "how to fix it")
     for check in found:
         shown.add_row("[red]missing[/]" if check.missing else "[green]ok[/]", check.name, check.found, check.missing)
     return shown

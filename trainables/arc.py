@@ -166,15 +166,10 @@ def write_pairs(file: Path, pairs: Mapping[str, Sequence[Pair]], about: Mapping[
     rows = [(task_id, pair) for task_id in sorted(pairs) for pair in pairs[task_id]]
     columns = {
         "task": pa.array([task_id for task_id, _ in rows]),
-        **{
-            name: pa.array([size for size in sizes], pa.uint8())
-            for name, sizes in {
-                "height": [pair.input.shape[0] for _, pair in rows],
-                "width": [pair.input.shape[1] for _, pair in rows],
-                "out_height": [pair.output.shape[0] for _, pair in rows],
-                "out_width": [pair.output.shape[1] for _, pair in rows],
-            }.items()
-        },
+        "height": pa.array([pair.input.shape[0] for _, pair in rows], pa.uint8()),
+        "width": pa.array([pair.input.shape[1] for _, pair in rows], pa.uint8()),
+        "out_height": pa.array([pair.output.shape[0] for _, pair in rows], pa.uint8()),
+        "out_width": pa.array([pair.output.shape[1] for _, pair in rows], pa.uint8()),
         "input": pa.array([pair.input.tobytes() for _, pair in rows], pa.binary()),
         "output": pa.array([pair.output.tobytes() for _, pair in rows], pa.binary()),
     }

@@ -1,4 +1,4 @@
-"""What a run needs, checked before it costs anything: what is there, what is missing, and how to mend it.
+"""What a run needs, checked before it costs anything: what is there, what is missing, and how to fix it.
 
 Every sweep goes through the parts that it needs before it starts: `results` and `wandb` before it connects, `machines`
 where it uses GPUs or more than one machine. ``python -m sweeps.preflight`` goes through all of them.
@@ -54,7 +54,7 @@ class Check:
     Attributes:
         name: What it is.
         found: What is there.
-        missing: What is wrong and how to mend it, in one sentence; empty where nothing is.
+        missing: What is wrong and how to fix it, in one sentence; empty where nothing is.
     """
 
     name: str
@@ -134,8 +134,8 @@ def teacher(url: str) -> Check:
         with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=10) as answer:
             models = ", ".join(model["id"] for model in json.load(answer)["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        mend = "start the server, or give the address that ends in /v1"
-        return Check("teacher", url, f"No teacher answers at {url} ({error}); {mend}.")
+        fix = "start the server, or give the address that ends in /v1"
+        return Check("teacher", url, f"No teacher answers at {url} ({error}); {fix}.")
     return Check("teacher", f"{url} serves {models}")
 
 

@@ -109,7 +109,7 @@ def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, consol
         console.print(text, soft_wrap=True, markup=False)
 
     for label, rows in (("best", summary["best"]), ("worst", summary["worst"])):
-        # of a family without tasks all trials are of the same one
+        # A family without tasks counts all of its trials under one.
         name = "task_id" if summary["tasks"] > 1 else "trial_id"
         if rows and summary["trials"] > 1:
             say(f"{label}: " + ", ".join(f"{row[name]} ({row['standing']})" for row in rows))

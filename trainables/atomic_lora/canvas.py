@@ -232,11 +232,6 @@ def even(side: int) -> int:
     return min(MAX_SIDE, side + side % PATCH)
 
 
-def growth(pairs: Sequence[tuple[int, int]]) -> float:
-    """Return the largest ratio of an output's longer side to its input's, over (input side, output side) pairs."""
-    return max((output / side for side, output in pairs), default=1.0)
-
-
 def canvas_side(height: int, width: int, ratio: float) -> int:
     """Return the side of the canvas of an input: large enough for it and for its output, if the task's ratio holds.
 

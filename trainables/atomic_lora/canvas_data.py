@@ -11,15 +11,14 @@ from torch import Tensor
 
 from trainables.arc import Pair, Task
 from trainables.atomic_lora.canvas import (
-    OUTSIDE,
     PATCH,
     Canvas,
     canvas_side,
-    growth,
     likeliest,
+    on_canvas,
     pixel_losses,
     rows_at_once,
-)  # fmt: skip
+)
 from trainables.atomic_lora.config import CanvasConfig
 
 
@@ -48,9 +47,9 @@ class Batch:
 
 
 def growths(tasks: Mapping[str, Task]) -> dict[str, float]:
-    """Return by how much each task's outputs are larger than its inputs, at most, over its training pairs."""
+    """Return the largest ratio of an output's longer side to its input's, over each task's training pairs."""
     return {
-        task_id: growth([(max(pair.input.shape), max(pair.output.shape)) for pair in task.train])
+        task_id: max(max(pair.output.shape) / max(pair.input.shape) for pair in task.train)
         for task_id, task in tasks.items()
     }
 
@@ -76,12 +75,11 @@ def on_canvases(
             by_side.setdefault(side, []).append((index, pair))
     batches = {}
     for side, items in sorted(by_side.items()):
-        grids = np.full((2, len(items), side, side), OUTSIDE, dtype=np.uint8)
-        for i, (_, pair) in enumerate(items):
-            grids[0, i, : pair.input.shape[0], : pair.input.shape[1]] = pair.input
-            grids[1, i, : pair.output.shape[0], : pair.output.shape[1]] = pair.output
+        inputs, targets = (
+            torch.from_numpy(on_canvas(grids, side)).to(device)
+            for grids in ([pair.input for _, pair in items], [pair.output for _, pair in items])
+        )
         sizes = np.array([(pair.input.shape, pair.output.shape) for _, pair in items])
-        inputs, targets = torch.from_numpy(grids).to(device)
         before, after = torch.from_numpy(sizes).to(device).unbind(1)
         batches[side] = Batch(inputs, targets, before, after, torch.tensor([i for i, _ in items], device=device))
     return batches, too_large

@@ -17,7 +17,7 @@ from trainables.atomic_lora.canvas import (
     on_canvas,
     pixel_losses,
     rows_at_once,
-)  # fmt: skip
+)
 from trainables.atomic_lora.workload import ArcWorkload
 from trainables.common.folder import Folder
 from trainables.pack.batching import BatchCost
@@ -112,18 +112,15 @@ class CanvasWorkload(ArcWorkload):
         for i, row in enumerate(rows):
             by_side.setdefault(self.side(row), []).append(i)
         results: dict[int, T] = {}
-        parts = [
-            (side, numbers[start : start + count])
-            for side, numbers in by_side.items()
-            for count in [rows_at_once((side // PATCH) ** 2, self.config.heads, self.patches)]
-            for start in range(0, len(numbers), count)
-        ]
-        for side, numbers in parts:
-            some = [rows[i] for i in numbers]
-            inputs = torch.from_numpy(on_canvas([row.query.input for row in some], side)).to(self.device)
-            sizes = torch.tensor([row.query.input.shape for row in some], device=self.device)
-            tasks = torch.tensor([self.index[row.task_id] for row in some], device=self.device)
-            with self.pack.rows(numbers), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                logits = self.model(inputs, sizes, tasks)
-            results |= zip(numbers, use(logits, inputs, some), strict=True)
+        for side, numbers in by_side.items():
+            count = rows_at_once((side // PATCH) ** 2, self.config.heads, self.patches)
+            for start in range(0, len(numbers), count):
+                part = numbers[start : start + count]
+                some = [rows[i] for i in part]
+                inputs = torch.from_numpy(on_canvas([row.query.input for row in some], side)).to(self.device)
+                sizes = torch.tensor([row.query.input.shape for row in some], device=self.device)
+                tasks = torch.tensor([self.index[row.task_id] for row in some], device=self.device)
+                with self.pack.rows(part), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                    logits = self.model(inputs, sizes, tasks)
+                results |= zip(part, use(logits, inputs, some), strict=True)
         return [results[i] for i in range(len(rows))]

@@ -156,7 +156,7 @@ def test_a_trial_that_is_complete_at_a_rung_is_a_success_whatever_asha_says(addr
 
 @pytest.mark.slow
 def test_relative_paths_mean_the_drivers_folder_on_an_attached_cluster(address: str, tmp_path: Path) -> None:
-    # A process of its own: Ray Data has waited for a task for ever in one that had left the cluster before.
+    # Each sweep has its own process: in one that had left the cluster before, a Ray Data task once never started.
     fixed = ["--preset", "smoke", "--address", address, "--num-gpus", "0", "--workers-per-trial", "0"]
     fixed += ["--set", "direct_baseline=false", "--results-dir", "results"]
 

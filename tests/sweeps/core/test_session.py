@@ -24,7 +24,7 @@ JOBS = [Job(name, "task", 0, {}, attempt) for name, attempt in (("a", 1), ("b", 
     [
         ([("a", 1, "success"), ("b", 1, "failed"), ("b", 2, "stopped")], 0, ""),
         ([("a", 1, "failed"), ("b", 2, "success")], FAILED, ""),
-        # of b there is the first attempt only
+        # Trial b has a row of its first attempt only.
         (
             [("a", 1, "success"), ("b", 1, "failed")],
             FAILED,

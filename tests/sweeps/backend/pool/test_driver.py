@@ -102,7 +102,7 @@ def test_asha_judges_every_job_in_training_within_its_task(
     assert all(r.metrics["rung"] in (5, 15) for r in last.values())
     for task in ("easy", "hard"):
         stopped = [r for name, r in last.items() if r.status == "stopped" and name.startswith(task)]
-        # of twelve the first at a rung goes on, and about every third after it
+        # ASHA keeps the first of twelve trials at a rung, and about one in three of the others.
         assert len(stopped) >= 4 and all(r.epoch < 30 for r in stopped)
         scale = 0.1 if task == "easy" else 10.0
         assert all(scale < abs(r.metrics["asha_cutoff"]) < scale * 13 * 1.2 for r in stopped)
