@@ -175,7 +175,7 @@ def cost_of_rounding(
         for slot, rows in enumerate(examples):
             with workload.pack.use(bank, [slot] * len(rows)):
                 targets = sum(workload.size(row).targets for row in rows)
-                losses.append(float(workload.losses(rows).sum()) / targets)
+                losses.append(float(workload.score(rows)[0].sum()) / targets)
         with workload.pack.use(bank):
             evaluations = workload.evaluate([(job, plan) for job, plan, _ in trained])
         names = ("final_grid_accuracy", "final_cell_accuracy", "teacher_forced_cell_accuracy")

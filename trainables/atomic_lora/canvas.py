@@ -219,6 +219,29 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return colours.argmax(-1), torch.stack([best // side, best % side], dim=1) + 1
 
 
+def right_cells(logits: Tensor, targets: Tensor, output_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare the answers that logits [N, S, S, 11] mean with the truth.
+
+    Args:
+        logits: [N, S, S, 11].
+        targets: True canvases, [N, S, S].
+        output_sizes: True heights and widths, [N, 2], which may go beyond the canvas.
+
+    Returns:
+        Whether each answer is exactly right, the share of its true cells that are right, and whether its size is, [N].
+    """
+    colours, sizes = likeliest(logits)
+    places = torch.arange(colours.shape[1], device=colours.device)
+
+    def inside(sizes: Tensor) -> Tensor:
+        return (places[:, None] < sizes[:, 0, None, None]) & (places < sizes[:, 1, None, None])
+
+    right = (colours == targets) & inside(output_sizes) & inside(sizes)
+    cells = right.flatten(1).sum(1) / output_sizes.prod(1)
+    sized = (sizes == output_sizes).all(1)
+    return (cells == 1.0) & sized, cells, sized
+
+
 def rows_at_once(patches: int, heads: int, batch_tokens: int) -> int:
     """Return how many rows of so many patches go through the model together: about ``batch_tokens`` patches.
 

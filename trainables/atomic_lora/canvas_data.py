@@ -14,9 +14,9 @@ from trainables.atomic_lora.canvas import (
     PATCH,
     Canvas,
     canvas_side,
-    likeliest,
     on_canvas,
     pixel_losses,
+    right_cells,
     rows_at_once,
 )
 from trainables.atomic_lora.config import CanvasConfig
@@ -127,18 +127,8 @@ def judge(model: Canvas, canvases: Mapping[int, Batch], left_out: int, batch_tok
     columns = []
     for batch in in_parts(canvases, model.config.heads, batch_tokens):
         logits = model(batch.inputs, batch.sizes, batch.tasks)
-        colours, sizes = likeliest(logits)
-        places = torch.arange(colours.shape[1], device=colours.device)
-
-        def inside(sizes: Tensor, places: Tensor = places) -> Tensor:
-            return (places[:, None] < sizes[:, 0, None, None]) & (places < sizes[:, 1, None, None])
-
-        truth = inside(batch.output_sizes)
-        right = (colours == batch.targets) & truth & inside(sizes)
-        cells = right.flatten(1).sum(1) / truth.flatten(1).sum(1)
-        sized = (sizes == batch.output_sizes).all(1)
         losses = pixel_losses(logits, batch.inputs, batch.targets, 1.0)
-        columns.append(torch.stack([(cells == 1.0) & sized, cells, sized, losses]).double())
+        columns.append(torch.stack([*right_cells(logits, batch.targets, batch.output_sizes), losses]).double())
     table = torch.cat(columns, dim=1)
     count = table.shape[1] + left_out
     exact, cell, size = (table[:3].sum(1) / count).tolist()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,14 +16,13 @@ from trainables.atomic_lora.canvas import (
     canvas_side,
     on_canvas,
     pixel_losses,
+    right_cells,
     rows_at_once,
 )
 from trainables.atomic_lora.workload import ArcWorkload
 from trainables.common.folder import Folder
 from trainables.pack.batching import BatchCost
 from trainables.pack.plan import Size
-
-T = TypeVar("T")
 
 # patches that go through the model together at most
 CPU_PATCHES, CUDA_PATCHES = 8192, 262_144
@@ -75,43 +74,41 @@ class CanvasWorkload(ArcWorkload):
         tokens = (side // PATCH) ** 2 + self.config.task_tokens
         return Size((tokens,), tokens, side * side)
 
-    def losses(self, rows: Sequence[Example]) -> Tensor:
-        """Cross-entropy of each row, its mean over weighted pixels times the number of pixels, [N]."""
-
-        def loss(logits: Tensor, inputs: Tensor, rows: Sequence[Example]) -> list[Tensor]:
-            side = inputs.shape[-1]
-            targets = torch.from_numpy(on_canvas([row.query.output for row in rows], side)).to(self.device)
+    def score(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each row, its mean over weighted pixels times the number of pixels, [N], and whether its
+        answer is right, [N]."""
+        places, losses, exact = [], [], []
+        for part, logits, inputs in self._by_side(rows):
+            side, outputs = inputs.shape[-1], [rows[i].query.output for i in part]
+            targets = torch.from_numpy(on_canvas(outputs, side)).to(self.device)
             means = pixel_losses(logits, inputs, targets, self.config.changed_weight)
-            return list((means * side * side).unbind())
-
-        return torch.stack(self._by_side(rows, loss))
+            places += part
+            losses.append(means * side * side)
+            truth = torch.tensor([output.shape for output in outputs], device=self.device)
+            exact.append(right_cells(logits.detach(), targets, truth)[0])
+        order = torch.tensor(np.argsort(places), device=self.device)
+        return torch.cat(losses)[order], torch.cat(exact)[order]
 
     def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Answer the rows, and count what is right among the cells of the true output where its size is given."""
-
-        def solved(logits: Tensor, _: Tensor, rows: Sequence[Example]) -> list[tuple[Grid, int, int]]:
+        truths = [row.query.output for row in rows]
+        grids: list[Grid | None] = [None] * len(rows)
+        hits = [0] * len(rows)
+        for part, logits, _ in self._by_side(rows):
             colours = logits[..., :-1].argmax(-1).cpu().numpy()
-            truths = [row.query.output for row in rows]
             # what is beyond the canvas counts as wrong
             side = colours.shape[1]
-            hits = [
-                int((drawn[: truth.shape[0], : truth.shape[1]] == truth[:side, :side]).sum())
-                for drawn, truth in zip(colours, truths, strict=True)
-            ]
-            return list(zip(answers(logits), hits, [truth.size for truth in truths], strict=True))
+            for i, drawn, answer in zip(part, colours, answers(logits), strict=True):
+                height, width = truths[i].shape
+                grids[i], hits[i] = answer, int((drawn[:height, :width] == truths[i][:side, :side]).sum())
+        return grids, hits, [truth.size for truth in truths]
 
-        grids, hits, cells = zip(*self._by_side(rows, solved), strict=True)
-        return list(grids), list(hits), list(cells)
-
-    def _by_side(self, rows: Sequence[Example], use: Callable[[Tensor, Tensor, Sequence[Example]], list[T]]) -> list[T]:
-        """Run the model on the rows of each canvas side and return what ``use`` makes of each row, in their order.
-
-        ``use`` is given logits [n, S, S, 11], inputs [n, S, S] and the n rows.
-        """
+    def _by_side(self, rows: Sequence[Example]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Run the model on the rows of each canvas side; yield indices of n rows, logits [n, S, S, 11] and inputs
+        [n, S, S]."""
         by_side: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             by_side.setdefault(self.side(row), []).append(i)
-        results: dict[int, T] = {}
         for side, numbers in by_side.items():
             count = rows_at_once((side // PATCH) ** 2, self.config.heads, self.patches)
             for start in range(0, len(numbers), count):
@@ -122,5 +119,4 @@ class CanvasWorkload(ArcWorkload):
                 tasks = torch.tensor([self.index[row.task_id] for row in some], device=self.device)
                 with self.pack.rows(part), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     logits = self.model(inputs, sizes, tasks)
-                results |= zip(part, use(logits, inputs, some), strict=True)
-        return [results[i] for i in range(len(rows))]
+                yield part, logits, inputs

@@ -35,7 +35,7 @@ from transformers import (
 from trainables.arc import BOS, EOS, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, Task, decode, encode
 from trainables.atomic_lora.config import HUB
 from trainables.atomic_lora.grammar import GridState
-from trainables.atomic_lora.loss import cell_hits, row_losses
+from trainables.atomic_lora.loss import all_right, cell_hits, row_losses
 from trainables.atomic_lora.workload import ArcWorkload
 from trainables.common import embedded
 from trainables.common.errors import InputError
@@ -275,9 +275,10 @@ class CausalLMWorkload(ArcWorkload):
         prompt, answer = write(row, self.base.starts, self.base.limit)
         return Size((len(prompt) + len(answer),), len(prompt) + len(answer), len(answer))
 
-    def losses(self, rows: Sequence[Example]) -> Tensor:
-        """Cross-entropy summed over each row's answer, [N]."""
-        return row_losses(*self._teacher_forced(rows))[0]
+    def score(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over each row's answer, [N], and whether all of it is right, [N]."""
+        logits, tokens = self._teacher_forced(rows)
+        return row_losses(logits, tokens)[0], all_right(logits, tokens)
 
     def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Decode the rows with the model's own ``generate`` under the grammar of grids."""

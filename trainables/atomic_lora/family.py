@@ -33,6 +33,10 @@ FAMILY = Family(
     noun="adapters",
     verdict=("final_grid_accuracy", "final_cell_accuracy"),
     columns=(
+        Column(
+            "kept_base", bool, "no epoch was better than the base on validation examples: the adapter changes nothing"
+        ),
+        Column("best_epoch", int, "epoch whose weights were kept, 0 for none"),
         Column("num_examples", int, "training examples of the task before augmentation"),
         _share("base_grid_accuracy", "held-out grids that the base solves exactly before training"),
         _share(

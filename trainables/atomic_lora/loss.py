@@ -16,6 +16,14 @@ def row_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return losses.sum(1), (target != PAD).sum(1)
 
 
+def all_right(logits: Tensor, target: Tensor) -> Tensor:
+    """Return whether every real token of a row [N, U] is the likeliest of its logits [N, U, C], [N].
+
+    Greedy decoding then writes exactly this row.
+    """
+    return ((logits.argmax(-1) == target) | (target == PAD)).all(1)
+
+
 def cell_hits(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return teacher-forced hits [N] among the colour cells [N] of each row; row ends and EOS are not counted."""
     cells = target < COLOURS

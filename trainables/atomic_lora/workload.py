@@ -41,7 +41,7 @@ from trainables.atomic_lora.data import (
 from trainables.atomic_lora.decoding import generate, grid_metrics
 from trainables.atomic_lora.evaluation import mean_metrics
 from trainables.atomic_lora.layout import Layout, attention_groups
-from trainables.atomic_lora.loss import cell_hits, row_losses
+from trainables.atomic_lora.loss import all_right, cell_hits, row_losses
 from trainables.atomic_lora.model import Base, mean_of_pairs, mean_of_tokens
 from trainables.atomic_lora.prefixes import Prefixes
 from trainables.common.folder import Folder
@@ -106,8 +106,8 @@ class ArcWorkload(ABC):
         """Return how large an example is."""
 
     @abstractmethod
-    def losses(self, rows: Sequence[Example]) -> Tensor:
-        """Return cross-entropy summed over each row's target tokens, [N]."""
+    def score(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Return cross-entropy summed over each row's target tokens, [N], and whether all of them are right, [N]."""
 
     @abstractmethod
     def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
@@ -254,9 +254,10 @@ class ChampionWorkload(ArcWorkload):
         lengths = grid_tokens(row.query.input), output, *pairs, *[0] * (CONTEXT_PAIRS - len(pairs))
         return Size(lengths, example_tokens(row), output)
 
-    def losses(self, rows: Sequence[Example]) -> Tensor:
-        """Cross-entropy summed over each row's target tokens, [N]."""
-        return row_losses(*self._teacher_forced(rows))[0]
+    def score(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over each row's target tokens, [N], and whether all of them are right, [N]."""
+        logits, tokens = self._teacher_forced(rows)
+        return row_losses(logits, tokens)[0], all_right(logits, tokens)
 
     def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Decode the rows, and count what is right where the true prefix is given."""

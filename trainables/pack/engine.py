@@ -87,6 +87,8 @@ class PackEngine(Generic[E]):
             self.components.setdefault(self.component(name), []).append(name)
         # the loss of a step or validation, and the sum over an epoch's steps
         self.losses, self.loss_sums = (torch.zeros(slots, device=self.device, dtype=dtype) for _ in range(2))
+        # share of the validation examples that are answered exactly
+        self.exact = torch.zeros_like(self.losses)
         self.norm_sums = torch.zeros(1 + len(self.components), slots, device=self.device, dtype=dtype)
         self.slots: list[Slot[E] | None] = [None] * slots
         self.finished: list[Finished[E]] = []
@@ -177,7 +179,8 @@ class PackEngine(Generic[E]):
                 self.bank.write(i, states[state], plan.alpha)
                 buffer[i] = self.bank.flat[i]
             for name in KEPT:
-                setattr(slot, name, facts[name])
+                # a checkpoint of an earlier version lacks some
+                setattr(slot, name, facts.get(name, getattr(slot, name)))
             slot.earlier_seconds = facts["seconds"]
 
     def _save(self, slot: Slot[E]) -> None:
@@ -198,6 +201,8 @@ class PackEngine(Generic[E]):
         begun = time.perf_counter()
         rows: list[Row[E]] = []
         slots = self._active()
+        self._measure_starts([slot for slot in slots if not slot.step and math.isinf(slot.best_loss)], queue)
+        slots = self._active()
         for slot in slots:
             try:
                 rows += self._rows(slot, self._next_batch(slot))
@@ -215,6 +220,17 @@ class PackEngine(Generic[E]):
             self._end_epoch(ended, queue)
         for slot in slots:
             slot.busy_seconds += (time.perf_counter() - begun) / len(slots)
+
+    @torch.no_grad()
+    def _measure_starts(self, slots: Sequence[Slot[E]], queue: JobQueue) -> None:
+        """Make the base's own validation what a new adapter has to be better than."""
+        slots = self._validate_all(slots, queue) if slots else []
+        if not slots:
+            return
+        losses, exact = (values[self._index(slots)].tolist() for values in (self.losses, self.exact))
+        for slot, loss, share in zip(slots, losses, exact, strict=True):
+            slot.best_exact, slot.best_loss = slot.patience_exact, slot.patience_loss = share, loss
+            self.best[slot.index] = self.bank.flat[slot.index]
 
     def _rows(self, slot: Slot[E], examples: Sequence[E]) -> list[Row[E]]:
         sizes = [self.workload.size(example) for example in examples]
@@ -262,7 +278,7 @@ class PackEngine(Generic[E]):
         """Add the gradients of some rows, in one batch, to those of their slots."""
         slots, owners = self._owners(rows)
         bank = self.bank.take(slots, trainable=True)
-        losses = self._forward(bank, rows, owners)
+        losses, _ = self._forward(bank, rows, owners)
         # a sum, so that each slot's gradient is that of its own rows alone
         losses.sum().backward()
         assert bank.grad is not None
@@ -291,18 +307,33 @@ class PackEngine(Generic[E]):
         return slot.waiting.pop()
 
     def _validate(self, rows: Sequence[Row[E]]) -> None:
-        """Add the losses of some rows, in one batch, to those of their slots."""
+        """Add the losses of some rows, in one batch, and what was exactly right, to those of their slots."""
         slots, owners = self._owners(rows)
-        self._add_losses(rows, self._forward(self.bank.take(slots), rows, owners))
+        losses, exact = self._forward(self.bank.take(slots), rows, owners)
+        shares = torch.tensor([1 / len(row.slot.plan.validation) for row in rows], device=self.device) * exact
+        self.exact.index_add_(0, self._index([row.slot for row in rows]), shares.to(self.exact))
+        self._add_losses(rows, losses)
+
+    @torch.no_grad()
+    def _validate_all(self, slots: Sequence[Slot[E]], queue: JobQueue) -> list[Slot[E]]:
+        """Fill the slots' places in ``losses`` and ``exact``; return the slots whose every row came through."""
+        self.losses.zero_()
+        self.exact.zero_()
+        rows = [row for slot in slots for row in self._rows(slot, slot.plan.validation)]
+        self._in_batches(rows, self._validate, queue)
+        return [slot for slot in slots if self.slots[slot.index] is slot]
 
     def _add_losses(self, rows: Sequence[Row[E]], losses: Tensor) -> None:
         self.losses.index_add_(0, self._index([row.slot for row in rows]), losses.to(self.losses))
 
-    def _forward(self, bank: AdapterBank, rows: Sequence[Row[E]], owners: Sequence[int]) -> Tensor:
-        """Return the weighted losses [N] of rows under the adapters of their owners, places in the bank."""
+    def _forward(
+        self, bank: AdapterBank, rows: Sequence[Row[E]], owners: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return the weighted losses [N] of rows under the adapters of their owners, places in the bank, and whether
+        each row is exactly right, [N]."""
         with self.pack.use(bank, owners):
-            losses = self.workload.losses([row.example for row in rows])
-        return losses * torch.tensor([row.weight for row in rows], dtype=losses.dtype, device=self.device)
+            losses, exact = self.workload.score([row.example for row in rows])
+        return losses * torch.tensor([row.weight for row in rows], dtype=losses.dtype, device=self.device), exact
 
     def _owners(self, rows: Sequence[Row[E]]) -> tuple[Tensor, list[int]]:
         """Return the slots of some rows, [k], and for each row the place of its own among them."""
@@ -340,17 +371,14 @@ class PackEngine(Generic[E]):
     # ----------------------------------------------------------------------------------------------------------- epochs
 
     def _end_epoch(self, ended: Sequence[Slot[E]], queue: JobQueue) -> None:
-        self.losses.zero_()
+        ended = self._validate_all(ended, queue)
+        if not ended:
+            return
         with torch.no_grad():
-            rows = [row for slot in ended for row in self._rows(slot, slot.plan.validation)]
-            self._in_batches(rows, self._validate, queue)
-            ended = [slot for slot in ended if self.slots[slot.index] is slot]
-            if not ended:
-                return
             changes = self._squares(self.bank.flat - self.initial).sqrt()
-            sums = torch.cat([self.loss_sums[None], self.norm_sums, changes, self.losses[None]])
+            sums = torch.cat([self.loss_sums[None], self.norm_sums, changes, self.losses[None], self.exact[None]])
             # the epoch's one synchronisation with the device
-            *numbers, evaluation_losses = sums[:, self._index(ended)].double().cpu()
+            *numbers, evaluation_losses, exact = sums[:, self._index(ended)].double().cpu()
         count = len(self.components)
         for place, slot in enumerate(ended):
             steps = -(-slot.epoch_examples // slot.plan.batch_size)
@@ -363,8 +391,8 @@ class PackEngine(Generic[E]):
             updates = {c: n for c, n in zip(self.components, column[2 + count :], strict=True) if c in adapted}
             slot.history.append({
                 "epoch": slot.epoch, "step": slot.step, "train_loss": column[0] / steps,
-                "eval_loss": float(evaluation_losses[place]), "lr": slot.lr, "grad_norm": column[1] / steps,
-                "examples": slot.epoch_examples, "tokens": slot.epoch_tokens,
+                "eval_loss": float(evaluation_losses[place]), "eval_exact": float(exact[place]), "lr": slot.lr,
+                "grad_norm": column[1] / steps, "examples": slot.epoch_examples, "tokens": slot.epoch_tokens,
                 "padded_tokens": slot.epoch_padded,
                 "seconds": time.perf_counter() - slot.epoch_started,
                 **{f"grad_norm/{name}": norm for name, norm in norms.items()},
@@ -384,11 +412,12 @@ class PackEngine(Generic[E]):
                 raise DivergedError(f"{name} is {row[name]} in {where}; lower the learning rate.")
         if slot.epoch == 1:
             require_gradients(norms)
-        if row["eval_loss"] < slot.best_loss:
-            slot.best_loss = row["eval_loss"]
+        exact, loss = row["eval_exact"], row["eval_loss"]
+        if exact > slot.best_exact or (exact == slot.best_exact and loss < slot.best_loss):
+            slot.best_epoch, slot.best_exact, slot.best_loss = slot.epoch, exact, loss
             self.best[slot.index] = self.bank.flat[slot.index]
-        if row["eval_loss"] < slot.patience_loss - plan.min_delta:
-            slot.patience_loss, slot.stale_epochs = row["eval_loss"], 0
+        if exact > slot.patience_exact or (exact == slot.patience_exact and loss < slot.patience_loss - plan.min_delta):
+            slot.patience_exact, slot.patience_loss, slot.stale_epochs = exact, loss, 0
         else:
             slot.stale_epochs += 1
         if slot.is_over:
@@ -426,7 +455,10 @@ class PackEngine(Generic[E]):
             except Exception as error:
                 self._fail(item.slot, error, queue)
                 continue
-            more = {**evaluation.metrics, "early_stopped": item.early_stopped, "checkpoint": place}
+            kept = item.slot.best_epoch == 0
+            more = {
+                **evaluation.metrics, "early_stopped": item.early_stopped, "kept_base": kept, "checkpoint": place,
+            }  # fmt: skip
             queue.report([replace(self._report(item.slot, "success", more), predictions=evaluation.predictions)])
 
     @torch.no_grad()
@@ -454,6 +486,7 @@ class PackEngine(Generic[E]):
             "train_loss": last.get("train_loss"), "eval_loss": last.get("eval_loss"),
             "final_loss": last.get("eval_loss"),
             "best_loss": slot.best_loss if math.isfinite(slot.best_loss) else None,
+            "best_epoch": slot.best_epoch,
             "seconds": slot.seconds, "busy_seconds": slot.busy_seconds, "slot": slot.index,
             "gpu_seconds": slot.busy_seconds if self.device.type == "cuda" else 0.0,
             "peak_memory_bytes": self._peak_memory(), **(more or {}),

@@ -28,12 +28,13 @@ class AdapterPlan(Generic[E]):
         weight_decay: Decoupled weight decay.
         batch_size: Examples per step.
         epochs: Most epochs.
-        patience: Epochs without an improvement of the evaluation loss by ``min_delta`` before it stops.
-        min_delta: Smallest improvement that counts.
+        patience: Epochs without a better validation before it stops: more answered exactly, or as many and an
+            evaluation loss lower by ``min_delta``.
+        min_delta: Smallest improvement of the loss that counts.
         clip_norm: Largest gradient norm.
         report_every: Epochs between rungs.
         examples: Gives the examples of an absolute epoch (from 1), the same ones whenever it is asked.
-        validation: Examples that the evaluation loss is measured on.
+        validation: Examples that the evaluation loss, and the share answered exactly, are measured on.
         facts: Columns of the job's row that are known beforehand.
     """
 
@@ -92,8 +93,12 @@ class Workload(Protocol[E]):
     def size(self, row: E) -> Size:
         """Return how large an example is."""
 
-    def losses(self, rows: Sequence[E]) -> Tensor:
-        """Run the model on rows, which the pack knows the adapters of, and return the summed loss of each, [N]."""
+    def score(self, rows: Sequence[E]) -> tuple[Tensor, Tensor]:
+        """Run the model on rows, which the pack knows the adapters of.
+
+        Returns:
+            The summed loss of each row, [N], and whether its whole answer is right, [N], booleans.
+        """
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[E]]]) -> list[Evaluation]:
         """Return the evaluations of the finished adapters, one in each slot of the bank in use.

@@ -14,14 +14,21 @@ from trainables.common.jobs import Job
 from trainables.pack.plan import AdapterPlan, Size
 
 # what a rung checkpoint keeps of a `Slot` beside its tensors
-KEPT = ("epoch", "step", "best_loss", "patience_loss", "stale_epochs", "busy_seconds", "history")
+KEPT = (
+    "epoch", "step", "best_epoch", "best_exact", "best_loss", "patience_exact", "patience_loss", "stale_epochs",
+    "busy_seconds", "history",
+)  # fmt: skip
 
 E = TypeVar("E")
 
 
 @dataclass
 class Slot(Generic[E]):
-    """An adapter in training."""
+    """An adapter in training.
+
+    What it is compared by is the share of the validation examples that it answers exactly, then its loss on them. Epoch
+    0 is its start, when it still changes nothing of the base.
+    """
 
     index: int
     job: Job
@@ -29,7 +36,10 @@ class Slot(Generic[E]):
     names: list[str]
     epoch: int = 0
     step: int = 0
+    best_epoch: int = 0
+    best_exact: float = -1.0
     best_loss: float = math.inf
+    patience_exact: float = -1.0
     patience_loss: float = math.inf
     stale_epochs: int = 0
     busy_seconds: float = 0.0

@@ -220,9 +220,9 @@ def test_a_packs_losses_are_those_of_each_row_alone(data: str, tmp_path: Path) -
     tasks = load_tasks(data)
     workload = CanvasWorkload(base, "canvas", tasks, Folder(tmp_path), LAYERS, bf16=False)
     rows = [Example((), pair, task.id) for task in tasks.values() for pair in task.train[:5]]
-    losses = workload.losses(rows)
+    losses = workload.score(rows)[0]
     for row, loss in zip(rows, losses, strict=True):
-        torch.testing.assert_close(workload.losses([row])[0], loss, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(workload.score([row])[0][0], loss, rtol=1e-4, atol=1e-4)
         assert workload.size(row).targets == workload.side(row) ** 2
 
 
@@ -255,7 +255,7 @@ def test_an_output_beyond_its_canvas_counts_as_wrong_and_fails_nothing(tmp_path:
     tasks = {"one": Task("one", (Pair(small, small),) * 3, (), (Pair(small, wide),), False)}
     workload = CanvasWorkload(base, "canvas", tasks, Folder(tmp_path), LAYERS, bf16=False)
     rows = [Example((), Pair(small, wide), "one"), Example((), Pair(small, small), "one")]
-    assert torch.isfinite(workload.losses(rows)).all()
+    assert torch.isfinite(workload.score(rows)[0]).all()
     answered, hits, cells = workload.solve(rows)
     assert (
         cells == [9, 4] and hits[0] <= 2 and all(answer is not None and max(answer.shape) <= 2 for answer in answered)
@@ -267,9 +267,9 @@ def test_every_layer_of_a_canvas_model_can_be_adapted(data: str, tmp_path: Path,
     base = load_canvas(save(tmp_path, random_model()))
     tasks = load_tasks(data)
     rows = [Example((), pair, "one") for pair in tasks["one"].train[:3]]
-    alone = CanvasWorkload(base, "canvas", tasks, Folder(tmp_path), LAYERS, bf16=False).losses(rows)
+    alone = CanvasWorkload(base, "canvas", tasks, Folder(tmp_path), LAYERS, bf16=False).score(rows)[0]
     again = load_canvas(tmp_path)
     workload = CanvasWorkload(again, "canvas", tasks, Folder(tmp_path), layers, bf16=False)
     bank = AdapterBank(workload.pack.layers, 1, 2)
     with workload.pack.use(bank, [0, 0, 0]):
-        torch.testing.assert_close(workload.losses(rows), alone)
+        torch.testing.assert_close(workload.score(rows)[0], alone)

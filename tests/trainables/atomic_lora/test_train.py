@@ -190,7 +190,7 @@ def test_losses_of_rows_do_not_depend_on_what_they_are_padded_to(
 ) -> None:
     small = training_examples(tasks[smallest[0]], 1, 1, 1)[0]
     large = training_examples(max(tasks.values(), key=lambda task: task.tokens), 1, 1, 1)[0]
-    alone, padded = workload.losses([small]), workload.losses([large, small])
+    alone, padded = workload.score([small])[0], workload.score([large, small])[0]
     assert all(a > b for a, b in zip(workload.size(large).lengths, workload.size(small).lengths, strict=True))
     torch.testing.assert_close(padded[1], alone[0], rtol=1e-5, atol=1e-5)
 
@@ -234,7 +234,7 @@ def _losses(
             batch = collate(rows)
             losses = row_losses(workload.model(batch), batch.target[:, 0])[0]
         else:
-            losses = workload.losses(rows)
+            losses = workload.score(rows)[0]
     losses.sum().backward()
     assert bank.grad is not None
     return losses.detach(), bank.grad
@@ -291,7 +291,7 @@ def test_rows_without_solved_pairs_have_no_context(workload: ChampionWorkload, t
     rows = [Example((), pair) for pair in tasks["25ff71a9"].train[:2]]
     batch = collate(rows)
     expected = row_losses(workload.model(batch), batch.target[:, 0])[0]
-    torch.testing.assert_close(workload.losses(rows), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(workload.score(rows)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_only_what_no_adapter_changes_is_computed_once(
         norm = base.model.get_submodule(f"{name}.norm1")
         norm.register_forward_hook(lambda *_, name=name: counted.update([name]))  # type: ignore[misc]
     for _ in range(2):
-        workload.losses(rows)
+        workload.score(rows)[0]
     assert {name for name, calls in counted.items() if calls == 2} == computed_twice and counted.total() >= 3
 
 

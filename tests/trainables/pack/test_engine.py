@@ -82,10 +82,10 @@ def test_a_batch_that_raises_fails_the_job_at_fault_alone() -> None:
 
 def test_where_memory_runs_out_smaller_batches_go_on_and_nothing_is_lost() -> None:
     jobs = [job(f"t{i}", i, epochs=3, batch_size=2) for i in range(6)]
-    # eight rows of examples, twelve of validation
+    # twelve rows of validation come first, then eight of examples
     roomy, tight = train(jobs, slots=4), train(jobs, slots=4, fits=6)
     assert set(_statuses(tight).values()) == {"success"}
-    assert tight.engine.together == 4 and max(tight.workload.batches) <= 6
+    assert tight.engine.together == 6 and max(tight.workload.batches) <= 6
     for one in jobs:
         assert distance(tight.workload.exported[one.trial_id], roomy.workload.exported[one.trial_id]) < 1e-12
 
@@ -377,7 +377,7 @@ def test_a_killed_engine_continues_as_if_nothing_had_happened(dtype: torch.dtype
 
 def test_adapters_killed_while_they_wait_for_their_evaluation_are_only_evaluated(tmp_path: Path) -> None:
     def jobs() -> list[Job]:
-        return [job("a", epochs=3, report_every=2), job("b", 1, epochs=9, patience=1, script=[1.0, 2.0])]
+        return [job("a", epochs=3, report_every=2), job("b", 1, epochs=9, patience=1, script=[9.0, 1.0, 2.0])]
 
     class Killed(TinyWorkload):
         def evaluate(self, finished: Any) -> Any:
@@ -397,7 +397,7 @@ def test_adapters_killed_while_they_wait_for_their_evaluation_are_only_evaluated
 
 def test_patience_counts_on_over_a_kill(tmp_path: Path) -> None:
     losses = [3.0, 2.0, 2.5, 2.5, 2.5, 2.5, 2.5]
-    first = job("b", epochs=20, patience=4, report_every=2, script=losses)
+    first = job("b", epochs=20, patience=4, report_every=2, script=[9.0, *losses])
     _killed_at_first_rung = _Queue([first], _raise_at(4))
     with pytest.raises(KeyboardInterrupt):
         train(_killed_at_first_rung, 1, folder=Folder(tmp_path))
@@ -475,16 +475,34 @@ def test_a_corrupt_checkpoint_starts_anew_with_a_warning(
 def test_patience_counts_epochs_without_an_improvement_by_min_delta(
     losses: list[float], patience: int, min_delta: float, epochs: int, early: bool, best: float
 ) -> None:
-    last = train([job("a", epochs=10, patience=patience, min_delta=min_delta, script=losses)], 1).last("a")
+    last = train([job("a", epochs=10, patience=patience, min_delta=min_delta, script=[9.0, *losses])], 1).last("a")
     assert (last.status, last.epoch, last.metrics["epochs"]) == ("success", epochs, epochs)
     assert last.metrics["early_stopped"] is early
     assert (last.metrics["best_loss"], last.metrics["final_loss"]) == pytest.approx((best, losses[epochs - 1]))
 
 
 def test_the_weights_of_the_best_epoch_are_kept() -> None:
-    stopped = train([job("a", epochs=2, script=[3.0, 2.0])], 1).workload.exported["a"]
-    went_on = train([job("a", epochs=5, script=[3.0, 2.0, 2.0, 4.0, 2.5])], 1).workload.exported["a"]
+    stopped = train([job("a", epochs=2, script=[9.0, 3.0, 2.0])], 1).workload.exported["a"]
+    went_on = train([job("a", epochs=5, script=[9.0, 3.0, 2.0, 2.0, 4.0, 2.5])], 1).workload.exported["a"]
     assert same(stopped, went_on)
+
+
+def test_what_is_answered_exactly_counts_before_the_loss() -> None:
+    stopped = train([job("a", epochs=2, script=[9.0, 3.0, (8.0, True)])], 1)
+    went_on = train([job("a", epochs=9, patience=3, script=[9.0, 3.0, (8.0, True), (8.0, True), 1.0, 2.0])], 1)
+    assert same(stopped.workload.exported["a"], went_on.workload.exported["a"])
+    last = went_on.last("a")
+    assert (last.epoch, last.metrics["best_epoch"], last.metrics["best_loss"]) == (5, 2, pytest.approx(8.0))
+    assert [row["eval_exact"] for row in went_on.history("a")] == [0, 1, 1, 0, 0]
+
+
+def test_an_adapter_that_is_never_better_than_the_base_changes_nothing() -> None:
+    done = train([job("a", epochs=2, script=[(2.0, True), 1.0, (3.0, True)]), job("b", epochs=1, script=[2.0, 1.0])], 2)
+    kept, better = (done.last(name).metrics for name in ("a", "b"))
+    assert (kept["kept_base"], kept["best_epoch"], kept["best_loss"]) == (True, 0, pytest.approx(2.0))
+    assert (better["kept_base"], better["best_epoch"]) == (False, 1)
+    assert all(not up.any() for _, up in done.workload.exported["a"].values())
+    assert any(up.any() for _, up in done.workload.exported["b"].values())
 
 
 # -------------------------------------------------------------------------------------------------------------- history

@@ -38,6 +38,8 @@ torch.set_num_threads(1)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
+# of each example the logits [T, C] and the classes [T]
+Predictions = Sequence[tuple[Tensor, Tensor]]
 NUMBERS = ("train_loss", "eval_loss", "grad_norm", "lr")
 Record = Callable[[str, object], None]
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -60,9 +62,12 @@ class Alone:
 
 
 def train_alone(
-    base: nn.Module, plan: AdapterPlan[Any], start: Factors, loss_of: Callable[[nn.Module, Sequence[Any]], Tensor]
+    base: nn.Module, plan: AdapterPlan[Any], start: Factors, predict: Callable[[nn.Module, Sequence[Any]], Predictions]
 ) -> Alone:
-    """Train one adapter from ``start`` on a copy of ``base``; ``loss_of(model, examples)`` is a mean over tokens."""
+    """Train one adapter from ``start`` on a copy of ``base``.
+
+    ``predict(model, examples)`` gives the logits [T, C] and the classes [T] of each example.
+    """
     alpha: Any = plan.alpha
     config = LoraConfig(r=plan.rank, lora_alpha=alpha, target_modules=list(start), lora_dropout=0.0, bias="none")
     model: Any = get_peft_model(copy.deepcopy(base), config)  # type: ignore[arg-type]
@@ -73,8 +78,16 @@ def train_alone(
     parameters = [p for p in model.parameters() if p.requires_grad]
     assert len(parameters) == 2 * len(start)
     optimizer = torch.optim.AdamW(parameters, lr=plan.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=plan.weight_decay)
-    step, best, reference, stale = 0, math.inf, math.inf, 0
-    kept: Factors = {}
+
+    @torch.no_grad()
+    def validate() -> tuple[float, float]:
+        pieces = predict(model, plan.validation)
+        right = np.mean([bool((logits.argmax(-1) == classes).all()) for logits, classes in pieces])
+        return float(right), float(mean_loss(pieces))
+
+    # what is exactly right counts first, then the loss; the untrained adapter is the first to beat
+    exact, loss_to_beat = best = validate()
+    step, stale, kept = 0, 0, start
     epochs = []
     for epoch in range(1, plan.epochs + 1):
         losses, norms = [], []
@@ -83,27 +96,32 @@ def train_alone(
             lr = plan.lr * SCHEDULES[plan.lr_schedule](step / (plan.epochs * plan.steps_per_epoch))
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = loss_of(model, examples[i : i + plan.batch_size])
+            loss = mean_loss(predict(model, examples[i : i + plan.batch_size]))
             optimizer.zero_grad()
             loss.backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm)))
             optimizer.step()
             losses.append(loss.item())
             step += 1
-        with torch.no_grad():
-            evaluation = loss_of(model, plan.validation).item()
+        right, evaluation = validate()
         epochs.append((float(np.mean(losses)), evaluation, float(np.mean(norms)), lr))
-        if evaluation < best:
-            best = evaluation
+        if (right, -evaluation) > (best[0], -best[1]):
+            best = right, evaluation
             kept = {
                 n: (m.lora_A.default.weight.detach().clone(), m.lora_B.default.weight.detach().clone())
                 for n, m in layers.items()
             }
-        stale = 0 if evaluation < reference - plan.min_delta else stale + 1
-        reference = evaluation if stale == 0 else reference
+        better = right > exact or (right == exact and evaluation < loss_to_beat - plan.min_delta)
+        stale = 0 if better else stale + 1
+        exact, loss_to_beat = (right, evaluation) if better else (exact, loss_to_beat)
         if stale >= plan.patience:
             break
     return Alone(kept, epochs, step)
+
+
+def mean_loss(pieces: Predictions) -> Tensor:
+    """Return the cross-entropy, a mean over all tokens."""
+    return F.cross_entropy(torch.cat([logits for logits, _ in pieces]), torch.cat([classes for _, classes in pieces]))
 
 
 def compare(
@@ -155,10 +173,9 @@ TINY_JOBS = [
 ]  # fmt: skip
 
 
-def _tiny_loss(model: nn.Module, examples: Sequence[Row]) -> Tensor:
+def _tiny(model: nn.Module, examples: Sequence[Row]) -> Predictions:
     # one row after another, nothing padded
-    logits = torch.cat([model(e.inputs[None])[0] for e in examples])
-    return F.cross_entropy(logits, torch.cat([e.classes for e in examples]))
+    return [(model(e.inputs[None])[0], e.classes) for e in examples]
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +187,7 @@ def tiny_alone() -> Callable[[torch.dtype], dict[str, Alone]]:
             workload = TinyWorkload(dtype, ["up", "hidden", "down"])
             plans = {j.trial_id: (j, workload.plan(j)) for j in TINY_JOBS}
             known[dtype] = {
-                n: train_alone(net(dtype), p, start_of(workload.pack, p, j), _tiny_loss) for n, (j, p) in plans.items()
+                n: train_alone(net(dtype), p, start_of(workload.pack, p, j), _tiny) for n, (j, p) in plans.items()
             }
         return known[dtype]
 
@@ -271,9 +288,10 @@ def _train_champion(
     return exported, queue.reports
 
 
-def _champion_loss(model: nn.Module, examples: Sequence[Any]) -> Tensor:
+def _of_champion(model: nn.Module, examples: Sequence[Any]) -> Predictions:
     batch = collate(examples).to(next(model.parameters()).device)
-    return F.cross_entropy(model(batch).transpose(1, 2), batch.target[:, 0], ignore_index=PAD)
+    real = batch.target[:, 0] != PAD
+    return [(logits[own], row[own]) for logits, row, own in zip(model(batch), batch.target[:, 0], real, strict=True)]
 
 
 @pytest.mark.slow
@@ -287,7 +305,7 @@ def test_a_pack_of_champions_equals_peft(
     alone = {}
     for j in _champion_jobs():
         plan = workload.plan(j)
-        alone[j.trial_id] = train_alone(base.model, plan, start_of(workload.pack, plan, j), _champion_loss)
+        alone[j.trial_id] = train_alone(base.model, plan, start_of(workload.pack, plan, j), _of_champion)
     assert min(a.steps for a in alone.values()) >= 50
     packed, reports = _train_champion(_champion_jobs(), 2, dtype, tmp_path, device)
     errors = compare(packed, reports, alone, record_property, f"Champion {dtype} {device}")
@@ -352,7 +370,7 @@ class LlamaWorkload:
     def size(self, row: list[int]) -> Size:
         return Size((len(row),), len(row), len(row) - 1)
 
-    def losses(self, rows: Sequence[list[int]]) -> Tensor:
+    def score(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, rows))
         ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
         for i, row in enumerate(rows):
@@ -360,7 +378,8 @@ class LlamaWorkload:
         ids, labels = ids.to(self.model.device), labels.to(self.model.device)
         # padding stands at the end, where causality hides it
         logits = self.model(input_ids=ids).logits[:, :-1]
-        return F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
+        losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
+        return losses, ((logits.argmax(-1) == labels[:, 1:]) | (labels[:, 1:] == -100)).all(1)
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[list[int]]]]) -> list[Evaluation]:
         logits = self.model(input_ids=torch.arange(6, device=self.model.device).repeat(len(finished), 1)).logits
@@ -373,11 +392,10 @@ class LlamaWorkload:
         return job.trial_id
 
 
-def _llama_loss(model: nn.Module, examples: Sequence[list[int]]) -> Tensor:
+def _of_llama(model: nn.Module, examples: Sequence[list[int]]) -> Predictions:
     device = next(model.parameters()).device
     rows = [torch.tensor(e, device=device) for e in examples]
-    pieces = [(model(input_ids=row[None]).logits[0, :-1], row[1:]) for row in rows]
-    return F.cross_entropy(torch.cat([logits for logits, _ in pieces]), torch.cat([labels for _, labels in pieces]))
+    return [(model(input_ids=row[None]).logits[0, :-1], row[1:]) for row in rows]
 
 
 @pytest.mark.slow
@@ -395,7 +413,7 @@ def test_a_pack_on_a_hugging_face_causal_lm_equals_peft(
     assert len(workload.pack.layers) == 2 * 7
     plans = {j.trial_id: (j, workload.plan(j)) for j in jobs}
     alone = {
-        n: train_alone(_llama(dtype, device), p, start_of(workload.pack, p, j), _llama_loss)
+        n: train_alone(_llama(dtype, device), p, start_of(workload.pack, p, j), _of_llama)
         for n, (j, p) in plans.items()
     }
     queue = ListQueue(jobs)

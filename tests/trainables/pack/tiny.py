@@ -47,14 +47,14 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Row:
-    """One example: inputs [T, I], classes [T]; its losses are those of ``script``, one for each call, if it has one.
+    """One example: inputs [T, I], classes [T]; its losses, and whether it is right, come from ``script`` if it has one.
 
     A batch that holds a ``poisoned`` row raises.
     """
 
     inputs: Tensor
     classes: Tensor
-    script: Iterator[float] | None = None
+    script: Iterator[tuple[float, bool]] | None = None
     poisoned: bool = False
 
 
@@ -86,6 +86,11 @@ def pad(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Return inputs [N, T, I] and classes [N, T], the classes of padding -100."""
     inputs = pad_sequence([row.inputs for row in rows], batch_first=True)
     return inputs, pad_sequence([row.classes for row in rows], batch_first=True, padding_value=-100)
+
+
+def scripted(script: Sequence[float | tuple[float, bool]]) -> Iterator[tuple[float, bool]]:
+    """Return a script, of losses alone where nothing is ever right; the first is the start's."""
+    return iter([step if isinstance(step, tuple) else (step, False) for step in script])
 
 
 class TinyWorkload:
@@ -131,7 +136,7 @@ class TinyWorkload:
         if config["fault"] == "validate":
             validation[0] = replace(validation[0], poisoned=True)
         if config["script"] is not None:
-            validation = [Row(validation[0].inputs, validation[0].classes, iter(config["script"]))]
+            validation = [Row(validation[0].inputs, validation[0].classes, scripted(config["script"]))]
         names = ("rank", "alpha", "lr", "lr_schedule", "weight_decay", "batch_size", "epochs", "patience", "min_delta")
         return AdapterPlan(
             **{name: config[name] for name in (*names, "clip_norm", "report_every")},
@@ -145,18 +150,21 @@ class TinyWorkload:
     def size(self, row: Row) -> Size:
         return Size((len(row.classes),), len(row.classes), len(row.classes))
 
-    def losses(self, rows: Sequence[Row]) -> Tensor:
+    def score(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         if len(rows) > self.fits:
             raise torch.OutOfMemoryError(f"no room for {len(rows)} rows")
         if any(row.poisoned for row in rows):
             raise RuntimeError("a bad batch")
         self.batches.append(len(rows))
         inputs, classes = pad(rows)
-        losses = F.cross_entropy(self.model(inputs).transpose(1, 2), classes, reduction="none").sum(1)
+        logits = self.model(inputs)
+        losses = F.cross_entropy(logits.transpose(1, 2), classes, reduction="none").sum(1)
+        exact = ((logits.argmax(-1) == classes) | (classes < 0)).all(1)
         for i, row in enumerate(rows):
             if row.script is not None:
-                losses[i] = next(row.script) * len(row.classes)
-        return losses
+                loss, right = next(row.script)
+                losses[i], exact[i] = loss * len(row.classes), right
+        return losses, exact
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Row]]]) -> list[Evaluation]:
         self.evaluations.append([job.trial_id for job, _ in finished])
