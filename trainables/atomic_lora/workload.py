@@ -63,9 +63,11 @@ COMPARED = ("grid_accuracy", "cell_accuracy", "size_accuracy")
 
 @dataclass(frozen=True)
 class _Solved:
-    """How a task's test pairs were answered: metrics over all of them, and each answer (None where it is no grid)."""
+    """How a task's held-out pairs were answered: metrics over its test pairs and over the official ones, where these
+    are others, and the answer to each test pair (None where it is no grid)."""
 
     metrics: dict[str, Any]
+    official: dict[str, Any]
     answers: list[Grid | None]
 
 
@@ -147,11 +149,12 @@ class ArcWorkload(ABC):
         )
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
-        """Solve the held-out test pairs with each adapter and, once per task, with the bare base.
+        """Solve the held-out pairs with each adapter and, once per task, with the bare base.
 
-        Predictions have the pair's place among the task's test pairs (``pair``), its grids (``input``, ``expected``)
-        and the two answers (``base``, ``adapted``). A baseline that needs no model is among the metrics: giving the
-        task's most frequent training output as every answer (``modal_grid_accuracy``); copying the input is another.
+        Metrics of official test pairs, where they are a second held-out set, begin with ``official_``. Predictions have
+        the pair's place among the task's test pairs (``pair``), its grids (``input``, ``expected``) and the two answers
+        (``base``, ``adapted``). A baseline that needs no model is among the metrics: giving the task's most frequent
+        training output as every answer (``modal_grid_accuracy``); copying the input is another.
         """
         task_ids = [job.task_id for job, _ in finished]
         adapted = self._solve(task_ids)
@@ -161,13 +164,20 @@ class ArcWorkload(ABC):
                 self._base_solved |= dict(zip(unknown, self._solve(unknown), strict=True))
         evaluations = []
         for task_id, own in zip(task_ids, adapted, strict=True):
-            base = self._base_solved[task_id]
+            base, task = self._base_solved[task_id], self.tasks[task_id]
             metrics = (
                 {f"base_{name}": base.metrics[name] for name in (*COMPARED, "teacher_forced_cell_accuracy")}
                 | {f"final_{name}": own.metrics[name] for name in COMPARED}
                 | {name: value for name, value in own.metrics.items() if name not in COMPARED}
-                | {"modal_grid_accuracy": _modal_grid_accuracy(self.tasks[task_id])}
+                | {"modal_grid_accuracy": _modal_grid_accuracy(task, task.test)}
             )
+            if task.official:
+                metrics |= (
+                    {f"official_base_{name}": base.official[name] for name in COMPARED}
+                    | {f"official_final_{name}": own.official[name] for name in COMPARED}
+                    | {f"official_{name}": own.official[name] for name in ("copy_grid_accuracy", "copy_cell_accuracy")}
+                    | {"official_modal_grid_accuracy": _modal_grid_accuracy(task, task.official)}
+                )
             predictions = [
                 {"pair": pair, "input": held.input, "expected": held.output, "base": before, "adapted": after}
                 for pair, (held, before, after) in enumerate(
@@ -179,19 +189,25 @@ class ArcWorkload(ABC):
 
     @torch.no_grad()
     def _solve(self, task_ids: Sequence[str]) -> list[_Solved]:
-        """Answer the test pairs of each task, which are the rows of its slot."""
-        examples = [test_examples(self.tasks[task_id]) for task_id in task_ids]
+        """Answer the held-out pairs of each task, which are the rows of its slot."""
+        tasks = [self.tasks[task_id] for task_id in task_ids]
+        examples = [[*test_examples(task), *test_examples(task, task.official)] for task in tasks]
         rows = [row for task in examples for row in task]
         owners = [slot for slot, task in enumerate(examples) for _ in task]
         with self.pack.use(self.pack.bank):
             self.pack.keep(owners)
             answers, hits, cells = self.solve(rows)
         results = []
-        for slot, task in enumerate(examples):
-            span = [i for i, owner in enumerate(owners) if owner == slot]
-            metrics = mean_metrics([grid_metrics(answers[i], example) for i, example in zip(span, task, strict=True)])
-            metrics["teacher_forced_cell_accuracy"] = float(np.mean([hits[i] / cells[i] for i in span]))
-            results.append(_Solved(metrics, [answers[i] for i in span]))
+        starts = np.cumsum([0, *map(len, examples)])
+        for start, held, task in zip(starts, examples, tasks, strict=False):
+            found = [grid_metrics(answer, example) for answer, example in zip(answers[start:], held, strict=False)]
+            count = len(task.test)
+            span = slice(start, start + count)
+            metrics = mean_metrics(found[:count])
+            shares = [hit / of for hit, of in zip(hits[span], cells[span], strict=True)]
+            metrics["teacher_forced_cell_accuracy"] = float(np.mean(shares))
+            official = mean_metrics(found[count:]) if task.official else {}
+            results.append(_Solved(metrics, official, answers[span]))
         return results
 
     def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
@@ -355,9 +371,9 @@ def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
     return first, [places[key] for key in keys]
 
 
-def _modal_grid_accuracy(task: Task) -> float:
+def _modal_grid_accuracy(task: Task, held_out: Sequence[Pair]) -> float:
     answer = modal_output(task)
-    return float(np.mean([np.array_equal(answer, pair.output) for pair in task.test]))
+    return float(np.mean([np.array_equal(answer, pair.output) for pair in held_out]))
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:

@@ -486,7 +486,7 @@ class PackEngine(Generic[E]):
             "train_loss": last.get("train_loss"), "eval_loss": last.get("eval_loss"),
             "final_loss": last.get("eval_loss"),
             "best_loss": slot.best_loss if math.isfinite(slot.best_loss) else None,
-            "best_epoch": slot.best_epoch,
+            "best_exact": max(0.0, slot.best_exact), "best_epoch": slot.best_epoch,
             "seconds": slot.seconds, "busy_seconds": slot.busy_seconds, "slot": slot.index,
             "gpu_seconds": slot.busy_seconds if self.device.type == "cuda" else 0.0,
             "peak_memory_bytes": self._peak_memory(), **(more or {}),
