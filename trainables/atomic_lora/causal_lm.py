@@ -261,7 +261,7 @@ class CausalLMWorkload(ArcWorkload):
         bf16: bool,
     ) -> None:
         super().__init__(base.model, location(base_name), REFERENCE_LR, tasks, folder, target_modules, bf16)
-        self.base, self.fingerprint = base, base.fingerprint
+        self.base, self.model, self.fingerprint = base, base.model, base.fingerprint
         if self.device.type == "cpu":
             self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD, limit=CPU_BATCH_TOKENS)
 
@@ -292,7 +292,7 @@ class CausalLMWorkload(ArcWorkload):
             eos_token_id=EOS, bos_token_id=BOS,
         )  # fmt: skip
         with self._autocast():
-            written = self.base.model.generate(
+            written = self.model.generate(
                 ids, attention_mask=mask, generation_config=options,
                 logits_processor=LogitsProcessorList([GridGrammar(state, ids.shape[1])]),
             )  # fmt: skip
@@ -309,7 +309,7 @@ class CausalLMWorkload(ArcWorkload):
         for index, (_, answer) in enumerate(written):
             answers[index, longest - len(answer) :] = torch.tensor(answer, dtype=torch.long)
         with self._autocast():
-            logits = self.base.model(
+            logits = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False,
                 logits_to_keep=longest,
             ).logits  # fmt: skip
