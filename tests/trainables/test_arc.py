@@ -355,15 +355,15 @@ def _write(folder: Path, entries: Any, task_id: str = "0a1b2c3d") -> Path:
 
 
 def _entries(count: int) -> list[dict[str, Any]]:
-    return [{"input": [[i % 10, i // 10]], "output": [[i % 10]]} for i in range(count)]
+    return [{"input": [[i % 10, i // 10 % 10, i // 100]], "output": [[i % 10]]} for i in range(count)]
 
 
 @pytest.mark.parametrize("inner", ["", "tasks"])
-@pytest.mark.parametrize(("count", "held"), [(4, 1), (20, 2), (100, 10)])
+@pytest.mark.parametrize(("count", "held"), [(4, 1), (20, 2), (100, 10), (110, 10)])
 def test_re_arc_is_split_by_index(tmp_path: Path, inner: str, count: int, held: int) -> None:
     _write(tmp_path / inner, _entries(count))
     task = arc.load_tasks(f"re-arc:{tmp_path}")["0a1b2c3d"]
-    numbers = [int(p.input[0, 0]) + 10 * int(p.input[0, 1]) for p in (*task.train, *task.validation, *task.test)]
+    numbers = [int(p.input[0] @ [1, 10, 100]) for p in (*task.train, *task.validation, *task.test)]
     assert numbers == list(range(count)) and not task.augment
     assert (len(task.validation), len(task.test)) == (held, held)
     assert [e.query for e in arc.validation_examples(task)] == list(task.validation)
