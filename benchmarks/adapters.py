@@ -2,6 +2,7 @@
 
     python benchmarks/adapters.py --device cpu --slots 1,8,32,2x16 --json benchmarks/results/adapters-<machine>.json
     python benchmarks/adapters.py --device cuda --slots 1,4,16,64,256 --tasks 400 --profile
+    python benchmarks/adapters.py --base smollm2 --slots 4,2x4 --tasks 16 --of-smallest 24 --groups 2 --epochs 4
 
 The contenders train the same adapters on the same examples in the same order with the same arithmetic (bfloat16 where
 the device has it, AdamW, clipping, a validation each epoch, the best weights kept); nobody decodes:
@@ -401,6 +402,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--slots", default="1,8,32", help="slots of the packs, each a contender: 8, or 2x16")
     parser.add_argument("--tasks", type=int, default=48, help="adapters to train, evenly over the sizes of tasks")
+    parser.add_argument("--of-smallest", type=int, default=400, metavar="N", help="take them of the N smallest tasks")
     parser.add_argument("--groups", type=int, default=3, help="groups that the tasks are trained in")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--examples", type=int, default=8, help="examples of an epoch")
@@ -416,6 +418,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tasks = load_tasks(args.data)
+    tasks = dict(sorted(tasks.items(), key=lambda item: (item[1].tokens, item[0]))[: args.of_smallest])
     base = absolute(args.base)
     config = vars(AdapterConfig()) | defaults(base) | {
         "epochs": args.epochs, "patience": args.epochs, "report_every": args.epochs,

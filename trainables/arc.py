@@ -187,7 +187,10 @@ def write_pairs(file: Path, pairs: Mapping[str, Sequence[Pair]], about: Mapping[
         "output": pa.array([pair.output.tobytes() for _, pair in rows], pa.binary()),
     }
     table = pa.table(columns).replace_schema_metadata(dict(about))
-    pq.write_table(table, file, compression="zstd", compression_level=19, use_dictionary=["task"])
+    # nobody finds half a file
+    part = file.with_name(f"{file.name}.part")
+    pq.write_table(table, part, compression="zstd", compression_level=19, use_dictionary=["task"])
+    part.replace(file)
 
 
 def read_pairs(file: Path) -> dict[str, list[Pair]]:
