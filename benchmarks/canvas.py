@@ -100,11 +100,12 @@ def main() -> None:
         "tasks": None, "seed": args.seed, "folder": str(folder),
     }  # fmt: skip
     pretrain_canvas(settings, run)
-    last = run.reports[-1]
+    last, examples = run.reports[-1], sum(report["examples"] for report in run.reports)
     print(json.dumps({name: value for name, value in last.items() if "/" not in name}, indent=2))
     record(str(folder / "run.json"), {
         "config": asdict(config), "seed": args.seed, "data": args.data, "more": args.more,
-        "examples_per_s": last["examples"] / last["seconds"], "metrics": last, "reports": run.reports,
+        "examples": examples, "examples_per_s": examples / last["spent_seconds"],
+        "metrics": last, "reports": run.reports,
     })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the pre-training of the Champion varies: its size and its budget.
+"""What the pre-training of a base varies: its size and its budget, by architecture.
 
 Several samples without a ``--sweep`` train the same configuration with consecutive seeds.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from search_spaces.settings import SettingError
 from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
-from trainables.atomic_lora.config import ChampionConfig
+from trainables.atomic_lora.config import CanvasConfig, ChampionConfig
 from trainables.atomic_lora.family import CHAMPION
+from trainables.common.schedules import Schedule
 
 
 def validate(config: ChampionConfig) -> None:
@@ -57,3 +58,42 @@ SPACE = SearchSpace(
         "full": Preset("the published size and budget"),
     },
 )
+
+
+def validate_canvas(config: CanvasConfig) -> None:
+    """Refuse settings with which a canvas model cannot be built or trained.
+
+    Raises:
+        SettingError: For the first setting that is out of range.
+    """
+    require_at_least(config, 1, "width", "heads", "layers", "feedforward", "task_width", "task_tokens", "batch_tokens")
+    require_at_least(config, 1, "epochs", "eval_every", "warmup_steps")
+    require_at_least(config, 0, "official_repeats", "weight_decay")
+    require_above_zero(config, "lr", "embedding_lr", "minutes", "clip_norm", "changed_weight")
+    if not 0 <= config.decay_from < 1:
+        raise SettingError("decay_from", f"is {config.decay_from} but must be at least 0 and below 1")
+    if config.width % (4 * config.heads):
+        multiple = f"a multiple of 4 times heads, which is {4 * config.heads}"
+        raise SettingError("width", f"is {config.width} but must be {multiple}")
+    try:
+        Schedule.parse(config.size_bias)
+    except ValueError as error:
+        raise SettingError("size_bias", f"is {config.size_bias!r}: {error}") from error
+
+
+CANVAS = SearchSpace(
+    family=CHAMPION,
+    config=CanvasConfig,
+    validate=validate_canvas,
+    rung_setting="eval_every",
+    presets={
+        "smoke": Preset(
+            "a tiny model for two seconds",
+            {"width": 16, "heads": 2, "layers": 1, "feedforward": 16, "minutes": 0.03, "epochs": 2},
+            tasks="smallest:8",
+        ),
+        "demo": Preset("the size that ships, 40 minutes of a CPU core", {"layers": 6}),
+        "full": Preset("the size that ships, three hours of two CPU cores", {"layers": 6, "minutes": 360.0}),
+    },
+)
+SPACES = {"autoregressive": SPACE, "canvas": CANVAS}

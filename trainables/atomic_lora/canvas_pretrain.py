@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainables.arc import Pair, Task, fingerprint, grid_key, load_tasks, read_pairs
+from trainables.arc import Example, Pair, Task, fingerprint, grid_key, load_tasks, read_pairs
 from trainables.atomic_lora.canvas import Canvas, pixel_losses, save_canvas
 from trainables.atomic_lora.canvas_data import draw, growths, judge, on_canvases
 from trainables.atomic_lora.config import CanvasConfig
+from trainables.atomic_lora.decoding import grid_metrics
+from trainables.atomic_lora.evaluation import mean_metrics, modal_grid_accuracy
 from trainables.common.context import Run
+from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.monitor import ComponentMonitor
 from trainables.common.precision import has_fast_bf16
@@ -31,7 +34,7 @@ FILE = "canvas.safetensors"
 
 
 def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
-    """Train a canvas model and report every ``report_steps`` steps; now and then and at the end with held-out metrics.
+    """Train a canvas model and report ``epochs`` times, every ``eval_every`` of them and last with held-out metrics.
 
     Metrics of ``data``'s test pairs have their usual names, those of the official test pairs begin with ``official_``.
 
@@ -45,6 +48,7 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
     Raises:
         DeadComponentError: If a component gets no gradient until the first report.
         FloatingPointError: If the loss or the gradient is no longer finite.
+        InputError: If the checkpoint is of other data or another seed.
     """
     config = CanvasConfig(**settings["config"])
     tasks = load_tasks(settings["data"])
@@ -74,28 +78,31 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
     optimizers = make_optimizers(model, config)
     bias = Schedule.parse(config.size_bias)
     rng, generator = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
-    step, spent, examples, budget = 0, 0.0, 0, 60.0 * config.minutes
+    epoch, step, spent, budget = 0, 0, 0.0, 60.0 * config.minutes
     resumed = run.checkpoint()
     if resumed is not None:
         state = torch.load(resumed / "state.pt", map_location="cpu", weights_only=True)
+        differing = sorted(name for name in facts if name != "data" and facts[name] != state["facts"][name])
+        if differing:
+            raise InputError(f"The checkpoint is of other data or another seed: {', '.join(differing)} differ.")
         model.load_state_dict(state["model"])
         for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         generator.set_state(state["generator"])
         rng.bit_generator.state = state["rng"]
-        step, spent, examples = state["step"], state["spent"], state["examples"]
-        if spent >= budget:
+        epoch, step, spent = (state[name] for name in ("epoch", "step", "spent"))
+        if epoch == config.epochs:
             # killed between its end and the note of it
             run.report(state["metrics"])
             return
     if config.compile:
         for block in model.blocks:
             block.compile(dynamic=True)
+    baselines = trivial_answers(tasks, official)
     autocast = torch.autocast(kind, torch.bfloat16, enabled=has_fast_bf16(device))
-    losses, norms, since = [], [], clock()
-    epoch = step // config.report_steps
-    while spent < budget:
-        done = spent / budget
+    losses, norms, examples, since, reported = [], [], 0, clock(), time.perf_counter()
+    while epoch < config.epochs:
+        done = min(1.0, spent / budget)
         rate = min(1.0, (step + 1) / config.warmup_steps) * min(1.0, (1 - done) / (1 - config.decay_from))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -117,7 +124,7 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
             # the clock should see what was computed, not what was asked for
             torch.cuda.synchronize(device)
         spent, since = spent + clock() - since, clock()
-        if step % config.report_steps and spent < budget:
+        if spent < budget * (epoch + 1) / config.epochs:
             continue
         epoch += 1
         train_loss, grad_norm = (float(torch.stack(values).mean()) for values in (losses, norms))
@@ -128,12 +135,13 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
             )
         metrics: dict[str, Any] = {
             "epoch": epoch, "step": step, "train_loss": train_loss, "lr": rate * config.lr, "grad_norm": grad_norm,
-            "examples": examples, "seconds": spent, **monitor.end_epoch(),
+            "examples": examples, "spent_seconds": spent, **monitor.end_epoch(),
         }  # fmt: skip
-        losses, norms = [], []
-        if spent < budget and epoch % config.reports_per_evaluation:
-            run.report(metrics)
-            since = clock()
+        losses, norms, examples = [], [], 0
+        if epoch < config.epochs and epoch % config.eval_every:
+            now = time.perf_counter()
+            run.report(metrics | {"seconds": now - reported})
+            reported, since = now, clock()
             continue
         model.eval()
         with autocast:
@@ -141,19 +149,34 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
                 found = judge(model, held, len(left), 4 * config.batch_tokens)
                 metrics |= {prefix + name: value for name, value in found.items()}
         model.train()
+        now = time.perf_counter()
+        metrics, reported = metrics | baselines | {"seconds": now - reported}, now
         with tempfile.TemporaryDirectory() as folder:
             told = {name: value for name, value in metrics.items() if "/" not in name}
             save_canvas(Path(folder, FILE), model, ratios, facts | {"metrics": told})
-            if spent >= budget:
+            if epoch == config.epochs:
                 Folder(settings["folder"]).write(FILE, Path(folder, FILE).read_bytes())
             state = {
                 "model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "generator": generator.get_state(), "rng": rng.bit_generator.state,
-                "step": step, "spent": spent, "examples": examples, "metrics": metrics,
+                "facts": facts, "epoch": epoch, "step": step, "spent": spent, "metrics": metrics,
             }  # fmt: skip
             torch.save(state, Path(folder, "state.pt"))
             run.report(metrics, Path(folder))
         since = clock()
+
+
+def trivial_answers(tasks: Mapping[str, Task], official: Mapping[str, Task]) -> dict[str, float]:
+    """Return what copying the input and a task's most frequent training output reach, means over held-out pairs."""
+    found = {}
+    for prefix, group in (("", tasks), ("official_", official)):
+        held = [(task_id, pair) for task_id, task in group.items() for pair in task.test]
+        if held:
+            copied = mean_metrics([grid_metrics(None, Example((), pair)) for _, pair in held])
+            modal = [modal_grid_accuracy(tasks[task_id], [pair]) for task_id, pair in held]
+            found |= {f"{prefix}{name}": copied[name] for name in ("copy_grid_accuracy", "copy_cell_accuracy")}
+            found[f"{prefix}modal_grid_accuracy"] = float(np.mean(modal))
+    return found
 
 
 def training_pairs(

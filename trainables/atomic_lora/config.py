@@ -28,6 +28,7 @@ class ChampionConfig:
     context_width: int = 32
     context_heads: int = 8
     context_feedforward: int = 2048
+    architecture: Literal["autoregressive"] = "autoregressive"
     lr: float = 1.849e-3
     beta1: float = 0.95
     beta2: float = 0.999
@@ -101,8 +102,8 @@ class CanvasConfig:
             often, 1 spends equally many patches on every pair.
         official_repeats: How often each official demonstration counts among the pairs.
         minutes: Budget of training, in minutes of processor time (of the device's, on a GPU).
-        report_steps: Steps between two reports.
-        reports_per_evaluation: Reports between two evaluations on held-out pairs, which are also the checkpoints.
+        epochs: Reports, evenly over the budget.
+        eval_every: Epochs between two evaluations on held-out pairs, which are also the checkpoints.
         changed_weight: Weight of a pixel that differs from the input's.
         clip_norm: Largest gradient norm.
         compile: Compile the blocks; needs a compiler on CPUs, and takes half a minute.
@@ -123,11 +124,12 @@ class CanvasConfig:
     size_bias: str = "linear:1:0.2"
     official_repeats: int = 20
     minutes: float = 40.0
-    report_steps: int = 200
-    reports_per_evaluation: int = 5
+    epochs: int = 60
+    eval_every: int = 10
     changed_weight: float = 2.0
     clip_norm: float = 1.0
     compile: bool = False
+    architecture: Literal["canvas"] = "canvas"
 
 
 def choose_slots(slots: int | str, device: str) -> int:

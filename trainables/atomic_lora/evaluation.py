@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainables.arc import Example, grid_tokens
+from trainables.arc import Example, Pair, Task, grid_tokens, modal_output
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.decoding import generate, grid_metrics
 from trainables.atomic_lora.loss import cell_hits, row_losses
@@ -48,6 +48,12 @@ def autoregressive(model: Champion, examples: Sequence[Example], device: str, ba
         for answer, example in zip(generate(model, batch, device), batch, strict=True)
     ]
     return mean_metrics(rows)
+
+
+def modal_grid_accuracy(task: Task, held_out: Sequence[Pair]) -> float:
+    """Return the share of held-out pairs that the task's most frequent training output answers exactly."""
+    answer = modal_output(task)
+    return float(np.mean([np.array_equal(answer, pair.output) for pair in held_out]))
 
 
 def mean_metrics(rows: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from trainables.arc import (
     Task,
     grid_key,
     grid_tokens,
-    modal_output,
     pair_key,
     test_examples,
     training_examples,
@@ -39,7 +38,7 @@ from trainables.atomic_lora.data import (
     target_sequence,
 )
 from trainables.atomic_lora.decoding import generate, grid_metrics
-from trainables.atomic_lora.evaluation import mean_metrics
+from trainables.atomic_lora.evaluation import mean_metrics, modal_grid_accuracy
 from trainables.atomic_lora.layout import Layout, attention_groups
 from trainables.atomic_lora.loss import all_right, cell_hits, row_losses
 from trainables.atomic_lora.model import Base, mean_of_pairs, mean_of_tokens
@@ -169,14 +168,14 @@ class ArcWorkload(ABC):
                 {f"base_{name}": base.metrics[name] for name in (*COMPARED, "teacher_forced_cell_accuracy")}
                 | {f"final_{name}": own.metrics[name] for name in COMPARED}
                 | {name: value for name, value in own.metrics.items() if name not in COMPARED}
-                | {"modal_grid_accuracy": _modal_grid_accuracy(task, task.test)}
+                | {"modal_grid_accuracy": modal_grid_accuracy(task, task.test)}
             )
             if task.official:
                 metrics |= (
                     {f"official_base_{name}": base.official[name] for name in COMPARED}
                     | {f"official_final_{name}": own.official[name] for name in COMPARED}
                     | {f"official_{name}": own.official[name] for name in ("copy_grid_accuracy", "copy_cell_accuracy")}
-                    | {"official_modal_grid_accuracy": _modal_grid_accuracy(task, task.official)}
+                    | {"official_modal_grid_accuracy": modal_grid_accuracy(task, task.official)}
                 )
             predictions = [
                 {"pair": pair, "input": held.input, "expected": held.output, "base": before, "adapted": after}
@@ -369,11 +368,6 @@ def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
             places[key] = len(first)
             first.append(i)
     return first, [places[key] for key in keys]
-
-
-def _modal_grid_accuracy(task: Task, held_out: Sequence[Pair]) -> float:
-    answer = modal_output(task)
-    return float(np.mean([np.array_equal(answer, pair.output) for pair in held_out]))
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
