@@ -28,13 +28,14 @@ step() {
     "$([ $code = 0 ] && echo passed || { [ $code = 124 ] && echo "stopped after $limit s" || echo "failed ($code)"; })")")
 }
 
+tiny="--minutes 0.05 --set width=16 --set heads=2 --set layers=1 --set feedforward=16 --set epochs=2"
 if [ "$part" = base ]; then
   if [ "$device" = cuda ]; then
     size="--minutes 3.7 --set layers=6 --set batch_tokens=98304 --set compile=true"
     panel="--tasks 48 --slots 288 --epochs 6 --examples 80 --grid lr_multiple=0.1,0.3,1 --grid rank=4,16"
     all="--tasks 400 --slots 400 --epochs 20 --examples 80"
   else
-    size="--minutes 0.05 --set width=16 --set heads=2 --set layers=1 --set feedforward=16 --set epochs=2"
+    size=$tiny
     panel="--tasks 2 --slots 4 --epochs 1 --examples 8 --grid lr_multiple=0.1,1"
     all="--tasks 3 --slots 3 --epochs 1 --examples 8"
   fi
@@ -58,10 +59,12 @@ elif [ "$device" = cuda ]; then
   step 60 adapters-256 "$python" benchmarks/adapters.py --device cuda --base canvas --data "$data" --slots 256 --tasks 256 \
     --groups 1 --epochs 1 --without-deepcopy --json "$out/adapters-256-$name.json"
 else
+  # shellcheck disable=SC2086
+  step 60 base "$python" benchmarks/canvas.py --device cpu --data "$data" $tiny --folder "$out/canvas"
   step 60 partition "$python" benchmarks/batching.py --calls 2 --json "$out/batching-cpu.json"
-  step 240 adapters "$python" benchmarks/adapters.py --device cpu --base canvas --data "$data" --slots 2 --tasks 2 --of-smallest 12 --groups 1 \
+  step 240 adapters "$python" benchmarks/adapters.py --device cpu --base "$out/canvas" --data "$data" --slots 2 --tasks 2 --of-smallest 12 --groups 1 \
     --epochs 1 --examples 4 --without-deepcopy --profile --json "$out/adapters-cpu.json"
-  step 240 job "$python" benchmarks/job.py --device cpu --base canvas --data "$data" --tasks 2 --epochs 1 --examples 4 \
+  step 240 job "$python" benchmarks/job.py --device cpu --base "$out/canvas" --data "$data" --tasks 2 --epochs 1 --examples 4 \
     --json "$out/job-cpu.json"
 fi
 printf '\n%s\n' "${summary[@]}"
