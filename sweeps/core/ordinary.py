@@ -108,7 +108,7 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
     if not missing:
         return close(sweep, store)
     scheduler = None
-    if sweep.is_judged(jobs):
+    if sweep.uses_asha(jobs):
         scheduler, past = asha(sweep), Past(store, sweep.space.metric)
         for job in jobs:
             scheduler.replay(past.unit(job.trial_id, [job.trial_id]))

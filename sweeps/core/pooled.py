@@ -61,7 +61,7 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
     if not missing:
         return close(sweep, store)
     units, scheduler = [Unit(job.trial_id, [job], job.task_id) for job in missing], None
-    if sweep.is_judged(jobs):
+    if sweep.uses_asha(jobs):
         scheduler, past = asha(sweep), Past(store, sweep.space.metric)
         left = {job.trial_id: job for job in missing}
         judged = [

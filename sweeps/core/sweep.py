@@ -74,7 +74,7 @@ class Sweep:
         cost = self.costs.get(job.task_id, Cost())
         return replace(cost, epochs=int(job.config[self.space.budget_setting]))
 
-    def is_judged(self, jobs: Iterable[Job]) -> bool:
+    def uses_asha(self, jobs: Iterable[Job]) -> bool:
         """Return whether ASHA judges jobs: those of several configurations, unless they are variants of an ablation."""
         # which compares trials that trained equally long
         ablates = any(isinstance(domain, Ablation) for domain in self.domains.values())

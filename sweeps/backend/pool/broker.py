@@ -20,7 +20,7 @@ from typing import Any
 
 from trainables.common.jobs import Job, Report
 
-# Fail a job after this many consecutive worker deaths without a report: it is presumed to cause them.
+# Fail a job after this many consecutive worker worker_failures without a report: it is presumed to cause them.
 MAX_DEATHS = 3
 # Give up after a worker has started this often in a row without a report. The number is greater than MAX_DEATHS + 1, so
 # that a worker gets to start once without the job that killed it.
@@ -32,7 +32,7 @@ class _Live:
     job: Job
     unit: str
     token: int | None = None  # Registration of the worker that has the job, None in the queue.
-    deaths: int = 0
+    worker_failures: int = 0
     cancelled: bool = False
     last: Report | None = None
 
@@ -197,7 +197,7 @@ class PoolBroker:
                 continue
             rank = next(rank for rank, t in self._workers.items() if t == token)
             self._barren[rank] = 0
-            live.deaths = 0
+            live.worker_failures = 0
             report = replace(report, metrics={**report.metrics, "worker": rank})
             if report.status == "running":
                 live.last = replace(report, history=())
@@ -244,11 +244,11 @@ class PoolBroker:
         again = []
         for live in lost:
             live.token = None
-            live.deaths += 1
+            live.worker_failures += 1
             if live.cancelled:
                 self._end(live, "stopped")
-            elif live.deaths >= MAX_DEATHS:
-                self._end(live, "failed", f"Its worker died {live.deaths} times in a row while training it.")
+            elif live.worker_failures >= MAX_DEATHS:
+                self._end(live, "failed", f"Its worker died {live.worker_failures} times in a row while training it.")
             elif not self._draining:
                 again.append(live.job.trial_id)
         self._queue.extendleft(reversed(again))

@@ -26,4 +26,4 @@ def test_asha_judges_several_configurations_but_no_ablation(sweeps: list[str], s
     sweep = Sweep("recursive_reasoner", SPACE, argparse.Namespace(), config, domains, {}, "f0")
     drawn = SPACE.sample(config, domains, samples, seed=0)
     jobs = [sweep.job("t", values, seed, sample) for sample, (values, seed) in enumerate(drawn)]
-    assert sweep.is_judged(jobs) == judged
+    assert sweep.uses_asha(jobs) == judged
