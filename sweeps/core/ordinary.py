@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_spaces.space import SearchSpace
-from sweeps.backend import cluster
 from sweeps.backend.asha import GroupedASHA
 from sweeps.backend.runs import TrainLoop
-from sweeps.backend.trials import Search, StopFlag, Training, TrialEnd, run_ordinary
+from sweeps.backend.trials import Search, Training, TrialEnd, run_ordinary
 from sweeps.core import cli
 from sweeps.core.checks import Check
 from sweeps.core.recorder import Recorder
 from sweeps.core.search_ledger import SearchLedger, require_searchable
-from sweeps.core.session import Past, asha, close, ledger, recording
+from sweeps.core.session import Past, Session, asha, close, ledger, recording
 from sweeps.core.sweep import Sweep
 from sweeps.store.store import ResultsStore
 from trainables.common.folder import Folder
@@ -114,10 +113,10 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             scheduler.replay(past.unit(job.trial_id, [job.trial_id]))
     models = store.folder.sub("models")
     trials = [_trial(job, models, settings) for job in missing]
-    with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
-        recorder.expect(missing)
-        finished = _train_trials(sweep, store, loop, trials, scheduler, recorder, info, stop)
-    return close(sweep, store, not finished, recorder.jobs.values())
+    with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as session:
+        session.recorder.expect(missing)
+        finished = _train_trials(sweep, store, loop, trials, scheduler, session)
+    return close(sweep, store, not finished, session.recorder.jobs.values())
 
 
 def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> int:
@@ -134,10 +133,11 @@ def _search_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -
     scheduler, past = asha(sweep), Past(store, sweep.space.metric)
     for key in drawn.configs:
         scheduler.replay(past.unit(key, drawn.trial_ids(key)))
-    with recording(sweep, store, sweep.args.num_samples, len(drawn.finished)) as (recorder, info, stop):
+    with recording(sweep, store, sweep.args.num_samples, len(drawn.finished)) as session:
+        recorder = session.recorder
         recorder.listeners.append(drawn.hear)
         search = Search(drawn.searcher(lambda key: recorder.expect(drawn.jobs(key))), make_trial, left)
-        finished = _train_trials(sweep, store, loop, search, scheduler, recorder, info, stop)
+        finished = _train_trials(sweep, store, loop, search, scheduler, session)
     return close(sweep, store, not finished, recorder.jobs.values())
 
 
@@ -152,11 +152,10 @@ def _train_trials(
     loop: TrainLoop,
     work: Sequence[Trial] | Search[Trial],
     scheduler: GroupedASHA | None,
-    recorder: Recorder,
-    info: cluster.ClusterInfo,
-    stop: StopFlag,
+    session: Session,
 ) -> bool:
     """Run trials and record them; return False where a stop was asked for."""
+    recorder, info = session.recorder, session.info
     workers, count = sweep.args.workers_per_trial, work.num_samples if isinstance(work, Search) else len(work)
     recorder.slots, threads = info.trials_at_once(workers, count)
     training = Training(
@@ -174,7 +173,7 @@ def _train_trials(
         _Rows(sweep, recorder),
         metric=sweep.space.metric,
         asha=scheduler,
-        should_stop=stop,
+        should_stop=session.stop,
         max_concurrent=recorder.slots,
     )
 

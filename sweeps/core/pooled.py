@@ -73,9 +73,10 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             scheduler.replay(unit)
         units = [unit for unit in judged if unit.jobs]
     configs = [job.config for job in jobs]
-    with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as (recorder, info, stop):
+    with recording(sweep, store, len(jobs), len(jobs) - len(missing)) as session:
+        recorder = session.recorder
         recorder.expect(missing)
-        adapters, slots = pool.build(info, store.folder.location, configs)
+        adapters, slots = pool.build(session.info, store.folder.location, configs)
         recorder.slots = slots
         outcome = run_pool_sweep(
             units,
@@ -83,10 +84,10 @@ def run_pool(sweep: Sweep, pool: Pool, task_ids: Sequence[str]) -> int:
             recorder,
             metric=sweep.space.metric,
             asha=scheduler,
-            should_stop=stop,
+            should_stop=session.stop,
             # Workers ask for jobs more often than the driver looks whether there are enough.
             backlog=7 * slots,
-            storage_path=None if info.local else store.folder.sub("cluster").location,
+            storage_path=None if session.info.local else store.folder.sub("cluster").location,
         )
     return close(sweep, store, outcome.interrupted, recorder.jobs.values())
 
@@ -115,9 +116,10 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
     # members of unfinished panels may have finished
     done = sum(len(panel) - len(drawn.jobs(key)) for key in drawn.configs)
     total = args.num_samples * len(panel)
-    with recording(sweep, store, total, done) as (recorder, info, stop):
+    with recording(sweep, store, total, done) as session:
+        recorder = session.recorder
         recorder.listeners.append(drawn.hear)
-        adapters, slots = pool.build(info, store.folder.location, configs)
+        adapters, slots = pool.build(session.info, store.folder.location, configs)
         recorder.slots = slots
         searcher = drawn.searcher(lambda key: recorder.expect(drawn.jobs(key)))
         outcome = run_pool_sweep(
@@ -126,9 +128,9 @@ def run_panel_search(sweep: Sweep, pool: Pool, panel: Sequence[str]) -> int:
             recorder,
             metric=space.metric,
             asha=scheduler,
-            should_stop=stop,
+            should_stop=session.stop,
             max_concurrent=max(2, slots // len(panel)),
-            storage_path=None if info.local else store.folder.sub("cluster").location,
+            storage_path=None if session.info.local else store.folder.sub("cluster").location,
         )
     return close(sweep, store, outcome.interrupted, recorder.jobs.values())
 

@@ -11,12 +11,12 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sweeps.backend import cluster
 from sweeps.backend.asha import ONE_GROUP, GroupedASHA, Unit
+from sweeps.backend.trials import StopFlag
 from sweeps.core import checks
 from sweeps.core.recorder import Recorder
 from sweeps.core.sweep import Sweep
@@ -113,10 +113,23 @@ class Past:
         return Unit(name, jobs, group, earlier, min(rungs, default=None))
 
 
+@dataclass(frozen=True)
+class Session:
+    """What a sweep has while it runs.
+
+    Attributes:
+        recorder: Takes its reports.
+        info: The cluster that it runs on.
+        stop: Tells whether it should stop.
+    """
+
+    recorder: Recorder
+    info: cluster.ClusterInfo
+    stop: StopFlag
+
+
 @contextmanager
-def recording(
-    sweep: Sweep, store: ResultsStore, total: int, done: int
-) -> Iterator[tuple[Recorder, cluster.ClusterInfo, Any]]:
+def recording(sweep: Sweep, store: ResultsStore, total: int, done: int) -> Iterator[Session]:
     """Connect to Ray and open all that listens to the sweep, for the length of a ``with`` block."""
     log = Path(store.folder.root, "progress.log") if store.folder.is_local else None
     args = sweep.args
@@ -133,7 +146,7 @@ def recording(
         family = sweep.space.family
         with RowWriter(store) as writer, Progress(total, done, log, family=family) as progress:
             metrics = SweepMetrics(sweep.name, family, total, done)
-            yield Recorder(sweep, writer, progress, metrics, trackers), info, stop
+            yield Session(Recorder(sweep, writer, progress, metrics, trackers), info, stop)
 
 
 def close(sweep: Sweep, store: ResultsStore, interrupted: bool = False, jobs: Iterable[Job] = ()) -> int:

@@ -168,7 +168,7 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
 
 def trivial_answers(tasks: Mapping[str, Task], official: Mapping[str, Task]) -> dict[str, float]:
     """Return what copying the input and a task's most frequent training output reach, means over held-out pairs."""
-    found = {}
+    found: dict[str, Any] = {}
     for prefix, group in (("", tasks), ("official_", official)):
         held = [(task_id, pair) for task_id, task in group.items() for pair in task.test]
         if held:
