@@ -1,0 +1,70 @@
+"""Train prompted grid agents by expected free energy: terms and weights x steps x prompt x language model x memory.
+
+    python sweeps/arc_efe.py --preset demo
+    python sweeps/arc_efe.py --preset ablation --num-samples 3
+    python sweeps/arc_efe.py --preset demo --num-samples 6 --sweep 'lr=loguniform(5e-4, 4e-3)'
+    python sweeps/arc_efe.py --preset demo --set lm_training=lora --set epochs=5
+    python sweeps/arc_efe.py --num-gpus 1 --set lm=hf:Qwen/Qwen2.5-1.5B
+    python sweeps/arc_efe.py --preset demo --data re-arc:DIR --set examples_per_task=8
+
+With several samples one ASHA compares their exact accuracy on held-out pairs; variants of an ablation are all trained
+to the end, each with the same seeds. The trained systems are written to ``models/<trial>/agent.pt`` in the run's
+folder, their checkpoints beside them.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from search_spaces.arc_efe import SPACE
+from search_spaces.space import extremes
+from sweeps.core import cli, ordinary
+from sweeps.core.arc_options import data_option, parse_tasks
+from sweeps.core.ordinary import Prepared
+from trainables.arc import fingerprint, load_tasks
+from trainables.arc_efe.config import EfeConfig
+from trainables.arc_efe.data import make_dataset
+from trainables.arc_efe.language import read_config
+from trainables.arc_efe.train import train_loop
+from trainables.common.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return ordinary.main(SPACE, add_options, prepare, argv, __doc__)
+
+
+def add_options(parser: cli.Parser) -> None:
+    parser.add_argument(
+        "--tasks",
+        metavar="all|ID,ID|FILE|smallest:N",
+        help="tasks to train on, of those that max_side admits (default: the preset's)",
+    )
+    data_option(parser)
+
+
+def prepare(args: Namespace, config: EfeConfig, domains: Mapping[str, Any]) -> Prepared:
+    if args.workers_per_trial > 1:
+        raise InputError(
+            f"--workers-per-trial is {args.workers_per_trial}, but one agent trains on one device; give 0 or 1."
+        )
+    tasks = load_tasks(args.data)
+    sizes = {task_id: task.tokens for task_id, task in tasks.items()}
+    ids = parse_tasks(args.tasks or SPACE.presets[args.preset].tasks, list(tasks), sizes)
+    some = {task_id: tasks[task_id] for task_id in ids}
+    sides = extremes(domains["max_side"]) if "max_side" in domains else [config.max_side]
+    make_dataset(some, min(sides), config.prompt_pairs)
+    for name in extremes(domains["lm"]) if "lm" in domains else [config.lm]:
+        read_config(name, config.lm_layers)
+    data = fingerprint(some)
+    return Prepared(train_loop, {"data": args.data, "tasks": list(ids)}, data, {"tasks": list(ids)})
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
