@@ -1,0 +1,72 @@
+"""The prompted grid agent through the runner: rows beside their baselines, and bad input as one sentence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.trainables.arc_efe.tiny import save_language_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_complete_rows_and_can_be_extended(tmp_path: Path) -> None:
+    lm = save_language_model(tmp_path / "lm")
+    place = ["--preset", "smoke", "--num-gpus", "0", "--results-dir", str(tmp_path), "--run-id", "r"]
+    command = [
+        sys.executable,
+        str(ROOT / "sweeps" / "arc_efe.py"),
+        *place,
+        "--workers-per-trial",
+        "0",
+        "--set",
+        f"lm={lm}",
+    ]
+    environment = {**os.environ, "RAY_LORA_SWEEPS_CACHE": str(tmp_path / "cache")}
+    process = subprocess.run(
+        [*command, "--sweep", "lm_training=grid(frozen, lora)"],
+        capture_output=True, text=True, timeout=280, env=environment,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "exact without a prompt" in process.stdout and "cells by copying" in process.stdout
+    folder = tmp_path / "arc_efe" / "r"
+    trials, history = pd.read_parquet(folder / "trials"), pd.read_parquet(folder / "history")
+    assert (trials["status"] == "success").all() and sorted(trials["lm_training"]) == ["frozen", "lora"]
+    measured = ("exact_accuracy", "no_prompt_cell_accuracy", "copy_cell_accuracy", "prior_cell_accuracy")
+    for column in (*measured, "change_recall", "score_before", "score_after", "hard_share", "memory_hits"):
+        assert trials[column].notna().all(), column
+    assert (trials.set_index("lm_training")["lm_grad_norm"] > 0).to_dict() == {"frozen": False, "lora": True}
+    assert (history["term_grad_norm/bidirectional"] > 0).all() and (history["grad_norm/policy"] > 0).all()
+    for trial in trials["trial_id"]:
+        assert (folder / "models" / trial / "agent.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "weight_riks=0"], "did you mean 'weight_risk'"),
+        (["--set", "prompt=json"], "prompt must be one of 'rule', 'plain', 'none', not 'json'"),
+        (["--set", "max_side=1"], "No task has sides of at most 1 and two different pairs; raise max_side."),
+        (["--set", "lm=gpt5"], "lm 'gpt5' is not one of smollm2, minilm; or write hf:NAME_OR_FOLDER"),
+        (["--tasks", "smallest:0"], "--tasks smallest:0: give a number from 1 to 400"),
+        (["--workers-per-trial", "2"], "--workers-per-trial is 2, but one agent trains on one device; give 0 or 1."),
+        (["--data", "nowhere"], "--data 'nowhere' is not a data source"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from sweeps.arc_efe import main
+    from sweeps.core import cli
+
+    with pytest.raises(SystemExit) as end:
+        cli.run_main(main, ["--preset", "smoke", "--results-dir", str(tmp_path), *arguments])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
