@@ -105,7 +105,7 @@ def no_prompt_baseline(
         trainer.load_state_dict(checkpoints.load(note, run.device))
     while trainer.step < trainer.total:
         trainer.train_step()
-        if trainer.step % (10 * config.checkpoint_every) == 0 or trainer.step == trainer.total:
+        if trainer.step % config.checkpoint_every == 0 or trainer.step == trainer.total:
             checkpoints.save(Note(trainer.step, None, own), trainer.state_dict())
     found = trainer.evaluate()[0]
     names = ("exact_accuracy", "cell_accuracy", "size_accuracy", "change_recall", "contested_cell_accuracy")
