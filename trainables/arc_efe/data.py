@@ -48,12 +48,14 @@ class Dataset:
         prompts: The demonstrations of each prompt.
         train: Items to train on.
         held_out: Test pairs.
+        official: Official test pairs, where the others are generated; empty for ARC's own tasks.
     """
 
     ids: tuple[str, ...]
     prompts: tuple[tuple[Pair, ...], ...]
     train: tuple[Item, ...]
     held_out: tuple[Item, ...]
+    official: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def make_dataset(tasks: Mapping[str, Task], max_side: int, prompt_pairs: int) ->
     ids: list[str] = []
     train: list[Item] = []
     held_out: list[Item] = []
+    official: list[Item] = []
 
     def prompt_of(pairs: Sequence[Pair]) -> int:
         key = tuple(pair_key(pair) for pair in pairs)
@@ -107,15 +110,16 @@ def make_dataset(tasks: Mapping[str, Task], max_side: int, prompt_pairs: int) ->
                 train.append(Item(number, pair, prompt_of(others), canvas))
         test_prompt = prompt_of(task.train[:prompt_pairs])
         held_out += [Item(number, pair, test_prompt, canvas) for pair in task.test]
+        official += [Item(number, pair, test_prompt, canvas) for pair in task.official]
     if not train:
         raise InputError(f"No task has sides of at most {max_side} and two different pairs; raise max_side.")
-    return Dataset(tuple(ids), tuple(demonstrations), tuple(train), tuple(held_out))
+    return Dataset(tuple(ids), tuple(demonstrations), tuple(train), tuple(held_out), tuple(official))
 
 
 def known_side(task: Task) -> int:
     """Return the longest side among what a solver sees: the demonstrations and the test inputs."""
     seen = [grid for pair in task.train for grid in (pair.input, pair.output)]
-    return max(max(grid.shape) for grid in (*seen, *(pair.input for pair in task.test)))
+    return max(max(grid.shape) for grid in (*seen, *(pair.input for pair in (*task.test, *task.official))))
 
 
 def leave_one_out(pairs: Sequence[Pair], place: int, count: int) -> tuple[Pair, ...]:

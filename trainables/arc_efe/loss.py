@@ -3,6 +3,23 @@
 Risk and ambiguity are those of `free_energy`: hidden states are the colours of cells, outcomes what is seen of them
 through the learned likelihood, and preferred is the target's colour. Cells weigh by whether they are hard: predicted
 wrongly at the moment.
+
+============== =========================================================================================================
+risk           KL of the predicted outcome from the preferred one, mean over steps and cells
+ambiguity      expected entropy of the likelihood under the predicted colours; its published weight is 0
+step           KL of a step's prediction from the one before it: what it costs to change one's mind
+consistency    Jensen-Shannon divergence of the predictions under the unchanged and the changed prompt
+bidirectional  Jensen-Shannon divergence of the inputs that the backward model finds from target and prediction
+preference     KL of the predicted colour shares from those of the demonstrations' outputs
+prompt         InfoNCE: a solved pair is to be nearer to its own prompt than to prompts of other tasks
+cross_entropy  of the target under the last step's outcome
+size           cross-entropy of height and width
+backward       cross-entropy of the input under what the backward model finds from the target
+============== =========================================================================================================
+
+The system that this one replaces had neither a backward model nor a size head, so ``backward`` and ``size``, which
+train them, have no published weight. What step, consistency, preference and prompt computed there is not known beyond
+their names; the definitions are this project's.
 """
 
 from __future__ import annotations

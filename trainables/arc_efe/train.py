@@ -56,7 +56,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
         trainer.load_state_dict(checkpoints.load(notes[-1], run.device))
         if trainer.step == trainer.total:
             # killed between its end and the note of it
-            publish(trainer, folder)
+            publish(trainer, trainer.evaluate()[1], folder)
             run.report(trainer.metrics)
             return
     elif config.no_prompt_baseline and config.prompt != "none":
@@ -70,21 +70,22 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             continue
         row = {"prompt": config.prompt, "lm_training": config.lm_training, **trainer.end_epoch()}
         if last or row["epoch"] % config.eval_every == 0:
-            row |= trainer.evaluate()[0]
+            found, answers = trainer.evaluate()
+            row |= found
         if last:
             row |= trainer.facts
             row["cut_prompts"] = trainer.system.prompts.cut if trainer.system.prompts else 0
-            publish(trainer, folder)
+            publish(trainer, answers, folder)
         row["seconds"] = trainer.lap()
         trainer.metrics = row
         checkpoints.save(Note(trainer.step, row.get("exact_accuracy"), own), trainer.state_dict())
         run.report(row)
 
 
-def publish(trainer: Trainer, folder: Folder) -> None:
-    """Write the trained system and some of its answers."""
+def publish(trainer: Trainer, answers: Sequence[Mapping[str, Any]], folder: Folder) -> None:
+    """Write the trained system and some of its answers, as `evaluation.solve` returned them."""
     folder.write("agent.pt", trainer.exported())
-    folder.write("answers.json", json.dumps(shown(trainer.evaluate()[1], trainer, SHOWN_PAIRS)).encode())
+    folder.write("answers.json", json.dumps(shown(answers, trainer, SHOWN_PAIRS)).encode())
 
 
 def no_prompt_baseline(

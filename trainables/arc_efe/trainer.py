@@ -24,6 +24,8 @@ from trainables.common.schedules import Schedule, warm_up
 
 # epochs that the size weight takes where its schedule gives no length
 SIZE_EPOCHS = 3
+# what is measured of the official test pairs where generated ones are held out
+OFFICIAL = ("exact_accuracy", "cell_accuracy", "copy_cell_accuracy")
 
 
 class Trainer:
@@ -251,7 +253,12 @@ class Trainer:
     def evaluate(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return held-out metrics, and the answers that they are of."""
         rows = evaluation.solve(self.system, self.dataset.held_out, 2 * self.config.batch_size)
-        return evaluation.metrics(rows, self.dataset), rows
+        found = evaluation.metrics(rows, self.dataset)
+        if self.dataset.official:
+            answers = evaluation.solve(self.system, self.dataset.official, 2 * self.config.batch_size)
+            official = evaluation.metrics(answers, self.dataset)
+            found |= {f"official_{name}": official[name] for name in OFFICIAL}
+        return found, rows
 
     def lap(self) -> float:
         """Return the wall time since the last call, or since the start of training, in seconds."""

@@ -217,3 +217,10 @@ def test_models_that_cannot_read_prompts_are_refused(
 def test_the_interval_is_wilsons() -> None:
     assert wilson(0, 100) == pytest.approx((0.0, 0.03699), abs=1e-4)
     assert wilson(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-4)
+
+
+def test_official_pairs_are_a_second_held_out_set(language_model: str) -> None:
+    tasks = {name: dataclasses.replace(task, official=task.test[:1]) for name, task in make_tasks().items()}
+    trainer = _trained(tiny_config(language_model), 1, make_dataset(tasks, 30, 2))
+    found, rows = trainer.evaluate()
+    assert len(rows) == 8 and 0 <= found["official_cell_accuracy"] <= 1 and "official_exact_accuracy" in found
