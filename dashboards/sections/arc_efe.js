@@ -30,7 +30,7 @@ function efeAnswer(answer) {
   const refined = answer.change === "keep" ? "The policy left the prompt as it was." : `The policy's change: ${answer.change}.`;
   return el("div", {}, efeGrids(answer),
     el("p", { class: "note" }, `${refined} Score ${number(answer.score_before)} before, ${number(answer.score_after)} after. ${answer.memory ? "Memory held a similar prompt." : "Memory held no similar prompt."} Hard cells, those predicted wrongly, are marked.`),
-    answer.prompt ? el("details", {}, el("summary", {}, "Prompt"), el("pre", {}, answer.changed_prompt)) : null);
+    answer.prompt ? el("details", {}, el("summary", {}, "Prompt"), el("pre", { style: { "white-space": "pre-wrap", "max-height": "16em", overflow: "auto" } }, answer.changed_prompt)) : null);
 }
 
 function efeSection() {
