@@ -1,0 +1,68 @@
+"""Train prompted grid agents in a plain process, without Ray: what comes out, and what a step costs.
+
+    python benchmarks/arc_efe.py --preset demo --folder DIR --json benchmarks/results/arc-efe-<machine>.json
+    python benchmarks/arc_efe.py --preset demo --folder DIR --seeds 0,1,2 --set no_prompt_baseline=false --set memory=false
+
+Settings are those of ``sweeps/arc_efe.py``, and so is the loop. Each seed trains in a folder of its own; what was
+broken off goes on from its last checkpoint. ``cpu_seconds`` is the time that this process computed, which a busy machine
+does not lengthen as it does the wall time; of a seed that was broken off it is that of the last session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from benchmarks.machine import record
+from search_spaces.arc_efe import SPACE
+from sweeps.core.arc_options import data_option, parse_tasks
+from trainables.arc import load_tasks
+from trainables.arc_efe.family import FAMILY
+from trainables.arc_efe.train import train_loop
+from trainables.common.context import PlainRun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=list(SPACE.presets), default="demo")
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--seeds", default="0", metavar="N,N")
+    parser.add_argument("--folder", required=True, help="where checkpoints and answers go")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", metavar="FILE")
+    data_option(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config, _ = SPACE.resolve(args.preset, sets=args.sets)
+    tasks = load_tasks(args.data)
+    sizes = {task_id: task.tokens for task_id, task in tasks.items()}
+    ids = parse_tasks(SPACE.presets[args.preset].tasks, list(tasks), sizes)
+    rows = []
+    for seed in map(int, args.seeds.split(",")):
+        started, run = time.process_time(), PlainRun(args.device)
+        folder = str(Path(args.folder) / f"seed-{seed}")
+        settings = {"config": dataclasses.asdict(config), "seed": seed, "folder": folder}
+        train_loop({**settings, "data": args.data, "tasks": ids}, run)
+        rows.append({**run.reports[-1], "seed": seed, "cpu_seconds": time.process_time() - started})
+    for column in FAMILY.columns:
+        values = [row[column.name] for row in rows if isinstance(row.get(column.name), int | float)]
+        if values:
+            print(f"{column.name:>34} " + " ".join(f"{value:9.4f}" for value in values))
+    print(f"{'cpu_seconds':>34} " + " ".join(f"{row['cpu_seconds']:9.1f}" for row in rows))
+    record(
+        args.json, {"preset": args.preset, "sets": args.sets, "data": args.data, "rows": json.loads(json.dumps(rows))}
+    )
+
+
+if __name__ == "__main__":
+    main()
