@@ -1,18 +1,17 @@
 """Train prompted grid agents in a plain process, without Ray: what comes out, and what a step costs.
 
     python benchmarks/arc_efe.py --preset demo --folder DIR --json benchmarks/results/arc-efe-<machine>.json
-    python benchmarks/arc_efe.py --preset demo --folder DIR --seeds 0,1,2 --set no_prompt_baseline=false --set memory=false
+    python benchmarks/arc_efe.py --preset demo --folder DIR --seeds 0,1,2 --set memory=false
 
 Settings are those of ``sweeps/arc_efe.py``, and so is the loop. Each seed trains in a folder of its own; what was
-broken off goes on from its last checkpoint. ``cpu_seconds`` is the time that this process computed, which a busy machine
-does not lengthen as it does the wall time; of a seed that was broken off it is that of the last session.
+broken off goes on from its last checkpoint. ``cpu_seconds`` is the time that this process computed, which a busy
+machine does not lengthen as it does the wall time; of a seed that was broken off it is that of the last session.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
