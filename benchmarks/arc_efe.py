@@ -58,9 +58,7 @@ def main() -> None:
         if values:
             print(f"{column.name:>34} " + " ".join(f"{value:9.4f}" for value in values))
     print(f"{'cpu_seconds':>34} " + " ".join(f"{row['cpu_seconds']:9.1f}" for row in rows))
-    record(
-        args.json, {"preset": args.preset, "sets": args.sets, "data": args.data, "rows": json.loads(json.dumps(rows))}
-    )
+    record(args.json, {"preset": args.preset, "sets": args.sets, "data": args.data, "rows": rows})
 
 
 if __name__ == "__main__":
