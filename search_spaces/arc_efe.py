@@ -57,7 +57,7 @@ SMOKE_VALUES = {
 DEMO_VALUES = {
     "width": 64, "hidden": 64, "depth": 3, "step_depth": 2, "steps": 3, "embedding": 128, "backward_hidden": 32,
     "prompt": "plain", "prompt_pairs": 2, "prompt_tokens": 256, "lm_layers": 2, "lr": 2e-3, "lr_schedule": "cosine",
-    "policy_lr": 1e-3, "batch_size": 32, "epochs": 20, "max_side": 10, "eval_every": 5, "checkpoint_every": 100,
+    "policy_lr": 1e-3, "batch_size": 32, "epochs": 10, "max_side": 10, "eval_every": 5, "checkpoint_every": 100,
 }  # fmt: skip
 # against the demo's settings: what each term and each part is worth
 ABLATION = {

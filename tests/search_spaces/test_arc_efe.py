@@ -29,7 +29,7 @@ def test_every_term_can_be_ablated() -> None:
 
 
 def test_terms_about_prompts_take_no_part_without_one() -> None:
-    assert not {"prompt", "consistency"} & weights_of(EfeConfig(prompt="none")).keys()
+    assert not {"prompt", "consistency", "preference"} & weights_of(EfeConfig(prompt="none")).keys()
 
 
 @pytest.mark.parametrize(

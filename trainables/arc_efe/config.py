@@ -10,8 +10,8 @@ TERMS = (
     "risk", "ambiguity", "step", "consistency", "bidirectional", "preference", "prompt", "cross_entropy", "size",
     "backward",
 )  # fmt: skip
-# terms that compare prompts, or what prompts make of a grid
-PROMPT_TERMS = ("consistency", "prompt")
+# terms that compare prompts, what prompts make of a grid, or what demonstrations show
+PROMPT_TERMS = ("consistency", "prompt", "preference")
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,13 @@ class Targets(NamedTuple):
         grids: [B, S, S] with ``OUTSIDE`` beyond the output.
         size: [B, 2].
         inputs: [B, S, S] with ``OUTSIDE`` beyond the input.
-        demonstrated: Share of each colour in the outputs of the prompt's demonstrations, [B, 10].
+        demonstrated: Share of each colour in the outputs of the prompt's demonstrations, [B, 10]; None without prompts.
     """
 
     grids: Tensor
     size: Tensor
     inputs: Tensor
-    demonstrated: Tensor
+    demonstrated: Tensor | None
 
 
 def hard_cells(logits: Tensor, grids: Tensor) -> Tensor:
@@ -81,17 +81,18 @@ def prediction_terms(
     wanted = F.one_hot(targets.grids.clamp_max(COLOURS - 1), COLOURS).float()
     preference = torch.log(wanted * (1 - smoothing) + (1 - wanted) * smoothing / (COLOURS - 1))
     last = q_o[:, -1]
-    shown = _cell_mean(last, asked[..., None], asked[..., None])
-    demonstrated = (targets.demonstrated + COLOUR_FLOOR) / (1 + COLOUR_FLOOR * COLOURS)
     terms = {
         "risk": _cell_mean(free_energy.risk(q_o, preference[:, None]).mean(1), weight, asked),
         "ambiguity": _cell_mean(free_energy.ambiguity(q_s, likelihood).mean(1), weight, asked),
-        "preference": free_energy.divergence(shown, demonstrated),
         "cross_entropy": _cell_mean(-(wanted * free_energy.log(last)).sum(-1), weight, asked),
         "size": F.cross_entropy(prediction.size.flatten(0, 1), (targets.size - 1).flatten(), reduction="none")
         .view(-1, 2)
         .sum(1),
     }
+    if targets.demonstrated is not None:
+        demonstrated = (targets.demonstrated + COLOUR_FLOOR) / (1 + COLOUR_FLOOR * COLOURS)
+        shown = _cell_mean(last, asked[..., None], asked[..., None])
+        terms["preference"] = free_energy.divergence(shown, demonstrated)
     if q_s.shape[1] > 1:
         moved = free_energy.divergence(q_s[:, 1:], q_s[:, :-1]).mean(1)
         terms["step"] = _cell_mean(moved, asked, asked)

@@ -107,10 +107,7 @@ class Trainer:
             )
         )  # fmt: skip
         answer = system.answer(inputs, input_size, prompt, self.generator, learning=True)
-        if system.prompts is None:
-            demonstrated = torch.full((len(inputs), COLOURS), 1 / COLOURS, device=self.device)
-        else:
-            demonstrated = system.prompts.colours[prompt]
+        demonstrated = None if system.prompts is None else system.prompts.colours[prompt]
         targets = loss.Targets(grids, target_size, inputs, demonstrated)
         terms, scores = self._terms(answer, targets, task)
         weighed = {name: system.weights[name] * terms[name] for name in system.weights}
@@ -192,8 +189,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
-        self.monitor.after_backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.scaler.is_enabled() and not torch.isfinite(norm):
+            # the scale was too large: the scaler leaves the step out and lowers it
+            norm = torch.zeros_like(norm)
+        else:
+            self.monitor.after_backward()
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
