@@ -63,7 +63,7 @@ def test_cells_beyond_the_output_count_nothing() -> None:
     logits[:, :, 2] = 50.0 * torch.randn(1, 2, 3, 10)
     other = _terms(Prediction(logits, prediction.size))
     for name, term in _terms(prediction).items():
-        assert float(term) == pytest.approx(float(other[name])), name
+        assert term.item() == pytest.approx(other[name].item()), name
 
 
 def test_the_backward_model_is_trained_and_compared() -> None:
