@@ -7,9 +7,9 @@
     python sweeps/arc_efe.py --num-gpus 1 --set lm=hf:Qwen/Qwen2.5-1.5B
     python sweeps/arc_efe.py --preset demo --data re-arc:DIR --set examples_per_task=8
 
-With several samples one ASHA compares their exact accuracy on held-out pairs; variants of an ablation are all trained
-to the end, each with the same seeds. The trained systems are written to ``models/<trial>/agent.pt`` in the run's
-folder, their checkpoints beside them.
+With several samples one ASHA compares their exact accuracy on validation pairs, then that in cells; variants of an
+ablation are all trained to the end, each with the same seeds. The trained systems are written to
+``models/<trial>/agent.pt`` in the run's folder, their checkpoints beside them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Pairs to train on and held-out pairs, each with the prompt of other demonstrations, and batches of them.
 
-The prompt of a training pair is made of other demonstrations of its task (leave-one-out), that of a test pair of the
-first demonstrations. Grids lie in the upper left corner of a square canvas; its side depends on the task's
-demonstrations and test inputs, never on a test output. numpy only.
+Trials are compared on validation pairs: those of generated tasks, else the last demonstration of every fourth task with
+three or more, which is not trained on. Test pairs are only reported on. The prompt of a training pair is made of other
+demonstrations of its task (leave-one-out), that of a held-out pair of the first demonstrations. Grids lie in the upper
+left corner of a square canvas; its side depends on the task's demonstrations and test inputs, never on a test output.
+numpy only.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from trainables.common.errors import InputError
 OUTSIDE = COLOURS
 # sides of canvases; a batch holds tasks of one side
 CANVASES = (5, 10, 15, 20, MAX_SIDE)
+# of tasks without validation pairs, one in so many gives a demonstration
+VALIDATED = 4
 # prompts of a task with more pairs than it has prompts
 PROMPTS_PER_TASK = 4
 
@@ -47,6 +51,7 @@ class Dataset:
         ids: Ids of the tasks.
         prompts: The demonstrations of each prompt.
         train: Items to train on.
+        validation: Pairs that trials are compared on.
         held_out: Test pairs.
         official: Official test pairs, where the others are generated; empty for ARC's own tasks.
     """
@@ -54,6 +59,7 @@ class Dataset:
     ids: tuple[str, ...]
     prompts: tuple[tuple[Pair, ...], ...]
     train: tuple[Item, ...]
+    validation: tuple[Item, ...]
     held_out: tuple[Item, ...]
     official: tuple[Item, ...] = ()
 
@@ -81,13 +87,15 @@ def make_dataset(tasks: Mapping[str, Task], max_side: int, prompt_pairs: int) ->
     """Return the items of all tasks whose sides are at most ``max_side``.
 
     Raises:
-        InputError: If there is no such task.
+        InputError: If there is no such task, or none with a validation pair.
     """
     prompts: dict[Hashable, int] = {}
     demonstrations: list[tuple[Pair, ...]] = []
     ids: list[str] = []
     train: list[Item] = []
+    validation: list[Item] = []
     held_out: list[Item] = []
+    able = 0
     official: list[Item] = []
 
     def prompt_of(pairs: Sequence[Pair]) -> int:
@@ -104,16 +112,23 @@ def make_dataset(tasks: Mapping[str, Task], max_side: int, prompt_pairs: int) ->
         canvas = next(canvas for canvas in CANVASES if canvas >= side)
         number = len(ids)
         ids.append(task_id)
-        for place, pair in enumerate(task.train):
-            others = leave_one_out(task.train, place, prompt_pairs)
+        known, kept = task.train, task.validation
+        if not kept and len(known) > 2:
+            kept = known[-1:] if able % VALIDATED == 0 else ()
+            known, able = known[: len(known) - len(kept)], able + 1
+        for place, pair in enumerate(known):
+            others = leave_one_out(known, place, prompt_pairs)
             if others:
                 train.append(Item(number, pair, prompt_of(others), canvas))
-        test_prompt = prompt_of(task.train[:prompt_pairs])
+        test_prompt = prompt_of(known[:prompt_pairs])
+        validation += [Item(number, pair, test_prompt, canvas) for pair in kept]
         held_out += [Item(number, pair, test_prompt, canvas) for pair in task.test]
         official += [Item(number, pair, test_prompt, canvas) for pair in task.official]
     if not train:
         raise InputError(f"No task has sides of at most {max_side} and two different pairs; raise max_side.")
-    return Dataset(tuple(ids), tuple(demonstrations), tuple(train), tuple(held_out), tuple(official))
+    if not validation:
+        raise InputError("No task has three demonstrations, so that one could be validated on; choose others.")
+    return Dataset(tuple(ids), tuple(demonstrations), tuple(train), tuple(validation), tuple(held_out), tuple(official))
 
 
 def known_side(task: Task) -> int:

@@ -11,10 +11,13 @@ def _share(name: str, meaning: str, headline: str = "", baselines: tuple[str, ..
 
 FAMILY = Family(
     name="arc_efe",
-    metric="exact_accuracy",
+    metric="validation_score",
     mode="max",
     not_identity=("eval_every", "checkpoint_every", "keep_checkpoints", "no_prompt_baseline"),
     columns=(
+        Column(
+            "validation_score", float, "exact accuracy on validation pairs, and a thousandth of their cell accuracy"
+        ),
         Column("prompt", str, "what the prompt is made of: rule, plain or none"),
         Column("lm_training", str, "whether the language model is frozen or trained by LoRA"),
         _share(

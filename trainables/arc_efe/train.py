@@ -78,7 +78,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             publish(trainer, answers, folder)
         row["seconds"] = trainer.lap()
         trainer.metrics = row
-        checkpoints.save(Note(trainer.step, row.get("exact_accuracy"), own), trainer.state_dict())
+        checkpoints.save(Note(trainer.step, row.get("validation_score"), own), trainer.state_dict())
         run.report(row)
 
 

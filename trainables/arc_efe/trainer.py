@@ -24,6 +24,8 @@ from trainables.common.schedules import Schedule, warm_up
 
 # epochs that the size weight takes where its schedule gives no length
 SIZE_EPOCHS = 3
+# exact answers decide which trial is better, cells where these are as many
+CELLS_COUNT = 1e-3
 # what is measured of the official test pairs where generated ones are held out
 OFFICIAL = ("exact_accuracy", "cell_accuracy", "copy_cell_accuracy")
 
@@ -256,6 +258,9 @@ class Trainer:
         """Return held-out metrics, and the answers that they are of."""
         rows = evaluation.solve(self.system, self.dataset.held_out, 2 * self.config.batch_size)
         found = evaluation.metrics(rows, self.dataset)
+        answers = evaluation.solve(self.system, self.dataset.validation, 2 * self.config.batch_size)
+        validated = evaluation.metrics(answers, self.dataset)
+        found["validation_score"] = validated["exact_accuracy"] + CELLS_COUNT * validated["cell_accuracy"]
         if self.dataset.official:
             answers = evaluation.solve(self.system, self.dataset.official, 2 * self.config.batch_size)
             official = evaluation.metrics(answers, self.dataset)

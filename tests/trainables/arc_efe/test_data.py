@@ -18,10 +18,26 @@ from trainables.common.errors import InputError
 def test_no_pair_is_a_demonstration_of_its_own_prompt() -> None:
     for tasks in (load_tasks(), make_tasks(pairs=40)):
         dataset = make_dataset(tasks, 30, 3)
-        for item in (*dataset.train, *dataset.held_out):
+        for item in (*dataset.train, *dataset.validation, *dataset.held_out):
             shown = {pair_key(pair) for pair in dataset.prompts[item.prompt]}
             assert shown and pair_key(item.pair) not in shown
             assert shown <= {pair_key(pair) for pair in tasks[dataset.ids[item.task]].train}
+
+
+def test_what_trials_are_compared_on_is_neither_trained_on_nor_a_test_pair() -> None:
+    tasks = load_tasks()
+    dataset = make_dataset(tasks, 30, 3)
+    assert 50 < len(dataset.validation) < 100
+    trained = {(item.task, pair_key(item.pair)) for item in dataset.train}
+    for item in dataset.validation:
+        task = tasks[dataset.ids[item.task]]
+        assert (item.task, pair_key(item.pair)) not in trained
+        assert pair_key(item.pair) == pair_key(task.train[-1]) and len(task.train) > 2
+
+
+def test_tasks_without_anything_to_validate_on_are_refused() -> None:
+    with pytest.raises(InputError, match="No task has three demonstrations"):
+        make_dataset(make_tasks(3, pairs=2), 30, 2)
 
 
 def test_a_task_with_many_pairs_has_few_prompts() -> None:
@@ -61,7 +77,10 @@ def test_every_change_says_more_or_less_and_a_rule_is_json() -> None:
 def test_epochs_have_as_many_batches_and_each_pair_once() -> None:
     train = make_dataset(make_tasks(5, pairs=5), 30, 2).train
     first, second = (epoch_batches(train, 4, 0, 7, epoch) for epoch in (1, 2))
-    assert len(first) == len(second) and first != second and first == epoch_batches(train, 4, 0, 7, 1)
+    orders = [
+        [id(item) for batch in some for item in batch] for some in (first, second, epoch_batches(train, 4, 0, 7, 1))
+    ]
+    assert len(first) == len(second) and orders[0] != orders[1] and orders[0] == orders[2]
     assert sorted(map(id, (item for batch in first for item in batch))) == sorted(map(id, train))
     some = [item for batch in epoch_batches(train, 4, 2, 7, 1) for item in batch]
     assert np.bincount([item.task for item in some]).tolist() == [2] * 5
