@@ -41,6 +41,7 @@ from trainables.common import embedded
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.precision import has_fast_bf16
+from trainables.common.vocabulary import cut_vocabulary
 from trainables.pack.plan import Size
 
 # the marks before an input and before an output follow the tokens of grids
@@ -107,19 +108,6 @@ def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = N
     limit = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9)
     starts = tokenizer.bos_token_id is not None
     return CausalLM(model.to(device).eval().requires_grad_(False), starts, limit, fingerprint(base))
-
-
-def cut_vocabulary(model: Any, ids: Sequence[int]) -> None:
-    """Keep only the rows ``ids`` of the input and output embeddings, in their order, in place."""
-    index = torch.tensor(ids)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    # both before either is cut: they may share their weights
-    rows, columns = embedding.weight.detach()[index].clone(), head.weight.detach()[index].clone()
-    embedding.weight, embedding.num_embeddings, embedding.padding_idx = nn.Parameter(rows), len(ids), None
-    head.weight, head.out_features = nn.Parameter(columns), len(ids)
-    if head.bias is not None:
-        head.bias = nn.Parameter(head.bias.detach()[index].clone())
-    model.config.get_text_config().vocab_size = len(ids)
 
 
 def fingerprint(base: str) -> str:
