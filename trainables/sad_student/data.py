@@ -1,0 +1,250 @@
+"""What a trial learns from and is measured on: trajectories, problems, teacher and student in one vocabulary."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainables.common.embedded import MODELS, cache_folder
+from trainables.common.errors import InputError
+from trainables.common.precision import has_fast_bf16
+from trainables.sad_student.config import SadConfig
+from trainables.sad_student.environments import Environment, Problem, problems
+from trainables.sad_student.models import (
+    LAYERS,
+    SHIPPED_TEACHER,
+    cut_model,
+    first_layers,
+    layer_count,
+    load_model,
+    load_tokenizer,
+    require_same_vocabulary,
+    tokenizer_fingerprint,
+)
+from trainables.sad_student.rollout import outcome, play
+from trainables.sad_student.teacher import LocalTeacher, Targets, cached, fingerprint, judged, named, numbers
+from trainables.sad_student.tokens import Tokens, Vocabulary
+from trainables.sad_student.trajectories import Trajectory, expert_trajectory
+
+# the teacher that ships: the embedded model with the adapter beside this module
+TAUGHT = "smollm2-taught"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a trial is made from.
+
+    Attributes:
+        teacher: ``smollm2-taught``, an embedded model, a folder or a name on the hub.
+        student: ``layers:N``, the teacher's first layers, or a model like the teacher.
+        seed: Of the problems.
+        cache: Local folder of what teachers said; None for the one in the user's cache folder.
+    """
+
+    teacher: str = TAUGHT
+    student: str = "layers:6"
+    seed: int = 0
+    cache: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cache).expanduser() if self.cache else cache_folder() / "sad_student"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the teacher's weights and of the problems."""
+        return fingerprint(model_fingerprint(self.teacher), [p.name for p in problems("train", 12, self.seed)])
+
+
+@dataclass
+class Material:
+    """See the module.
+
+    Attributes:
+        vocabulary: Of all tokens below.
+        train, train_targets: Training trajectories, and what the teacher says of them.
+        held_out, held_out_targets: The same of validation problems.
+        teacher: Judges further trajectories and plays.
+        student: To be trained, its vocabulary cut like the teacher's.
+        baselines: Success rates on the validation problems by column.
+        validation, test: Problems.
+        fingerprint: Of teacher, vocabulary and trajectories.
+        teacher_name: As it was asked for.
+        uncut: Returns the student before training with its whole vocabulary, on the CPU.
+    """
+
+    vocabulary: Vocabulary
+    train: list[Tokens]
+    train_targets: list[Targets]
+    held_out: list[Tokens]
+    held_out_targets: list[Targets]
+    teacher: LocalTeacher
+    student: Any
+    baselines: dict[str, float]
+    validation: list[Problem]
+    test: list[Problem]
+    fingerprint: str
+    teacher_name: str
+    uncut: Callable[[], Any]
+
+    def problem(self, name: str) -> Problem:
+        """Return the problem of a name that `Problem.name` gave."""
+        kind, difficulty, seed = name.split("-")
+        return Problem(kind, int(difficulty), int(seed))
+
+    def trajectory(self, name: str) -> Trajectory:
+        """Return the training trajectory of a name."""
+        return next(row.trajectory for row in self.train if row.trajectory.name == name)
+
+    def export(self, model: Any, folder: Path) -> None:
+        """Write a trained student with its whole vocabulary and its tokenizer, in bfloat16.
+
+        Tokens that were cut keep the embeddings that they had before training.
+        """
+        whole = self.uncut().to(torch.bfloat16)
+        trained, kept = model.state_dict(), self.vocabulary.kept
+        state = whole.state_dict()
+        for name, tensor in trained.items():
+            if kept is not None and tensor.shape[0] != state[name].shape[0]:
+                state[name][kept] = tensor.to("cpu", torch.bfloat16)
+            else:
+                state[name] = tensor.to("cpu", torch.bfloat16)
+        whole.load_state_dict(state)
+        whole.save_pretrained(folder)
+        self.vocabulary.tokenizer.save_pretrained(folder)
+
+
+def load_material(source: Source, config: SadConfig, device: str) -> Material:
+    """Return what a trial needs; what the teacher says comes from the cache where it has said it before.
+
+    Raises:
+        InputError: If a model is not there, or teacher and student have different vocabularies.
+    """
+    tokenizer = load_tokenizer(base_of(source.teacher))
+    if not LAYERS.fullmatch(source.student):
+        require_same_vocabulary(tokenizer, load_tokenizer(source.student))
+    trajectories = [expert_trajectory(problem) for problem in problems("train", config.trajectories, source.seed)]
+    validation = problems("validation", config.validation_problems, source.seed)
+    held_out = [expert_trajectory(problem) for problem in validation]
+    vocabulary = Vocabulary.of(tokenizer, [trajectory.text for trajectory in [*trajectories, *held_out]])
+    train, held = ([vocabulary.tokens(one) for one in some] for some in (trajectories, held_out))
+    teacher = local_teacher(source.teacher, vocabulary, device)
+    baselines = scripted_baselines(validation, source.seed)
+    baselines["teacher_success_rate"] = _success(
+        source, "teacher", teacher.model, teacher.fingerprint, vocabulary, validation
+    )
+    train_targets = judged(teacher, train, config.top_k, source.folder)
+    held_out_targets = judged(teacher, held, config.top_k, source.folder)
+    student = make_student(source, vocabulary, device)
+    identity = fingerprint(source.student, teacher.fingerprint)
+    baselines["untrained_success_rate"] = _success(
+        source, "untrained", computing(student, device), identity, vocabulary, validation
+    )
+    data = hashlib.sha256(b"".join(row.ids.tobytes() for row in [*train, *held])).hexdigest()
+    return Material(
+        vocabulary, train, train_targets, held, held_out_targets, teacher, student, baselines, validation,
+        problems("test", config.test_problems, source.seed), fingerprint(teacher.fingerprint, data), source.teacher,
+        lambda: make_student(source, Vocabulary(tokenizer), "cpu"),
+    )  # fmt: skip
+
+
+def check_source(source: Source) -> None:
+    """Refuse models that are not there or do not go together, before anything is trained.
+
+    Raises:
+        InputError: With what to do instead.
+    """
+    tokenizer = load_tokenizer(base_of(source.teacher))
+    adapter = adapter_of(source.teacher)
+    if adapter is not None and not Path(adapter, "adapter_model.safetensors").is_file():
+        raise InputError(f"The teacher's adapter is not in {adapter}; make it with --train-teacher {adapter}.")
+    layers = LAYERS.fullmatch(source.student)
+    if layers is None:
+        require_same_vocabulary(tokenizer, load_tokenizer(source.student))
+    elif int(layers[1]) > (most := layer_count(base_of(source.teacher))):
+        raise InputError(f"--student {source.student}: the teacher has only {most} layers.")
+
+
+def base_of(teacher: str) -> str:
+    """Return the model whose weights and tokenizer a teacher has."""
+    return "smollm2" if teacher == TAUGHT else teacher
+
+
+def adapter_of(teacher: str) -> str | None:
+    return str(SHIPPED_TEACHER) if teacher == TAUGHT else None
+
+
+def local_teacher(name: str, vocabulary: Vocabulary, device: str) -> LocalTeacher:
+    """Return a teacher in this process, in bfloat16 where the device is fast at it."""
+    model = cut_model(load_model(base_of(name), device, adapter_of(name)), vocabulary.kept)
+    own = fingerprint(model_fingerprint(name), tokenizer_fingerprint(vocabulary.tokenizer), vocabulary.kept)
+    return LocalTeacher(model.to(torch.bfloat16) if has_fast_bf16(device) else model, own)
+
+
+def model_fingerprint(name: str) -> str:
+    """Return what names a model's weights: those of an embedded one, or the contents of its folder."""
+    adapter, base = adapter_of(name), base_of(name)
+    parts = [MODELS[base].fingerprint if base in MODELS else base]
+    for folder in filter(None, (adapter, base)):
+        for file in (
+            sorted(Path(folder).expanduser().glob("*.safetensors")) if Path(folder).expanduser().is_dir() else []
+        ):
+            with file.open("rb") as stream:
+                parts.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return fingerprint(parts)
+
+
+def make_student(source: Source, vocabulary: Vocabulary, device: str) -> Any:
+    """Return the student before training, in float32, its vocabulary cut."""
+    layers = LAYERS.fullmatch(source.student)
+    if layers:
+        model = load_model(base_of(source.teacher), device, adapter_of(source.teacher))
+        return cut_model(first_layers(model, int(layers[1])), vocabulary.kept)
+    return cut_model(load_model(source.student, device), vocabulary.kept)
+
+
+def computing(model: Any, device: str) -> Any:
+    """Return a copy of a model for roll-outs, in bfloat16 where the device is fast at it."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    return copied.to(torch.bfloat16) if has_fast_bf16(device) else copied
+
+
+def scripted_baselines(validation: Sequence[Problem], seed: int) -> dict[str, float]:
+    """Return the success of the expert and of random actions, by column."""
+    draw = random.Random(seed)
+    policies: Mapping[str, Callable[[Environment], str]] = {
+        "expert": lambda environment: environment.expert_action()[1],
+        "random": lambda environment: draw.choice(environment.actions()),
+    }
+    return {
+        f"{name}_success_rate": float(np.mean([_plays(p, policy) for p in validation]))
+        for name, policy in policies.items()
+    }
+
+
+def _plays(problem: Problem, policy: Callable[[Environment], str]) -> bool:
+    environment = problem.environment()
+    environment.reset()
+    over = False
+    while not over:
+        _, over = environment.step(policy(environment))
+    return environment.success
+
+
+def _success(
+    source: Source, who: str, model: Any, own: str, vocabulary: Vocabulary, validation: Sequence[Problem]
+) -> float:
+    names = fingerprint(own, [problem.name for problem in validation])
+
+    def make() -> Any:
+        return numbers(outcome(play({p.name: p.environment() for p in validation}, {who: model}, vocabulary)))
+
+    return float(cached(source.folder, f"{who}-{names}", make, named)["success_rate"])
