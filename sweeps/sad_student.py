@@ -18,6 +18,8 @@ import dataclasses
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,14 @@ from sweeps.core.ordinary import Prepared
 from trainables.common.errors import InputError
 from trainables.sad_student.config import SadConfig
 from trainables.sad_student.data import Source, check_source
+from trainables.sad_student.server import started
 from trainables.sad_student.train import train_loop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return ordinary.main(SPACE, add_options, prepare, argv, __doc__)
+    # a server that is started here ends with the sweep
+    with ExitStack() as stack:
+        return ordinary.main(SPACE, add_options, partial(prepare, stack), argv, __doc__)
 
 
 def add_options(parser: cli.Parser) -> None:
@@ -51,11 +56,24 @@ def add_options(parser: cli.Parser) -> None:
         metavar="layers:N|MODEL",
         help="the teacher's first N layers, or a model with its vocabulary (default: %(default)s)",
     )
+    parser.add_argument(
+        "--trajectories",
+        default=default.trajectories,
+        metavar="expert|teacher|FILE.jsonl",
+        help="learn from the expert's, from those in which the teacher succeeds, or from a file (default: %(default)s)",
+    )
+    parser.add_argument("--skip-malformed", action="store_true", help="leave out lines of the file that cannot be read")
+    parser.add_argument(
+        "--teacher-server",
+        metavar="URL",
+        help="ask the OpenAI-compatible server at http://HOST:PORT/v1, which serves the model of --teacher",
+    )
+    parser.add_argument("--server-command", metavar="COMMAND", help="start this server first, and stop it at the end")
     parser.add_argument("--teacher-cache", metavar="DIR", help="local folder of what teachers said")
     parser.add_argument("--train-teacher", metavar="DIR", help="train the teacher's adapter, write it to DIR and stop")
 
 
-def prepare(args: Namespace, config: SadConfig, domains: Mapping[str, Any]) -> Prepared | None:
+def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mapping[str, Any]) -> Prepared | None:
     if args.train_teacher:
         from trainables.sad_student.pretrain import TeacherConfig, train_teacher
 
@@ -67,11 +85,20 @@ def prepare(args: Namespace, config: SadConfig, domains: Mapping[str, Any]) -> P
             "make one a multiple of the other."
         )
     cache = str(Path(args.teacher_cache).expanduser().absolute()) if args.teacher_cache else None
-    source = Source(args.teacher, args.student, args.seed, cache)
+    given = args.trajectories
+    if given not in ("expert", "teacher"):
+        given = str(Path(given).expanduser().absolute())
+    if args.server_command:
+        if not args.teacher_server:
+            raise InputError("--server-command needs --teacher-server, the address at which the server will answer.")
+        stack.enter_context(started(args.server_command, args.teacher_server))
+    source = Source(args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, cache)
     check_source(source)
     # the cache only saves asking the teacher again
     settings = {"source": dataclasses.asdict(source)}
-    return Prepared(train_loop, settings, source.fingerprint, extendable=("teacher_cache",))
+    places = {"--trajectories": str(source.file)} if source.file else {}
+    extendable = ("teacher_cache", "server_command")
+    return Prepared(train_loop, settings, source.fingerprint, extendable=extendable, places=places)
 
 
 if __name__ == "__main__":

@@ -49,10 +49,19 @@ def test_a_sweep_over_losses_leaves_complete_rows(tmp_path: Path) -> None:
         (["--student", "layers:99"], "--student layers:99: the teacher has only"),
         (["--student", "minilm"], "Teacher and student have different vocabularies"),
         (["--set", "trajectories=3"], "trajectories is 3, fewer than the 8 of one step"),
-        (["--set", "reasoning_weight=0", "--set", "action_weight=0", "--set", "loss=sad"], "nothing that a student writes"),
+        (
+            ["--set", "reasoning_weight=0", "--set", "action_weight=0", "--set", "loss=sad"],
+            "nothing that a student writes",
+        ),
         (["--set", "depth=round:1:2"], "depth cannot be read: 'round:1:2' is not a schedule"),
-        (["--set", "loss=sda"], "loss must be one of 'ce', 'token_kd', 'sad', 'guided', not 'sda'; did you mean 'sad'?"),
+        (
+            ["--set", "loss=sda"],
+            "loss must be one of 'ce', 'token_kd', 'sad', 'guided', not 'sda'; did you mean 'sad'?",
+        ),
         (["--set", "mixture=1"], "mixture is 1.0 but must be above 0 and below 1"),
+        (["--trajectories", "none.jsonl"], "none.jsonl cannot be read"),
+        (["--teacher-server", "http://127.0.0.1:9/v1"], "The teacher at http://127.0.0.1:9/v1/models did not answer"),
+        (["--server-command", "true"], "--server-command needs --teacher-server"),
         (["--workers-per-trial", "3"], "--workers-per-trial 3 cannot share a batch_size of 4 evenly"),
     ],
 )

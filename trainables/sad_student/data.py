@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from trainables.common.embedded import MODELS, cache_folder
@@ -18,6 +19,7 @@ from trainables.common.errors import InputError
 from trainables.common.precision import has_fast_bf16
 from trainables.sad_student.config import SadConfig
 from trainables.sad_student.environments import Environment, Problem, problems
+from trainables.sad_student.files import load_file
 from trainables.sad_student.models import (
     LAYERS,
     SHIPPED_TEACHER,
@@ -30,12 +32,15 @@ from trainables.sad_student.models import (
     tokenizer_fingerprint,
 )
 from trainables.sad_student.rollout import outcome, play
+from trainables.sad_student.server import ServerTeacher, check_server
 from trainables.sad_student.teacher import LocalTeacher, Targets, cached, fingerprint, judged, named, numbers
 from trainables.sad_student.tokens import Tokens, Vocabulary
-from trainables.sad_student.trajectories import Trajectory, expert_trajectory
+from trainables.sad_student.trajectories import Segment, Trajectory, expert_trajectory
 
 # the teacher that ships: the embedded model with the adapter beside this module
 TAUGHT = "smollm2-taught"
+EPISODE_NAMES = ("name", "kind", "difficulty", "span", "text")
+TRAJECTORY_COLUMNS = pa.schema([(name, pa.int32() if name == "difficulty" else pa.string()) for name in EPISODE_NAMES])
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,20 @@ class Source:
         teacher: ``smollm2-taught``, an embedded model, a folder or a name on the hub.
         student: ``layers:N``, the teacher's first layers, or a model like the teacher.
         seed: Of the problems.
+        trajectories: What the student learns from: those of the ``expert``, those in which the ``teacher`` succeeded,
+            or a JSONL file (see `trainables.sad_student.files`).
+        skip_malformed: Drop lines of the file that cannot be read.
+        server: Address of an OpenAI-compatible server, ending in ``/v1``, that is asked in place of ``teacher``, whose
+            tokenizer and first layers are still used; None for a teacher in process.
         cache: Local folder of what teachers said; None for the one in the user's cache folder.
     """
 
     teacher: str = TAUGHT
     student: str = "layers:6"
     seed: int = 0
+    trajectories: str = "expert"
+    skip_malformed: bool = False
+    server: str | None = None
     cache: str | None = None
 
     @property
@@ -61,7 +74,15 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the teacher's weights and of the problems."""
-        return fingerprint(model_fingerprint(self.teacher), [p.name for p in problems("train", 12, self.seed)])
+        shown = [problem.name for problem in problems("train", 12, self.seed)]
+        file = self.file
+        content = hashlib.sha256(file.read_bytes()).hexdigest() if file else self.trajectories
+        return fingerprint(model_fingerprint(self.teacher), shown, content, self.server)
+
+    @property
+    def file(self) -> Path | None:
+        """The file of trajectories, if there is one."""
+        return None if self.trajectories in ("expert", "teacher") else Path(self.trajectories).expanduser()
 
 
 @dataclass
@@ -71,7 +92,8 @@ class Material:
     Attributes:
         vocabulary: Of all tokens below.
         train, train_targets: Training trajectories, and what the teacher says of them.
-        held_out, held_out_targets: The same of validation problems.
+        held_out, held_out_targets: The same of validation problems, or of every tenth line of a file.
+        practice: Training problems that are played on-policy.
         teacher: Judges further trajectories and plays.
         student: To be trained, its vocabulary cut like the teacher's.
         baselines: Success rates on the validation problems by column.
@@ -86,7 +108,8 @@ class Material:
     train_targets: list[Targets]
     held_out: list[Tokens]
     held_out_targets: list[Targets]
-    teacher: LocalTeacher
+    practice: list[Problem]
+    teacher: LocalTeacher | ServerTeacher
     student: Any
     baselines: dict[str, float]
     validation: list[Problem]
@@ -94,15 +117,6 @@ class Material:
     fingerprint: str
     teacher_name: str
     uncut: Callable[[], Any]
-
-    def problem(self, name: str) -> Problem:
-        """Return the problem of a name that `Problem.name` gave."""
-        kind, difficulty, seed = name.split("-")
-        return Problem(kind, int(difficulty), int(seed))
-
-    def trajectory(self, name: str) -> Trajectory:
-        """Return the training trajectory of a name."""
-        return next(row.trajectory for row in self.train if row.trajectory.name == name)
 
     def export(self, model: Any, folder: Path) -> None:
         """Write a trained student with its whole vocabulary and its tokenizer, in bfloat16.
@@ -131,15 +145,33 @@ def load_material(source: Source, config: SadConfig, device: str) -> Material:
     tokenizer = load_tokenizer(base_of(source.teacher))
     if not LAYERS.fullmatch(source.student):
         require_same_vocabulary(tokenizer, load_tokenizer(source.student))
-    trajectories = [expert_trajectory(problem) for problem in problems("train", config.trajectories, source.seed)]
+    practice = problems("train", config.trajectories, source.seed)
     validation = problems("validation", config.validation_problems, source.seed)
-    held_out = [expert_trajectory(problem) for problem in validation]
-    vocabulary = Vocabulary.of(tokenizer, [trajectory.text for trajectory in [*trajectories, *held_out]])
+    # what a roll-out may hold, whatever is trained on
+    trajectories, held_out = ([expert_trajectory(problem) for problem in some] for some in (practice, validation))
+    texts = [trajectory.text for trajectory in [*trajectories, *held_out]]
+    if source.file:
+        given = load_file(source.file, source.skip_malformed).trajectories[: config.trajectories]
+        held_out = list(given[::10])
+        trajectories = [trajectory for place, trajectory in enumerate(given) if place % 10]
+        texts += [trajectory.text for trajectory in given]
+    vocabulary = Vocabulary.of(tokenizer, texts)
+    teacher: LocalTeacher | ServerTeacher
+    if source.server:
+        teacher = ServerTeacher(source.server, vocabulary)
+    else:
+        teacher = local_teacher(source.teacher, vocabulary, device)
+    if source.trajectories == "teacher":
+        trajectories = teacher_trajectories(source, teacher, vocabulary, practice)
+    if len(trajectories) < config.batch_size * config.accumulation:
+        raise InputError(
+            f"--trajectories {source.trajectories} leaves {len(trajectories)} to train on, fewer than the "
+            f"{config.batch_size * config.accumulation} of one step; lower batch_size or accumulation, or give more."
+        )
     train, held = ([vocabulary.tokens(one) for one in some] for some in (trajectories, held_out))
-    teacher = local_teacher(source.teacher, vocabulary, device)
     baselines = scripted_baselines(validation, source.seed)
     baselines["teacher_success_rate"] = _success(
-        source, "teacher", teacher.model, teacher.fingerprint, vocabulary, validation
+        source, "teacher", teacher.player, teacher.fingerprint, vocabulary, validation
     )
     train_targets = judged(teacher, train, config.top_k, source.folder)
     held_out_targets = judged(teacher, held, config.top_k, source.folder)
@@ -150,7 +182,7 @@ def load_material(source: Source, config: SadConfig, device: str) -> Material:
     )
     data = hashlib.sha256(b"".join(row.ids.tobytes() for row in [*train, *held])).hexdigest()
     return Material(
-        vocabulary, train, train_targets, held, held_out_targets, teacher, student, baselines, validation,
+        vocabulary, train, train_targets, held, held_out_targets, practice, teacher, student, baselines, validation,
         problems("test", config.test_problems, source.seed), fingerprint(teacher.fingerprint, data), source.teacher,
         lambda: make_student(source, Vocabulary(tokenizer), "cpu"),
     )  # fmt: skip
@@ -163,9 +195,13 @@ def check_source(source: Source) -> None:
         InputError: With what to do instead.
     """
     tokenizer = load_tokenizer(base_of(source.teacher))
+    if source.file:
+        load_file(source.file, source.skip_malformed)
     adapter = adapter_of(source.teacher)
     if adapter is not None and not Path(adapter, "adapter_model.safetensors").is_file():
         raise InputError(f"The teacher's adapter is not in {adapter}; make it with --train-teacher {adapter}.")
+    if source.server:
+        check_server(source.server, tokenizer("Task: a").input_ids)
     layers = LAYERS.fullmatch(source.student)
     if layers is None:
         require_same_vocabulary(tokenizer, load_tokenizer(source.student))
@@ -215,6 +251,33 @@ def computing(model: Any, device: str) -> Any:
     """Return a copy of a model for roll-outs, in bfloat16 where the device is fast at it."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     return copied.to(torch.bfloat16) if has_fast_bf16(device) else copied
+
+
+def teacher_trajectories(
+    source: Source, teacher: LocalTeacher | ServerTeacher, vocabulary: Vocabulary, practice: Sequence[Problem]
+) -> list[Trajectory]:
+    """Return the episodes of training problems in which the teacher succeeded, from the cache where they are there."""
+
+    def make() -> pa.Table:
+        environments = {problem.name: problem.environment() for problem in practice}
+        played = [episode.trajectory for episode in play(environments, {"teacher": teacher.player}, vocabulary)]
+        rows = [
+            {"name": one.name, "kind": one.kind, "difficulty": one.difficulty, "span": part.span, "text": part.text}
+            for one in played
+            if one.success
+            for part in one.segments
+        ]
+        return pa.Table.from_pylist(rows, TRAJECTORY_COLUMNS)
+
+    def read(table: pa.Table) -> list[Trajectory]:
+        parts: dict[tuple[str, str, int], list[Segment]] = {}
+        for row in table.to_pylist():
+            key = row["name"], row["kind"], row["difficulty"]
+            parts.setdefault(key, []).append(Segment(row["span"], row["text"]))
+        return [Trajectory(name, tuple(found), kind, depth, True) for (name, kind, depth), found in parts.items()]
+
+    names = fingerprint(teacher.fingerprint, [problem.name for problem in practice])
+    return list(cached(source.folder, f"episodes-{names}", make, read))
 
 
 def scripted_baselines(validation: Sequence[Problem], seed: int) -> dict[str, float]:

@@ -155,7 +155,7 @@ def play(
 
     Args:
         environments: By the name of the problem.
-        writers: Models by name; they share the vocabulary.
+        writers: Models by name, which share the vocabulary, or servers, which have a ``writer``.
         vocabulary: Of their tokens.
         rows: Episodes at once.
         shares: How probable it is that a model writes a turn; it need not be given for one model.
@@ -180,7 +180,12 @@ def _play_batch(
 ) -> None:
     names = list(models)
     weights = np.array([shares.get(name, 1.0) for name in names])
-    writers = {name: Writer(model, vocabulary, len(episodes), temperature, generator) for name, model in models.items()}
+    writers: dict[str, Any] = {}
+    for name, model in models.items():
+        if hasattr(model, "writer"):
+            writers[name] = model.writer(len(episodes))
+        else:
+            writers[name] = Writer(model, vocabulary, len(episodes), temperature, generator)
     for row, episode in enumerate(episodes):
         _append(episode, row, writers, Segment("other", task_text(episode.environment.reset())), vocabulary)
     while episodes:
@@ -200,7 +205,7 @@ def _play_batch(
 
 
 def _take_turn(
-    episode: Episode, row: int, writers: Mapping[str, Writer], name: str, ids: list[int], vocabulary: Vocabulary
+    episode: Episode, row: int, writers: Mapping[str, Any], name: str, ids: list[int], vocabulary: Vocabulary
 ) -> None:
     text = vocabulary.decode(ids)
     found = ACTION.search(text)
@@ -224,9 +229,7 @@ def _take_turn(
     _append(episode, row, writers, Segment("observation", observation_text(observation)), vocabulary)
 
 
-def _append(
-    episode: Episode, row: int, writers: Mapping[str, Writer], segment: Segment, vocabulary: Vocabulary
-) -> None:
+def _append(episode: Episode, row: int, writers: Mapping[str, Any], segment: Segment, vocabulary: Vocabulary) -> None:
     ids = vocabulary.encode(segment.text)
     episode.segments.append(segment)
     episode.ids += ids

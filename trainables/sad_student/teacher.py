@@ -60,6 +60,11 @@ class LocalTeacher:
     def __init__(self, model: Any, fingerprint: str, rows: int = 16) -> None:
         self.model, self.fingerprint, self.rows, self.tokens = model.eval().requires_grad_(False), fingerprint, rows, 0
 
+    @property
+    def player(self) -> Any:
+        """What `rollout.play` takes."""
+        return self.model
+
     @torch.inference_mode()
     def judge(self, rows: Sequence[Tokens], top_k: int) -> list[Targets]:
         found: dict[int, Targets] = {}
@@ -71,12 +76,12 @@ class LocalTeacher:
                 length = len(rows[i].ids)
                 log_p = F.log_softmax(self.model.lm_head(hidden[place, : length - 1]).float(), dim=-1)
                 best, named = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1)
-                found[i] = _shifted(named.cpu().numpy(), best.cpu().numpy())
+                found[i] = shifted(named.cpu().numpy(), best.cpu().numpy())
                 self.tokens += length
         return [found[i] for i in range(len(rows))]
 
 
-def _shifted(ids: np.ndarray, log_p: np.ndarray) -> Targets:
+def shifted(ids: np.ndarray, log_p: np.ndarray) -> Targets:
     """Return what is said after each token but the last as what is said of the one that follows."""
     first = np.arange(ids.shape[1])[None]
     # different tokens, so that the row is one that could be

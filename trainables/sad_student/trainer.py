@@ -23,7 +23,7 @@ from trainables.sad_student.models import hidden_states
 from trainables.sad_student.rollout import Episode, outcome, play
 from trainables.sad_student.teacher import Targets
 from trainables.sad_student.tokens import SPAN_IDS, Tokens, padded
-from trainables.sad_student.trajectories import SPANS, WRITTEN
+from trainables.sad_student.trajectories import SPANS, WRITTEN, Trajectory
 
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
 KINDS_OF_LAYERS = ("_proj", "norm", "embed_tokens", "lm_head")
@@ -213,13 +213,12 @@ class Trainer:
     def on_policy(self, share: float) -> list[Item]:
         """Play training problems, some turns by the teacher; return what has tokens of the student, judged."""
         config, material = self.config, self.material
-        count = len(material.train)
-        start = (self.step * config.rollouts) % count
-        chosen = [material.train[(start + k) % count].trajectory.name for k in range(config.rollouts)]
-        models = {"student": self.evaluated()} | ({"teacher": material.teacher.model} if share > 0 else {})
+        start = self.step * config.rollouts
+        chosen = [material.practice[(start + k) % len(material.practice)] for k in range(config.rollouts)]
+        models = {"student": self.evaluated()} | ({"teacher": material.teacher.player} if share > 0 else {})
         with self.aside():
             episodes = play(
-                {name: material.problem(name).environment() for name in chosen}, models, material.vocabulary,
+                {problem.name: problem.environment() for problem in chosen}, models, material.vocabulary,
                 shares={"student": 1 - share, "teacher": share}, temperature=config.rollout_temperature,
                 seed=self.seed * 1_000_003 + self.step,
             )  # fmt: skip
@@ -373,7 +372,7 @@ class Trainer:
 
     def _unpacked(self, packed: Mapping[str, Any]) -> Item:
         arrays = {name: value.numpy() for name, value in packed.items() if isinstance(value, Tensor)}
-        trajectory = self.material.trajectory(packed["name"])
+        trajectory = Trajectory(packed["name"], (), difficulty=packed["difficulty"])
         tokens = Tokens(arrays["ids"], arrays["spans"], trajectory)
         return Item(tokens, Targets(arrays["named"], arrays["log_p"]), arrays["own"], arrays["turns"])
 
@@ -445,7 +444,8 @@ def _packed(item: Item) -> dict[str, Any]:
         "own": item.own, "turns": item.turns,
     }  # fmt: skip
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()} | {
-        "name": item.tokens.trajectory.name
+        "name": item.tokens.trajectory.name,
+        "difficulty": item.tokens.trajectory.difficulty,
     }
 
 

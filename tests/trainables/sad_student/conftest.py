@@ -33,7 +33,7 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def source(tiny_teacher: str, tiny_cache: Path) -> dict[str, Any]:
-    return dataclasses.asdict(Source(tiny_teacher, "layers:1", 0, str(tiny_cache)))
+    return dataclasses.asdict(Source(tiny_teacher, "layers:1", cache=str(tiny_cache)))
 
 
 @pytest.fixture

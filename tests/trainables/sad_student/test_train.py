@@ -166,3 +166,23 @@ def test_a_saved_student_has_the_whole_vocabulary_and_the_same_answers(material:
     assert tokenizer.decode(own[0]) == row.trajectory.text
     ours = trainer.evaluated().float()(torch.from_numpy(row.ids)[None]).logits
     torch.testing.assert_close(loaded(own).logits[..., one.vocabulary.kept], ours, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("given", ["file", "teacher"])
+def test_a_users_file_is_trained_on_and_a_teacher_without_success_leaves_nothing(
+    source: dict[str, Any], tmp_path: Path, given: str
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    lines = [{"text": f"Add {n}.\nThought: I add {n}.\nAction: calc {n}+{n}\nObservation: ok\n"} for n in range(20)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    source = source | {"trajectories": str(file) if given == "file" else given}
+    config = dataclasses.asdict(dataclasses.replace(SMALL, epochs=1, mode="research"))
+    run = PlainRun()
+    settings = {"config": config, "source": source, "seed": 0, "folder": str(tmp_path / "run")}
+    if given == "teacher":
+        # random weights solve nothing
+        with pytest.raises(InputError, match="--trajectories teacher leaves 0 to train on, fewer than the 4"):
+            train_loop(settings, run)
+        return
+    train_loop(settings, run)
+    assert run.reports[-1]["kl_action"] > 0 and run.reports[-1]["token_accuracy_reasoning"] >= 0
