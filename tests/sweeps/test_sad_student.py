@@ -34,7 +34,7 @@ def test_a_sweep_over_losses_leaves_complete_rows(tmp_path: Path) -> None:
     for column in ("success_rate", "test_success_rate", "kl_reasoning", "kl_action", "token_accuracy_action"):
         assert trials[column].notna().all(), column
     assert (trials["teacher_tokens"] > 0).all() and (trials["trained_parameters"] > 0).all()
-    assert {"success_rate/hops", "tokens_per_second", "grad_norm/q_proj", "lr"} <= set(history.columns)
+    assert {"success_rate_hops", "tokens_per_second", "grad_norm/q_proj", "lr"} <= set(history.columns)
     for trial in trials["trial_id"]:
         assert (folder / "models" / trial / "episode.json").is_file()
         assert (folder / "models" / trial / "student" / "model.safetensors").is_file()

@@ -250,5 +250,5 @@ def outcome(episodes: Sequence[Episode]) -> dict[str, float]:
     }
     for kind in kinds:
         some = [episode.environment.success for episode in episodes if episode.environment.kind == kind]
-        row[f"success_rate/{kind}"] = float(np.mean(some))
+        row[f"success_rate_{kind}"] = float(np.mean(some))
     return row

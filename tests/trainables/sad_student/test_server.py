@@ -81,7 +81,7 @@ class _Answers(BaseHTTPRequestHandler):
     """Answers what the test put into ``answers`` of the server: a status, headers and a body each time."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         answers: list[tuple[int, dict[str, str], Any]] = self.server.answers  # type: ignore[attr-defined]
         code, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
         self.send_response(code)
