@@ -51,7 +51,7 @@ def load_model(name: str, device: str, adapter: str | None = None) -> Any:
 
         try:
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"The teacher's adapter cannot be loaded from {adapter} ({error}).") from error
     return model.to(device)
 

@@ -1,7 +1,7 @@
 """The teacher: a LoRA adapter that learns the generated tasks from their expert.
 
 ``python sweeps/sad_student.py --train-teacher FOLDER`` writes an adapter in PEFT's format with ``run.json`` beside it;
-the one that ships was made so.
+where there is one already, it is trained on with further problems. The one that ships was made so, in two rounds.
 """
 
 from __future__ import annotations
@@ -56,23 +56,29 @@ class TeacherConfig:
 def train_teacher(base: str, folder: Path, config: TeacherConfig, device: str = "cpu") -> dict[str, Any]:
     """Train an adapter, write it and ``run.json`` into ``folder``, and return what ``run.json`` holds.
 
+    An adapter that is in the folder is trained on, with problems that it has not seen.
+
     Raises:
         InputError: If the base cannot be loaded.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     started = time.perf_counter()
     tokenizer = load_tokenizer(base)
-    trajectories = [expert_trajectory(problem) for problem in problems("train", config.problems, config.seed)]
+    earlier = json.loads((folder / "run.json").read_text())["rounds"] if (folder / "run.json").exists() else []
+    seen = sum(one["config"]["problems"] for one in earlier)
+    trajectories = [expert_trajectory(p) for p in problems("train", seen + config.problems, config.seed)[seen:]]
     vocabulary = Vocabulary.of(tokenizer, [trajectory.text for trajectory in trajectories])
     rows = [vocabulary.tokens(trajectory) for trajectory in trajectories]
     torch.manual_seed(config.seed)
     model = cut_model(load_model(base, device), vocabulary.kept)
     model = model.to(torch.bfloat16) if has_fast_bf16(device) else model
-    lora = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
-    adapted = get_peft_model(model, lora)
+    adapted: Any
+    if earlier:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    else:
+        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = get_peft_model(model, lora)
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=0.0)
     order = np.random.default_rng(config.seed).permutation(len(rows)).tolist()
@@ -95,8 +101,7 @@ def train_teacher(base: str, folder: Path, config: TeacherConfig, device: str = 
                 f"step {step + 1}/{len(steps)}: loss {np.mean(losses[-10:]):.4f}, {tokens / seconds:.0f} tokens/s",
                 flush=True,
             )
-    adapted.save_pretrained(str(folder))
-    shrink(folder / "adapter_model.safetensors")
+    save_adapter(adapted, folder, base)
     trained_seconds = time.perf_counter() - started
     model = cut_model(load_model(base, device, str(folder)), vocabulary.kept)
     model = model.to(torch.bfloat16) if has_fast_bf16(device) else model
@@ -104,18 +109,17 @@ def train_teacher(base: str, folder: Path, config: TeacherConfig, device: str = 
         problem.name: problem.environment() for problem in problems("validation", config.evaluated, config.seed)
     }
     measured = outcome(play(held_out, {"teacher": model}, vocabulary)) if held_out else {}
-    record = {
-        "base": base,
+    one = {
         "config": dataclasses.asdict(config),
         "tokens": tokens,
         "final_loss": float(np.mean(losses[-10:])),
-        "validation": measured,
         "training_seconds": round(trained_seconds),
         "seconds": round(time.perf_counter() - started),
         "threads": torch.get_num_threads(),
         "device": device if device != "cpu" else platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }
+    record = {"base": base, "rounds": [*earlier, one], "validation": measured}
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     return record
 
@@ -129,8 +133,14 @@ def written_loss(model: Any, rows: list[Tokens], device: str) -> torch.Tensor:
     return F.cross_entropy(model.lm_head(hidden).float(), ids[:, 1:][wanted])
 
 
-def shrink(file: Path) -> None:
-    """Write an adapter's weights in bfloat16, half as large."""
+def save_adapter(adapted: Any, folder: Path, base: str) -> None:
+    """Write an adapter in PEFT's format, in bfloat16, without the embeddings, which are cut but not trained."""
     from safetensors.torch import load_file, save_file
 
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    # PEFT's empty model card
+    (folder / "README.md").unlink(missing_ok=True)
+    file = folder / "adapter_model.safetensors"
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in load_file(file).items()}, file)
+    file.chmod(0o644)
