@@ -32,6 +32,7 @@ from sweeps.core.ordinary import Prepared
 from trainables.common.errors import InputError
 from trainables.sad_student.config import SadConfig
 from trainables.sad_student.data import Source, check_source
+from trainables.sad_student.files import load_file
 from trainables.sad_student.server import started
 from trainables.sad_student.train import train_loop
 
@@ -96,9 +97,14 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
     check_source(source)
     # the cache only saves asking the teacher again
     settings = {"source": dataclasses.asdict(source)}
-    places = {"--trajectories": str(source.file)} if source.file else {}
     extendable = ("teacher_cache", "server_command")
-    return Prepared(train_loop, settings, source.fingerprint, extendable=extendable, places=places)
+    if source.file is None:
+        return Prepared(train_loop, settings, source.fingerprint, extendable=extendable)
+    loaded = load_file(source.file, source.skip_malformed)
+    dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items()) or "none"
+    print(f"{source.file}: {len(loaded.trajectories)} trajectories, dropped: {dropped}", flush=True)
+    identity, places = {"dropped": dict(loaded.dropped)}, {"--trajectories": str(source.file)}
+    return Prepared(train_loop, settings, source.fingerprint, identity, extendable, places=places)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,6 @@ class Material:
         baselines: Success rates on the validation problems by column.
         validation, test: Problems.
         fingerprint: Of teacher, vocabulary and trajectories.
-        teacher_name: As it was asked for.
         uncut: Returns the student before training with its whole vocabulary, on the CPU.
     """
 
@@ -115,7 +114,6 @@ class Material:
     validation: list[Problem]
     test: list[Problem]
     fingerprint: str
-    teacher_name: str
     uncut: Callable[[], Any]
 
     def export(self, model: Any, folder: Path) -> None:
@@ -183,7 +181,7 @@ def load_material(source: Source, config: SadConfig, device: str) -> Material:
     data = hashlib.sha256(b"".join(row.ids.tobytes() for row in [*train, *held])).hexdigest()
     return Material(
         vocabulary, train, train_targets, held, held_out_targets, practice, teacher, student, baselines, validation,
-        problems("test", config.test_problems, source.seed), fingerprint(teacher.fingerprint, data), source.teacher,
+        problems("test", config.test_problems, source.seed), fingerprint(teacher.fingerprint, data),
         lambda: make_student(source, Vocabulary(tokenizer), "cpu"),
     )  # fmt: skip
 
@@ -195,8 +193,10 @@ def check_source(source: Source) -> None:
         InputError: With what to do instead.
     """
     tokenizer = load_tokenizer(base_of(source.teacher))
-    if source.file:
-        load_file(source.file, source.skip_malformed)
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"--teacher {source.teacher}: its tokenizer has no end-of-sequence token; choose another model."
+        )
     adapter = adapter_of(source.teacher)
     if adapter is not None and not Path(adapter, "adapter_model.safetensors").is_file():
         raise InputError(f"The teacher's adapter is not in {adapter}; make it with --train-teacher {adapter}.")

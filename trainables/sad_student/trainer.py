@@ -73,7 +73,7 @@ class Trainer:
         self.config, self.material, self.seed, self.device = config, material, seed, device
         self.rank, self.world_size = rank, world_size
         items = [Item(*pair) for pair in zip(material.train, material.train_targets, strict=True)]
-        # the rest of the budget of teacher tokens is spent on-policy
+        # the rest of the budget of teacher tokens is spent on-policy; the last roll-out may exceed it
         kept = len(items) - round(len(items) * config.on_policy) if config.loss == "guided" else len(items)
         self.items, self.budget = items[:kept], sum(len(item.tokens.ids) for item in items)
         self.teacher_tokens = sum(len(item.tokens.ids) for item in self.items)
@@ -143,9 +143,8 @@ class Trainer:
                 self.buffer = self.on_policy(values["teacher_share"]) or self.buffer
             items = self.buffer or self.items
         depth = int(values.get("depth", 10**9))
-        eligible = [k for k, item in enumerate(items) if item.tokens.trajectory.difficulty <= depth] or range(
-            len(items)
-        )
+        shallow = [k for k, item in enumerate(items) if item.tokens.trajectory.difficulty <= depth]
+        eligible = shallow or range(len(items))
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(eligible))
         return [items[eligible[order[(place * self.per_step + k) % len(order)]]] for k in range(self.per_step)]
@@ -193,9 +192,8 @@ class Trainer:
         of_span, _ = padded([item.tokens.spans for item in rows], fill=-1)
         wanted = of_span[:, 1:] >= 0 if spans is None else torch.isin(of_span[:, 1:], torch.tensor(list(spans)))
         chosen = [row[: len(item.tokens.ids) - 1].numpy() for row, item in zip(wanted, rows, strict=True)]
-        said = [
-            (item.targets.ids[1:][keep], item.targets.log_p[1:][keep]) for item, keep in zip(rows, chosen, strict=True)
-        ]
+        kept = [(item.targets, keep) for item, keep in zip(rows, chosen, strict=True)]
+        said = [(targets.ids[1:][keep], targets.log_p[1:][keep]) for targets, keep in kept]
         named, log_p = (torch.from_numpy(np.concatenate(part)).to(self.device) for part in zip(*said, strict=True))
         extra = None
         if rows[0].own is not None:
@@ -227,7 +225,6 @@ class Trainer:
             targets = material.teacher.judge(rows, config.top_k)
         self.teacher_tokens += sum(len(row.ids) for row in rows)
         self.teacher_tokens += sum(writer == "teacher" for episode in episodes for writer in episode.writers)
-        self._note("rollout_success", torch.tensor(outcome(episodes)["success_rate"] if episodes else 0.0))
         return [
             Item(row, said, np.array([writer == "student" for writer in episode.writers]), np.array(episode.turn_of))
             for row, said, episode in zip(rows, targets, episodes, strict=True)

@@ -44,7 +44,7 @@ def test_a_server_is_distilled_from_killed_and_started_again(
     one, port = material(), free_port()
     url = f"http://127.0.0.1:{port}/v1"
     with started(serve(tiny_teacher, port), url) as process:
-        teacher = ServerTeacher(url, one.vocabulary, pauses=(0.2,) * 100)
+        teacher = ServerTeacher(url, one.vocabulary, pauses=(0.5,) * 240)
         found = judged(teacher, one.train[:3], 8, tmp_path)
         whole = one.teacher.judge(one.train[:3], len(one.vocabulary))
         for ours, theirs in zip(found, whole, strict=True):
