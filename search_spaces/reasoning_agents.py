@@ -62,11 +62,11 @@ DEMO_VALUES = {
     "batch_size": 8,
     "accumulation": 1,
     "layers": 3,
-    "hrm_steps": 200,
+    "hrm_steps": 300,
     "trm_steps": 150,
     "tuning_steps": 60,
     "train_problems": 4000,
-    "held_out_problems": 120,
+    "held_out_problems": 80,
     "max_refinements": 4,
     "k": 1,
     "game": "tic_tac_toe",
@@ -76,7 +76,7 @@ DEMO_VALUES = {
     "net_steps": 300,
     "match_games": 200,
     "positions": 200,
-    "routed_problems": 200,
+    "routed_problems": 100,
     "epochs": 15,
 }
 SWEPT = {
@@ -99,7 +99,9 @@ SPACE = SearchSpace(
     validate=validate,
     rung_setting="grace_period",
     presets={
-        "smoke": Preset("all five phases within a minute, too short to learn", SMOKE_VALUES, {"router": SWEPT["router"]}),
+        "smoke": Preset(
+            "all five phases within a minute, too short to learn", SMOKE_VALUES, {"router": SWEPT["router"]}
+        ),
         "demo": Preset("all five phases within 15 minutes on two CPU cores", DEMO_VALUES, SWEPT),
         "full": Preset("the published settings", {}, SWEPT),
     },

@@ -5,9 +5,9 @@
     python sweeps/reasoning_agents.py --preset demo --phases 3 --sweep 'simulations=grid(50, 100, 200)'
     python sweeps/reasoning_agents.py --num-gpus 1 --backbone microsoft/deberta-v3-small
 
-A trial is a whole pipeline. What varies belongs to a phase: lr, rank and pooling to phase 1, k to phase 2, simulations, c
-and game to phase 3, the router to phase 4. Finished phases are kept in ``--phase-dir``, and trials whose settings differ
-only in later phases share them. With several samples ASHA compares the held-out score of the phase that trials are in.
+A trial is a whole pipeline. What varies belongs to a phase: lr, rank and pooling to phase 1, k to phase 2, simulations,
+c and game to phase 3, the router to phase 4. Finished phases are kept in ``--phase-dir``; trials whose settings differ
+in later phases alone share them. With several samples ASHA compares the held-out score of the stage that trials are in.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: cli.Parser) -> None:
-    parser.add_argument("--phases", default="1-5", metavar="1-5", help="phases to run, as in 1-5, 3 or 1,3 (default: 1-5)")
+    parser.add_argument(
+        "--phases", default="1-5", metavar="1-5", help="phases to run, as in 1-5, 3 or 1,3 (default: 1-5)"
+    )
     parser.add_argument(
         "--backbone",
         default="minilm",

@@ -16,7 +16,8 @@ import ray.tune
 
 from trainables.common.folder import Folder
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 TrainLoop = Callable[[dict[str, Any], Any], None]
 # Tune mixes its own values into a result; under this key goes what the loop reported
 REPORT = "report"

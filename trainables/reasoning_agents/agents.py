@@ -1,8 +1,8 @@
 """The three agents that a problem can be given to, and what each answer costs.
 
 HRM labels a problem in one pass. TRM refines that labelling. MCTS searches: on a problem in words over the labels that
-HRM was least sure of, with TRM's score as the value; on a position of a game over its moves, with the networks of phase 3.
-A cost of 1 is one pass of an encoder over the problem.
+HRM was least sure of, with TRM's score as the value; on a position of a game over its moves, with the networks of
+phase 3. A cost of 1 is one pass of an encoder over the problem.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainables.reasoning_agents.tuning import FACTS, instruction, retrieved
 
 AGENTS = ("hrm", "trm", "mcts")
 # decisions of a search over labels, and its simulations
-DECISIONS, SIMULATIONS = 6, 16
+DECISIONS, SIMULATIONS = 6, 8
 # share of problems that are positions of the game, and of the others those that are longer than any in training
 GAMES, LONG = 0.25, 0.5
 
@@ -46,7 +46,7 @@ class Agents:
     def __init__(self, work: Work) -> None:
         self._config, self._device = work.config, work.device
         self.embedder = Embedder(work.backbone, work.device)
-        self.index = Index.load(work.needs[1], self.embedder)
+        self.index = Index.load(work.index, self.embedder)
         self._tokens = Tokens(work.backbone)
         self._hrm, self._trm = load_agents(work, work.needs[2])
         self._game = games.load_game(work.config.game)
@@ -90,9 +90,7 @@ class Agents:
         if not places:
             return {}
         states = [games.state_at(self._game, problems[i].position or ()) for i in places]
-        visits, _ = search(
-            states, self._nets, self._game.num_distinct_actions(), self._config.simulations, self._config.c
-        )
+        visits = search(states, self._nets, self._game.num_distinct_actions(), self._config.simulations, self._config.c)
         return {i: int(row.argmax()) for i, row in zip(places, visits, strict=True)}
 
     def _search_labels(

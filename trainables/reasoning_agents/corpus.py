@@ -1,13 +1,14 @@
 """The corpus: documentation strings of the Python standard library, and facts about units that stand nowhere else.
 
 The documentation is read from the interpreter's own source files, so every machine has it; `Corpus.fingerprint` names
-the text. A labelled query is the first sentence of a module's documentation; what is relevant to it are the other chunks
-of that module. No embedding model takes part in the labels.
+the text. A labelled query is the first sentence of a module's documentation; relevant to it are the other chunks of
+that module. No embedding model takes part in the labels.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import random
 import re
@@ -51,7 +52,8 @@ class Corpus:
 
 def units() -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """Return invented units with the pieces that each holds: those of training problems, and those of held-out ones."""
-    rng, names = random.Random("units"), set()
+    names: set[str] = set()
+    rng = random.Random("units")
     while len(names) < UNITS:
         stem = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)) + rng.choice("lmnrt")
         names.add(f"{stem} {rng.choice(('crates', 'sacks', 'barrels', 'chests'))}")
@@ -64,7 +66,7 @@ def build_corpus(count: int, size: int, overlap: int) -> Corpus:
     """Return the corpus of up to ``count`` chunks of documentation and `UNITS` facts.
 
     Args:
-        count: Chunks of documentation; whole modules are taken, most documented ones first, at most `PER_MODULE` chunks of each.
+        count: Chunks of documentation, of the most documented modules first, at most `PER_MODULE` of each.
         size: Characters of a chunk.
         overlap: Characters that a chunk shares with the next one of the same text.
     """
@@ -104,6 +106,7 @@ def split(text: str, size: int, overlap: int) -> list[str]:
     return found
 
 
+@functools.cache
 def _documented() -> list[tuple[str, str, list[str]]]:
     """Return name, first sentence and the other documentation of each public module of the standard library."""
     root, found = Path(sysconfig.get_paths()["stdlib"]), []

@@ -40,14 +40,15 @@ def run_phase(work: Work) -> dict[str, Any]:
         "without_refinement": success[rows, plain],
         "without_search": success[rows, np.where(chosen == MCTS, TRM, chosen)],
     }
-    metrics: dict[str, Any] = {"system_accuracy": float(system.mean()), "system_accuracy_half": half_width(system.tolist())}
+    metrics: dict[str, Any] = {
+        "system_accuracy": float(system.mean()),
+        "system_accuracy_half": half_width(system.tolist()),
+    }
     for name, answered in variants.items():
         metrics[name] = float(answered.mean())
         # the same problems with and without: the interval is that of the difference
         metrics[f"{name}_change_half"] = half_width((answered.astype(float) - system).tolist())
-    kinds = np.array(
-        ["game" if p.position is not None else "fact" if p.fact else "words" for p in problems]
-    )
+    kinds = np.array(["game" if p.position is not None else "fact" if p.fact else "words" for p in problems])
     metrics |= {f"system_accuracy/{kind}": float(system[kinds == kind].mean()) for kind in sorted(set(kinds))}
     for agent, name in enumerate(AGENTS):
         metrics[f"routed_to_{name}"] = float((chosen == agent).mean())

@@ -49,7 +49,7 @@ FAMILY = Family(
         _share("refined_answers", "deep problems answered after refinement of HRM's solution", "TRM: problems answered",
                ("unrefined_answers",)),
         _share("unrefined_answers", "deep problems answered by HRM's solution", "answered without refinement"),
-        _number("score_brier", "Brier score of TRM's score of candidates", "TRM: Brier score", ("score_brier_constant",)),
+        _number("score_brier", "Brier score of the score of candidates", "TRM: Brier score", ("score_brier_constant",)),
         _number("score_brier_constant", "Brier score of the share of right candidates", "Brier score of a constant"),
         _number("score_calibration_error", "expected calibration error of TRM's score, 10 bins"),
         _share(

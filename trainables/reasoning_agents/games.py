@@ -37,12 +37,16 @@ def load_game(name: str) -> Any:
     try:
         import pyspiel
     except ImportError as error:
-        raise InputError("Games need OpenSpiel, which is not installed; run 'pip install open_spiel==2.0.2'.") from error
+        raise InputError(
+            "Games need OpenSpiel, which is not installed; run 'pip install open_spiel==2.0.2'."
+        ) from error
     try:
         game = pyspiel.load_game(name)
     except pyspiel.SpielError as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"game is {name!r}, which OpenSpiel cannot load ({reason}); small ones: {', '.join(SMALL)}.") from error
+        raise InputError(
+            f"game is {name!r}, which OpenSpiel cannot load ({reason}); small ones: {', '.join(SMALL)}."
+        ) from error
     kind = game.get_type()
     fits = (
         game.num_players() == 2
@@ -52,7 +56,9 @@ def load_game(name: str) -> Any:
         and kind.utility == kind.Utility.ZERO_SUM
     )
     if not fits:
-        raise InputError(f"game is {name!r}, but only games of two players in turn without chance and secrets are played.")
+        raise InputError(
+            f"game is {name!r}, but only games of two players in turn without chance and secrets are played."
+        )
     return game
 
 
@@ -75,7 +81,9 @@ class Solver:
             InputError: If that takes more states than the limit.
         """
         player = state.current_player()
-        values = {action: self._value(state.child(action)) * (1 if player == 0 else -1) for action in state.legal_actions()}
+        values = {
+            action: self._value(state.child(action)) * (1 if player == 0 else -1) for action in state.legal_actions()
+        }
         best = max(values.values())
         return [action for action, value in values.items() if value == best]
 
@@ -104,7 +112,9 @@ class Solver:
         return best
 
 
-def solved_positions(name: str, count: int, seed: int, limit: int = MOST_STATES) -> list[tuple[tuple[int, ...], list[int]]]:
+def solved_positions(
+    name: str, count: int, seed: int, limit: int = MOST_STATES
+) -> list[tuple[tuple[int, ...], list[int]]]:
     """Return positions, each with its optimal moves; every position has a move that is not optimal.
 
     Args:
@@ -158,6 +168,6 @@ def mcts_bot(game: Any, simulations: int, c: float, seed: int) -> Any:
 
 
 def observation(state: Any) -> np.ndarray:
-    """Return what the networks see of a state, from the side of the player to move: a flat array, and whose move it is."""
+    """Return what the networks see of a state: its tensor for the player to move, flat, and who that is."""
     player = state.current_player()
     return np.asarray([*state.observation_tensor(player), float(player)], dtype=np.float32)

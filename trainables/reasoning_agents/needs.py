@@ -25,8 +25,8 @@ def require_packages() -> str:
     missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise InputError(
-            f"The reasoning agents need packages that are not installed; run 'pip install {' '.join(missing)}', or install "
-            "this project with its extra [agents]."
+            f"The reasoning agents need packages that are not installed; run 'pip install {' '.join(missing)}', or "
+            "install this project with its extra [agents]."
         )
     return ", ".join(PACKAGES.values())
 
@@ -53,7 +53,9 @@ def check_backbone(name: str) -> str:
         classes = config.get("architectures") or []
         if config.get("is_encoder_decoder") or any(kind.endswith(NO_ENCODERS) for kind in classes):
             raise InputError(f"--backbone {name} is no encoder ({', '.join(classes)}); give one such as minilm.")
-        weights = sorted(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in Path(name).iterdir() if f.is_file())
+        weights = sorted(
+            f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in Path(name).iterdir() if f.is_file()
+        )
         return json.dumps([str(Path(name).resolve()), weights])
     if "/" not in name or name.startswith((".", "/", "~")):
         raise InputError(

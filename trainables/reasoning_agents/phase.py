@@ -1,8 +1,8 @@
 """What the five phases have in common: which settings a phase depends on, its folder, and how it reports and resumes.
 
-A finished phase lies in a folder of its own, named by a fingerprint of everything it depends on: its settings, the seed,
-the interpreter whose documentation is read, and the phases before it. Trials that agree in these share it. Its file
-``result.json`` is written last and says that it is complete.
+A finished phase lies in a folder of its own, named by a fingerprint of everything it depends on: its settings, the
+seed, the interpreter whose documentation is read, and the phases before it. Trials that agree in these share it. Its
+file ``result.json`` is written last and acts as the commit marker.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from trainables.reasoning_agents.config import AgentsConfig
 # raise it when a phase computes something else from the same settings
 VERSION = 1
 ENCODERS = ("rank", "alpha", "dropout", "layers", "pooling", "batch_size", "accumulation", "clip_norm", "lr")
+PACKAGE = "trainables.reasoning_agents"
+SELF_PLAY = (
+    "game", "simulations", "c", "selfplay_games", "buffer", "net_steps", "net_lr", "match_games", "positions",
+)  # fmt: skip
+CORPUS = ("chunks", "chunk_size", "overlap")
 PROBLEMS = ("train_problems", "held_out_problems", "max_refinements", "epochs")
 
 
@@ -35,41 +40,31 @@ class Phase:
         module: Where its ``run_phase(work)`` is.
         needs: The phases whose folders it reads.
         settings: Settings that it depends on, besides those of what it needs.
-        stages: Its stages in order, each with whether it is measured once or once a round.
     """
 
     title: str
     module: str
     needs: tuple[int, ...]
     settings: tuple[str, ...]
-    stages: tuple[tuple[str, bool], ...]
 
 
 PHASES = {
     1: Phase(
         "pre-training",
-        "trainables.reasoning_agents.pretraining",
+        f"{PACKAGE}.pretraining",
         (),
-        (*ENCODERS, *PROBLEMS, "hrm_steps", "trm_steps", "chunks", "chunk_size", "overlap"),
-        (("retrieval", True), ("hrm", False), ("trm", False)),
+        (*ENCODERS, *PROBLEMS, *CORPUS, "hrm_steps", "trm_steps"),
     ),
-    2: Phase("instruction tuning", "trainables.reasoning_agents.tuning", (1,), ("tuning_steps", "k"), (("tuning", False),)),
-    3: Phase(
-        "self-play",
-        "trainables.reasoning_agents.selfplay",
-        (),
-        ("game", "simulations", "c", "selfplay_games", "buffer", "net_steps", "net_lr", "match_games", "positions", "epochs"),
-        (("selfplay", False),),
-    ),
+    2: Phase("instruction tuning", f"{PACKAGE}.tuning", (1,), ("tuning_steps", "k")),
+    3: Phase("self-play", f"{PACKAGE}.selfplay", (), (*SELF_PLAY, "epochs")),
     4: Phase(
         "meta-controller",
-        "trainables.reasoning_agents.router",
+        f"{PACKAGE}.router",
         (1, 2, 3),
         ("router", "router_features", "routed_problems", "cost_weight"),
-        (("router", True),),
     ),
-    5: Phase("evaluation", "trainables.reasoning_agents.evaluation", (1, 2, 3, 4), (), (("evaluation", True),)),
-}  # fmt: skip
+    5: Phase("evaluation", f"{PACKAGE}.evaluation", (1, 2, 3, 4), ()),
+}
 
 
 def parse_phases(text: str) -> tuple[int, ...]:
@@ -118,22 +113,26 @@ def phase_folder(cache: Folder, number: int, config: AgentsConfig, seed: int, ba
     return cache.sub(f"phase{number}-{fingerprint(number, config, seed, backbone)}")
 
 
+def index_folder(cache: Folder, config: AgentsConfig, backbone: str) -> Folder:
+    """Return where the index over the corpus lies, which no seed and no other setting changes."""
+    text = [VERSION, platform.python_version(), backbone, *(getattr(config, name) for name in CORPUS)]
+    return cache.sub(f"index-{hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]}")
+
+
 def result_of(folder: Folder) -> dict[str, Any] | None:
     """Return what a finished phase came to, None where it is not finished."""
     data = folder.read("result.json")
     return None if data is None else json.loads(data)
 
 
-def require_predecessors(
-    phases: Sequence[int], cache: Folder, config: AgentsConfig, seed: int, backbone: str
-) -> None:
+def require_predecessors(phases: Sequence[int], cache: Folder, config: AgentsConfig, seed: int, backbone: str) -> None:
     """Raise InputError where a phase needs another one that is neither among ``phases`` nor finished."""
     for number in phases:
         for need in PHASES[number].needs:
             if need not in phases and result_of(phase_folder(cache, need, config, seed, backbone)) is None:
                 raise InputError(
-                    f"Phase {number} ({PHASES[number].title}) needs phase {need} ({PHASES[need].title}), which was never "
-                    f"finished with these settings in {cache.location}; add it to --phases."
+                    f"Phase {number} ({PHASES[number].title}) needs phase {need} ({PHASES[need].title}), which was "
+                    f"never finished with these settings in {cache.location}; add it to --phases."
                 )
 
 
@@ -148,6 +147,7 @@ class Work:
         backbone: The encoder.
         device: A torch device string.
         folder: Where its files go.
+        index: Where the index for retrieval lies, which trials with the same corpus share.
         needs: Folders of the phases that it needs.
         map: Calls a function for each item, on a cluster where there is one.
         said: Is told of each measurement.
@@ -160,6 +160,7 @@ class Work:
     backbone: str
     device: str
     folder: Folder
+    index: Folder
     needs: Mapping[int, Folder]
     map: Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
     said: Callable[[dict[str, Any]], None]

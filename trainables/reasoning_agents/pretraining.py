@@ -58,7 +58,7 @@ def run_phase(work: Work) -> dict[str, Any]:
 def index_corpus(work: Work) -> dict[str, Any]:
     """Build the index and measure the precision of ten retrieved chunks, beside each half alone and a random order."""
     corpus = build_corpus(work.config.chunks, work.config.chunk_size, work.config.overlap)
-    index = Index.build(corpus, work.folder, Embedder(work.backbone, work.device))
+    index = Index.build(corpus, work.index, Embedder(work.backbone, work.device))
     texts, relevant = [query.text for query in corpus.queries], [query.relevant for query in corpus.queries]
     shares = {by: precision_at(index.rank(texts, 10, by), relevant, 10) for by in ("fused", "dense", "lexical")}
     metrics = {
@@ -88,9 +88,15 @@ class Trainer:
     """
 
     def __init__(
-        self, work: Work, steps: int, tokens: Tokens, train: Sequence[Problem], held_out: Sequence[Problem], refines: bool,
+        self,
+        work: Work,
+        steps: int,
+        tokens: Tokens,
+        train: Sequence[Problem],
+        held_out: Sequence[Problem],
+        refines: bool,
         name: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.device, self.tokens = work.config, work.device, tokens
         self.train, self.held_out, self.name, self.seed = train, held_out, name, work.seed
         torch.manual_seed(work.seed)
@@ -272,6 +278,9 @@ def measure_hrm(work: Work, model: Tagger, tokens: Tokens, data: dict[Any, list[
         found = [labelling for labelling, _ in read(model, tokens, problems, work.device)]
         metrics[f"hrm_accuracy/{split}"] = step_accuracy(problems, found)
         metrics[f"hrm_answers/{split}"] = answer_accuracy(problems, found)
+        metrics[f"hrm_spans/{split}"] = statistics.fmean(
+            span in set(f.spans()) for p, f in zip(problems, found, strict=True) for span in p.gold.spans()
+        )
         metrics[f"hrm_tags/{split}"] = statistics.fmean(
             a == b for p, f in zip(problems, found, strict=True) for a, b in zip(p.gold.tags, f.tags, strict=True)
         )
@@ -286,9 +295,7 @@ def measure_hrm(work: Work, model: Tagger, tokens: Tokens, data: dict[Any, list[
     return metrics
 
 
-def measure_trm(
-    work: Work, hrm: Tagger, trm: Tagger, tokens: Tokens, problems: Sequence[Problem]
-) -> dict[str, Any]:
+def measure_trm(work: Work, hrm: Tagger, trm: Tagger, tokens: Tokens, problems: Sequence[Problem]) -> dict[str, Any]:
     """Return how many refinements a wrong candidate needs until it is right, and how well the score is calibrated.
 
     Candidates are corrupted solutions and what HRM says. One that is not right after the most refinements counts as

@@ -139,7 +139,9 @@ class _Step:
     words: list[str] = field(default_factory=list)
 
 
-def generate(split: Split, count: int, seed: int, units: Sequence[tuple[str, int]] = (), facts: float = 0.0) -> list[Problem]:
+def generate(
+    split: Split, count: int, seed: int, units: Sequence[tuple[str, int]] = (), facts: float = 0.0
+) -> list[Problem]:
     """Return different problems of a split.
 
     Args:
@@ -150,11 +152,10 @@ def generate(split: Split, count: int, seed: int, units: Sequence[tuple[str, int
         units: Names and sizes of units, of which ``facts`` draws.
         facts: Share of problems that a fact decides.
     """
-    rng, found, index = random.Random(f"problems {split} {seed}"), {}, 0
+    rng, found = random.Random(f"problems {split} {seed}"), dict[str, Problem]()
     while len(found) < count:
         unit = rng.choice(list(units)) if units and rng.random() < facts else None
         problem = _problem(rng, split, unit)
-        index += 1
         found.setdefault(problem.text, problem)
     return list(found.values())
 
@@ -209,7 +210,9 @@ def punctuation_baseline(problem: Problem) -> Labelling:
     tags = [OUTSIDE] * len(problem.read)
     place = len(problem.context)
     while place < len(tags):
-        end = next((i for i in range(place, len(tags)) if problem.read[i] in MARKS or problem.read[i] == "?"), len(tags))
+        end = next(
+            (i for i in range(place, len(tags)) if problem.read[i] in MARKS or problem.read[i] == "?"), len(tags)
+        )
         if end - place > 1 and (end == len(tags) or problem.read[end] != "?"):
             tags[place], tags[end - 1] = START, END
             tags[place + 1 : end - 1] = [CONTINUE] * (end - place - 2)

@@ -76,7 +76,11 @@ class Index:
         if metadata.get(b"fingerprint") != corpus.fingerprint.encode():
             vectors = embedder.embed(corpus.chunks)
             table = pa.table(
-                {"text": corpus.chunks, "source": corpus.sources, "vector": pa.array(list(vectors), pa.list_(pa.float32()))}
+                {
+                    "text": corpus.chunks,
+                    "source": corpus.sources,
+                    "vector": pa.array(list(vectors), pa.list_(pa.float32())),
+                }
             ).replace_schema_metadata({"fingerprint": corpus.fingerprint})
             out = io.BytesIO()
             pq.write_table(table, out)

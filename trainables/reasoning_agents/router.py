@@ -2,8 +2,8 @@
 
 It is trained on measured outcomes and costs of all agents, and reads only what is known of a problem beforehand. The
 utility of an agent is 1 for a right answer, less the cost. Beside the MLP stand scikit-learn's logistic regression and
-nearest neighbours. Comparisons: always the agent that was best in training, the oracle, and the hull of always taking one
-agent, or one at random with fixed chances (RouterBench's zero router; Hu et al., 2024).
+nearest neighbours. Comparisons: always the agent that was best in training, the oracle, and the hull of always taking
+one agent, or one at random with fixed chances (RouterBench's zero router; Hu et al., 2024).
 """
 
 from __future__ import annotations
@@ -242,10 +242,9 @@ def points(outcomes: Sequence[dict[str, Outcome]], metrics: dict[str, Any]) -> l
         for agent in AGENTS
     ]
     routers = [
-        {"name": f"router: {kind}", "cost": metrics[f"router_cost/{kind}"], "success": metrics[f"router_success/{kind}"],
-         "regret": metrics[f"router_regret/{kind}"]}
+        {"name": f"router: {kind}"} | {n: metrics[f"router_{n}/{kind}"] for n in ("cost", "success", "regret")}
         for kind in KINDS
-    ]  # fmt: skip
+    ]
     return [*singles, *routers]
 
 

@@ -67,10 +67,14 @@ def forward(layers: Sequence[np.ndarray], inputs: np.ndarray) -> np.ndarray:
 
 
 def search(
-    roots: Sequence[Any], evaluate: Evaluate, actions: int, simulations: int, c: float,
+    roots: Sequence[Any],
+    evaluate: Evaluate,
+    actions: int,
+    simulations: int,
+    c: float,
     rng: np.random.Generator | None = None,
-) -> tuple[np.ndarray, list[Any]]:  # fmt: skip
-    """Search from each of G roots; return the visits of their moves, ``[G, actions]``, and the best leaf of each.
+) -> np.ndarray:
+    """Search from each of G roots; return the visits of their moves, ``[G, actions]``.
 
     Args:
         roots: States that are not finished: OpenSpiel's, or others with the same methods.
@@ -79,9 +83,6 @@ def search(
         simulations: Of each tree, the root's own evaluation not counted.
         c: Exploration constant.
         rng: For noise at the roots; None: no noise.
-
-    Returns:
-        The visits, and for each tree the finished state with the highest value for player 0 (None if none was seen).
     """
     count, nodes = len(roots), simulations + 1
     visits = np.zeros((count, nodes, actions))
@@ -91,12 +92,11 @@ def search(
     sides, ended = np.ones((count, nodes)), np.zeros((count, nodes), dtype=bool)
     values = np.zeros((count, nodes))
     states: list[list[Any]] = [[root] for root in roots]
-    best: list[tuple[float, Any]] = [(-np.inf, None)] * count
     priors[:, 0], values[:, 0] = evaluate(roots)
     sides[:, 0] = [1.0 if root.current_player() == 0 else -1.0 for root in roots]
     if rng is not None:
         _add_noise(priors[:, 0], rng)
-    for new in range(1, nodes):
+    for _ in range(simulations):
         tree, node, path = np.arange(count), np.zeros(count, dtype=np.int64), []
         leaves = np.zeros(count, dtype=np.int64)
         fresh: list[tuple[int, Any]] = []
@@ -121,16 +121,14 @@ def search(
         if fresh:
             prior, value = evaluate([state for _, state in fresh])
             for row, (g, state) in enumerate(fresh):
-                at = leaves[g]
+                at = int(leaves[g])
                 priors[g, at], values[g, at], ended[g, at] = prior[row], value[row], state.is_terminal()
                 sides[g, at] = -1.0 if not state.is_terminal() and state.current_player() == 1 else 1.0
-                if state.is_terminal() and value[row] > best[g][0]:
-                    best[g] = (value[row], state)
         gained = values[np.arange(count), leaves]
         for tree, node, move in path:
             visits[tree, node, move] += 1
             totals[tree, node, move] += gained[tree] * sides[tree, node]
-    return visits[:, 0], [state for _, state in best]
+    return visits[:, 0]
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def play(plan: SelfPlay) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     records: list[list[tuple[np.ndarray, np.ndarray, int]]] = [[] for _ in states]
     drawn = game.max_game_length() // 3
     while active := [i for i, state in enumerate(states) if not state.is_terminal()]:
-        visits, _ = search([states[i] for i in active], nets, actions, plan.simulations, plan.c, rng)
+        visits = search([states[i] for i in active], nets, actions, plan.simulations, plan.c, rng)
         for i, row in zip(active, visits, strict=True):
             share = row / row.sum()
             records[i].append((games.observation(states[i]), share, states[i].current_player()))
@@ -200,12 +198,14 @@ def match(task: Match) -> list[float]:
     game = games.load_game(plan.game)
     actions, nets = game.num_distinct_actions(), Nets(plan.weights, game.num_distinct_actions())
     rng, seeds = np.random.default_rng(plan.seed), np.random.SeedSequence(plan.seed).generate_state(plan.games)
-    bots = [games.mcts_bot(game, plan.simulations, plan.c, int(seed)) if task.opponent == "mcts" else None for seed in seeds]
+    bots = [
+        games.mcts_bot(game, plan.simulations, plan.c, int(seed)) if task.opponent == "mcts" else None for seed in seeds
+    ]
     states = [game.new_initial_state() for _ in range(plan.games)]
     while active := [i for i, state in enumerate(states) if not state.is_terminal()]:
         mine = [i for i in active if states[i].current_player() == i % 2]
         if mine:
-            visits, _ = search([states[i] for i in mine], nets, actions, plan.simulations, plan.c)
+            visits = search([states[i] for i in mine], nets, actions, plan.simulations, plan.c)
             # of the most visited moves one at random: games from the same start are to differ
             for i, row in zip(mine, visits, strict=True):
                 states[i].apply_action(int(rng.choice(np.flatnonzero(row == row.max()))))

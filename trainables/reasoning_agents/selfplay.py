@@ -39,7 +39,9 @@ def run_phase(work: Work) -> dict[str, Any]:
     last = work.history[-1]
     measured = {name: last[name] for name in MEASURED}
     before = {f"untrained_{name}": untrained[name] for name in MEASURED if name in untrained}
-    return work.finish({**measured, **before, "position_count": len(positions), "selfplay_curve": curve(work, untrained)})
+    return work.finish(
+        {**measured, **before, "position_count": len(positions), "selfplay_curve": curve(work, untrained)}
+    )
 
 
 # what is taken over from the last round
@@ -65,7 +67,12 @@ class PolicyValue(nn.Module):
     def arrays(self) -> dict[str, list[np.ndarray]]:
         """Return the weights as `Nets` takes them."""
         return {
-            name: [a for layer in part if isinstance(layer, nn.Linear) for a in (_array(layer.weight.T), _array(layer.bias))]
+            name: [
+                a
+                for layer in part
+                if isinstance(layer, nn.Linear)
+                for a in (_array(layer.weight.T), _array(layer.bias))
+            ]
             for name, part in (("policy", self.policy), ("value", self.value))
         }
 
@@ -85,7 +92,9 @@ class SelfPlayTrainer:
         torch.manual_seed(work.seed)
         seen = len(games.observation(self._game.new_initial_state()))
         self.nets = PolicyValue(seen, self._actions)
-        self._monitor = ComponentMonitor({"policy": self.nets.policy.parameters(), "value": self.nets.value.parameters()})
+        self._monitor = ComponentMonitor(
+            {"policy": self.nets.policy.parameters(), "value": self.nets.value.parameters()}
+        )
         self._optimizer = torch.optim.AdamW(self.nets.parameters(), lr=work.config.net_lr, weight_decay=1e-4)
         self._buffer = [np.zeros((0, width), dtype=np.float32) for width in (seen, self._actions, 1)]
 
@@ -107,7 +116,12 @@ class SelfPlayTrainer:
             losses.append(self._step(rng.integers(len(self._buffer[0]), size=NET_BATCH)))
         policy_loss, value_loss = (statistics.fmean(column) for column in zip(*losses, strict=True))
         metrics = self.judge(self.nets.arrays())
-        metrics |= {"games_per_second": speed, "policy_loss": policy_loss, "value_loss": value_loss, "lr": config.net_lr}
+        metrics |= {
+            "games_per_second": speed,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "lr": config.net_lr,
+        }
         return metrics["optimal_moves"], {**metrics, **self._monitor.end_epoch()}
 
     def judge(self, weights: dict[str, list[np.ndarray]] | None) -> dict[str, Any]:
@@ -123,7 +137,7 @@ class SelfPlayTrainer:
         }  # fmt: skip
         states = [games.state_at(self._game, moves) for moves, _ in self._positions]
         nets = Nets(weights, self._actions)
-        visits, _ = search(states, nets, self._actions, config.simulations, config.c)
+        visits = search(states, nets, self._actions, config.simulations, config.c)
         optimal = [int(row.argmax()) in best for row, (_, best) in zip(visits, self._positions, strict=True)]
         policy = [int(row.argmax()) in best for row, (_, best) in zip(nets(states)[0], self._positions, strict=True)]
         chance = [len(best) / len(s.legal_actions()) for s, (_, best) in zip(states, self._positions, strict=True)]
@@ -171,9 +185,7 @@ def _shares(count: int, parts: int) -> list[int]:
 
 
 def _mlp(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, outputs)
-    )
+    return nn.Sequential(nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, outputs))
 
 
 def _array(parameter: torch.Tensor) -> np.ndarray:

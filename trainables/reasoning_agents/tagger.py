@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,7 +161,10 @@ class Tagger(nn.Module):
         parts = {"lora": [p for p in self.encoder.parameters() if p.requires_grad]}
         parts |= {f"{name}_head": list(head.parameters()) for name, head in self.heads.items()}
         if self.refines:
-            parts |= {"candidate_embedding": list(self.labels.parameters()), "score_head": list(self.score.parameters())}
+            parts |= {
+                "candidate_embedding": list(self.labels.parameters()),
+                "score_head": list(self.score.parameters()),
+            }
         return parts
 
     def trained(self) -> dict[str, Tensor]:
@@ -199,8 +201,10 @@ def labellings(predicted: Tensor, problems: Sequence[Problem]) -> list[Labelling
 
 
 @torch.no_grad()
-def read(model: Tagger, tokens: Tokens, problems: Sequence[Problem], device: str) -> list[tuple[Labelling, dict[str, Any]]]:
-    """Let the decomposition agent label problems; return each labelling, with the probabilities of each kind as arrays."""
+def read(
+    model: Tagger, tokens: Tokens, problems: Sequence[Problem], device: str
+) -> list[tuple[Labelling, dict[str, Any]]]:
+    """Let the decomposition agent label problems; return each labelling, and the probabilities of each kind."""
     model.eval()
     found: list[Any] = [None] * len(problems)
     for part in _alike(problems):
@@ -245,7 +249,9 @@ def _encoder(backbone: str, config: AgentsConfig) -> tuple[Any, int]:
         model = AutoModel.from_pretrained(backbone_folder(backbone), dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise InputError(f"--backbone {backbone} cannot be loaded ({' '.join(str(error).split())[:200]}).") from error
-    targets = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} & set(PROJECTIONS))
+    targets = sorted(
+        {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)} & set(PROJECTIONS)
+    )
     layers = getattr(getattr(model, "encoder", None), "layer", None)
     if model.config.is_encoder_decoder or not targets or layers is None:
         raise InputError(f"--backbone {backbone} is no encoder ({type(model).__name__}); give one such as minilm.")

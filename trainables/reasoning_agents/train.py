@@ -17,7 +17,7 @@ from typing import Any
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.reasoning_agents.config import AgentsConfig
-from trainables.reasoning_agents.phase import PHASES, Work, phase_folder, require_predecessors, result_of
+from trainables.reasoning_agents.phase import PHASES, Work, index_folder, phase_folder, require_predecessors, result_of
 
 # what a phase came to that is no number or text goes into a file of the trial
 SHOWN = ("example", "refinement_example", "selfplay_curve", "routing")
@@ -56,6 +56,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
                 settings["backbone"],
                 run.device,
                 folders[number],
+                index_folder(cache, config, name),
                 {need: folders[need] for need in PHASES[number].needs},
                 run.map,
                 lambda entry, number=number: reports.add(entry, number),  # type: ignore[misc]

@@ -40,13 +40,15 @@ MOST_INSTRUCTIONS = 2000
 
 def run_phase(work: Work) -> dict[str, Any]:
     """Train both agents on instructions and measure them with and without retrieval."""
-    index = Index.load(work.needs[1], Embedder(work.backbone, work.device))
+    index = Index.load(work.index, Embedder(work.backbone, work.device))
     known, unseen = units()
     rng = random.Random(f"instructions {work.seed}")
     count = min(work.config.train_problems, MOST_INSTRUCTIONS)
     train = [
         instruction(problem, notes if rng.random() >= WITHOUT_NOTES else ())
-        for problem, notes in retrieved(made.generate("train", count, work.seed + 1, known, FACTS), index, work.config.k)
+        for problem, notes in retrieved(
+            made.generate("train", count, work.seed + 1, known, FACTS), index, work.config.k
+        )
     ]
     splits: tuple[Split, ...] = ("in_distribution", "composition")
     held_out = {
@@ -74,7 +76,9 @@ def run_phase(work: Work) -> dict[str, Any]:
             f"tuned_answers/{split}": statistics.fmean(right),
             f"tuned_answers_without_retrieval/{split}": statistics.fmean(blind),
             f"fact_answers/{split}": statistics.fmean(r for r, d in zip(right, decided, strict=True) if d),
-            f"fact_answers_without_retrieval/{split}": statistics.fmean(b for b, d in zip(blind, decided, strict=True) if d),
+            f"fact_answers_without_retrieval/{split}": statistics.fmean(
+                b for b, d in zip(blind, decided, strict=True) if d
+            ),
             f"untuned_answers/{split}": statistics.fmean(answers(work, before, tokens, with_notes)),
             f"fact_retrieved/{split}": statistics.fmean(
                 made.FACT in problem.gold.roles for problem, d in zip(with_notes, decided, strict=True) if d
