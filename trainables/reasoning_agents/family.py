@@ -33,11 +33,18 @@ FAMILY = Family(
         # phase 1
         _share(
             "hrm_accuracy",
-            "steps of problems deeper than any in training, found with both ends and the depth",
+            "steps found with both ends, on the harder of deeper problems and unseen wordings",
             "HRM: steps found (criterion 70 %)",
             ("hrm_rule_accuracy",),
         ),
-        _share("hrm_rule_accuracy", "the same of a rule: what stands between marks, depth 1", "steps found by a rule"),
+        _share("hrm_rule_accuracy", "the same of a rule: what stands between marks", "steps found by a rule"),
+        _share(
+            "hrm_depth_accuracy",
+            "steps found with both ends and the depth, on problems deeper than any in training",
+            "HRM: steps and their depths",
+            ("hrm_depth_rule_accuracy",),
+        ),
+        _share("hrm_depth_rule_accuracy", "the same of the rule, all steps as deep as most", "the same by a rule"),
         _number(
             "refinements",
             "refinements of a wrong candidate until its answer is right, mean; never right counts as max_refinements",

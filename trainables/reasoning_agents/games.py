@@ -5,6 +5,7 @@ A position is the sequence of moves that leads to it, because OpenSpiel's states
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +22,10 @@ SMALL = (
     "hex(board_size=4)",
     "connect_four(rows=4,columns=5,x_in_row=4)",
 )
-# states that the solver looks at: about a minute
-MOST_STATES = 3_000_000
-# positions are reached by random moves: this share of the longest game at least
-OPENING = 0.2
+# states that the solver looks at, which take about a minute and 0.5 GB
+MOST_STATES = 1_500_000
+# positions are those of random games after this share of their moves at least: the fewer, the dearer they are to solve
+OPENING = 0.5
 
 
 def load_game(name: str) -> Any:
@@ -67,11 +68,11 @@ class Solver:
 
     Args:
         name: Of the game, for messages.
-        limit: Most states to look at.
+        limit: Most states to look at (default: `MOST_STATES`).
     """
 
-    def __init__(self, name: str, limit: int = MOST_STATES) -> None:
-        self._name, self._limit = name, limit
+    def __init__(self, name: str, limit: int | None = None) -> None:
+        self._name, self._limit = name, limit or MOST_STATES
         self._values: dict[str, float] = {}
 
     def optimal(self, state: Any) -> list[int]:
@@ -113,7 +114,7 @@ class Solver:
 
 
 def solved_positions(
-    name: str, count: int, seed: int, limit: int = MOST_STATES
+    name: str, count: int, seed: int, limit: int | None = None
 ) -> list[tuple[tuple[int, ...], list[int]]]:
     """Return positions, each with its optimal moves; every position has a move that is not optimal.
 
@@ -121,21 +122,20 @@ def solved_positions(
         name: Of the game.
         count: Most positions; small games have fewer different ones.
         seed: Of the random moves that lead to them.
-        limit: Most states that the solver may look at.
+        limit: Most states that the solver may look at (default: `MOST_STATES`).
 
     Raises:
         InputError: If the game is too large to solve, or hardly any position has a move that matters.
     """
     game, solver, rng = load_game(name), Solver(name, limit), random.Random(f"positions {seed}")
-    opening = int(OPENING * game.max_game_length())
     found: dict[str, tuple[tuple[int, ...], list[int]]] = {}
     for _ in range(50 * count):
-        state, moves = game.new_initial_state(), rng.randint(opening, game.max_game_length() - 2)
-        for _ in range(moves):
-            if state.is_terminal():
-                break
-            state.apply_action(rng.choice(state.legal_actions()))
-        if state.is_terminal() or str(state) in found:
+        whole = game.new_initial_state()
+        while not whole.is_terminal():
+            whole.apply_action(rng.choice(whole.legal_actions()))
+        moves = whole.history()
+        state = state_at(game, moves[: rng.randint(math.ceil(OPENING * len(moves)), len(moves) - 1)])
+        if str(state) in found:
             continue
         optimal = solver.optimal(state)
         if len(optimal) < len(state.legal_actions()):

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from trainables.common.folder import Folder
 from trainables.reasoning_agents.config import AgentsConfig
 
 # raise it when a phase computes something else from the same settings
-VERSION = 1
+VERSION = 2
 ENCODERS = ("rank", "alpha", "dropout", "layers", "pooling", "batch_size", "accumulation", "clip_norm", "lr")
 PACKAGE = "trainables.reasoning_agents"
 SELF_PLAY = (
@@ -75,10 +76,10 @@ def parse_phases(text: str) -> tuple[int, ...]:
     """
     chosen: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not found:
             raise InputError(f"--phases {text}: {part!r} is no phase; write 1-5, 3 or 1,2,4-5.")
-        chosen |= set(range(int(first), int(last or first) + 1))
+        chosen |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
     unknown = sorted(chosen - PHASES.keys())
     if unknown or not chosen:
         known = ", ".join(f"{number} ({phase.title})" for number, phase in PHASES.items())

@@ -34,17 +34,28 @@ WORDINGS = {
         "add {a} to {b} for the {n}",
         "the {n} come to {a} and {b} together",
         "there are as many {n} as {a} and {b} make",
+        "putting {a} beside {b} gives the {n}",
+        "{a} together with {b} are the {n}",
+        "the {n} consist of {a} and of {b}",
+        "summing {a} and {b} yields the {n}",
     ),
     SUBTRACT: (
         "the {n} are {a} less {b}",
         "take {b} from {a} for the {n}",
         "the {n} are what remains of {a} without {b}",
         "{a} reduced by {b} gives the {n}",
+        "after {b} are lost , {a} leave the {n}",
+        "the {n} are {b} fewer than {a}",
+        "subtracting {b} from {a} yields the {n}",
+        "of {a} all but {b} are the {n}",
     ),
     MULTIPLY: (
         "the {n} are {a} times {b}",
         "multiply {a} by {b} for the {n}",
         "the {n} come in {a} rows of {b}",
+        "{a} bags that hold {b} each contain the {n}",
+        "the {n} are the product of {a} and {b}",
+        "repeating {b} for {a} rounds yields the {n}",
     ),
 }
 UNSEEN_WORDINGS = {
@@ -71,7 +82,8 @@ class Labelling:
 
     Attributes:
         tags: ``OUTSIDE``, ``START``, ``CONTINUE`` or ``END`` of a step.
-        roles: Whether a mention begins here: the step's ``NAME``, its ``FIRST`` or ``SECOND`` part, the ``FACT``.
+        roles: Whether a mention begins here: the step's ``NAME``, its ``FIRST`` or ``SECOND`` part, the ``FACT``. A
+            ``NAME`` outside of steps is what is asked for.
         operations, depths: Of the step that begins here; they mean nothing at other words.
     """
 
@@ -163,20 +175,21 @@ def generate(
 def execute(words: Sequence[str], labelling: Labelling) -> int | None:
     """Return what a labelling computes, or None where it is no program: the checker of every answer.
 
-    The goal is the first step of depth 0. A part that no step defines is the number marked as ``FACT``.
+    A part that no step defines is the number marked as ``FACT``.
     """
     steps: dict[str, tuple[int, str, str]] = {}
-    goal = None
+    asked = [
+        i for i, (t, r) in enumerate(zip(labelling.tags, labelling.roles, strict=True)) if (t, r) == (OUTSIDE, NAME)
+    ]
     for start, end in labelling.spans():
         mentions = {labelling.roles[place]: _mention(words, place) for place in range(end, start - 1, -1)}
         if not {NAME, FIRST, SECOND} <= mentions.keys():
             return None
         name = mentions[NAME]
         steps[name] = (labelling.operations[start], mentions[FIRST], mentions[SECOND])
-        if goal is None and labelling.depths[start] == 0:
-            goal = name
     fact = next((words[place] for place, role in enumerate(labelling.roles) if role == FACT), "")
-    return None if goal is None else _value(goal, steps, fact, len(steps))
+    goal = _mention(words, asked[0]) if asked else ""
+    return _value(goal, steps, fact, len(steps)) if goal in steps else None
 
 
 def with_context(problem: Problem, context: Sequence[str]) -> Problem:
@@ -206,7 +219,7 @@ def of_game(name: str, shown: str, position: Sequence[int], optimal: Sequence[in
 
 
 def punctuation_baseline(problem: Problem) -> Labelling:
-    """Return the steps that a rule finds: whatever stands between marks, with the most frequent depth."""
+    """Return the steps that a rule finds: whatever stands between marks, as deep as most steps of long problems."""
     tags = [OUTSIDE] * len(problem.read)
     place = len(problem.context)
     while place < len(tags):
@@ -218,7 +231,7 @@ def punctuation_baseline(problem: Problem) -> Labelling:
             tags[place + 1 : end - 1] = [CONTINUE] * (end - place - 2)
         place = end + 1
     none = (0,) * len(tags)
-    return Labelling(tuple(tags), none, none, (1,) * len(tags))
+    return Labelling(tuple(tags), none, none, (DEEPEST,) * len(tags))
 
 
 def _problem(rng: random.Random, split: Split, unit: tuple[str, int] | None) -> Problem:
@@ -241,9 +254,13 @@ def _problem(rng: random.Random, split: Split, unit: tuple[str, int] | None) -> 
         words.extend(more)
         labels.extend([(OUTSIDE, NO_ROLE, ADD, 0)] * len(more))
 
+    def ask() -> None:
+        outside(question)
+        labels[-5] = (OUTSIDE, NAME, ADD, 0)
+
     first = rng.random() < 0.5
     if first:
-        outside(question)
+        ask()
     for step in shown:
         if rng.random() < 0.3:
             outside([*_distractor(rng, names), "."])
@@ -253,7 +270,7 @@ def _problem(rng: random.Random, split: Split, unit: tuple[str, int] | None) -> 
         labels.extend((t, r, step.operation, min(step.depth, DEEPEST)) for t, r in zip(tags, roles, strict=True))
         outside("." if step is shown[-1] else rng.choice(CONNECTORS).split())
     if not first:
-        outside(question)
+        ask()
     return Problem(tuple(words), Labelling(*(tuple(column) for column in zip(*labels, strict=True))), answer, unit)
 
 
@@ -262,9 +279,9 @@ def _tree(rng: random.Random, count: int, chain: bool, unit: tuple[str, int] | N
     chosen = rng.sample(names, count)
     steps = [_Step(chosen[0], rng.randrange(3), [], 0)]
     for name in chosen[1:]:
-        # long problems lean to chains, because a random tree of nine steps is rarely deep
+        # a random tree is rarely deep: long problems lean to chains, and others do so less
         open_ = [step for step in steps if len(step.parts) < 2]
-        parent = open_[-1] if chain and rng.random() < 0.7 else rng.choice(open_)
+        parent = open_[-1] if rng.random() < (0.7 if chain else 0.4) else rng.choice(open_)
         parent.parts.append(name)
         steps.append(_Step(name, rng.randrange(3), [], parent.depth + 1))
     for step in steps:

@@ -21,20 +21,32 @@ def test_the_gold_labelling_computes_the_answer(split: made.Split) -> None:
 
 
 def test_a_known_text() -> None:
-    words = "the red pens are 4 times blue cups . 30 reduced by 2 gives the blue cups".split()
-    tags = (made.START, *[made.CONTINUE] * 6, made.END, made.OUTSIDE, made.START, *[made.CONTINUE] * 6, made.END)
-    roles = [made.NO_ROLE] * 17
+    words = "the red pens are 4 times blue cups . 30 reduced by 2 gives the blue cups how many red pens ?".split()
+    tags = (
+        made.START,
+        *[made.CONTINUE] * 6,
+        made.END,
+        made.OUTSIDE,
+        made.START,
+        *[made.CONTINUE] * 6,
+        made.END,
+        *[0] * 5,
+    )
+    roles = [made.NO_ROLE] * 22
+    roles[19] = made.NAME
     for name, first, second in ((1, 4, 6), (15, 9, 12)):
         roles[name], roles[first], roles[second] = made.NAME, made.FIRST, made.SECOND
-    operations = (made.MULTIPLY,) * 9 + (made.SUBTRACT,) * 8
-    right = made.Labelling(tags, tuple(roles), operations, (0,) * 9 + (1,) * 8)
+    operations = (made.MULTIPLY,) * 9 + (made.SUBTRACT,) * 13
+    right = made.Labelling(tags, tuple(roles), operations, (0,) * 22)
     assert execute(words, right) == 4 * (30 - 2)
     # what no step defines is a fact, and there is none
-    assert execute([*words[:15], "old", "cups"], right) is None
+    assert execute([*words[:15], "old", "cups", *words[17:]], right) is None
     # a step that refers to itself
     assert execute([*words[:9], "blue", "cups", *words[11:]], right) is None
+    # a question for what no step defines
+    assert execute([*words[:19], "old", "pens", "?"], right) is None
     # a step without an end
-    assert execute(words, replace(right, tags=(*tags[:16], made.CONTINUE))) is None
+    assert execute(words, replace(right, tags=(*tags[:16], made.CONTINUE, *tags[17:]))) is None
 
 
 def test_composition_goes_deeper_and_longer_than_training_and_wordings_are_unseen() -> None:
