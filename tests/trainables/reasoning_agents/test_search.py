@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 import pytest
 
+from benchmarks.selfplay import plain_search
 from trainables.reasoning_agents import games
 from trainables.reasoning_agents.search import Match, Nets, SelfPlay, match, play, search
 from trainables.reasoning_agents.selfplay import PolicyValue
@@ -22,46 +20,6 @@ def nets() -> Nets:
     game = games.load_game(GAME)
     model = PolicyValue(len(games.observation(game.new_initial_state())), game.num_distinct_actions())
     return Nets(model.arrays(), game.num_distinct_actions())
-
-
-def plain_search(root: Any, evaluate: Nets, actions: int, simulations: int, c: float) -> list[float]:
-    """One tree, one leaf at a time: what `search` must equal."""
-
-    def node(state: Any) -> dict[str, Any]:
-        prior, value = evaluate([state])
-        return {
-            "state": state,
-            "prior": prior[0],
-            "value": value[0],
-            "n": [0] * actions,
-            "w": [0.0] * actions,
-            "next": {},
-        }
-
-    tree = node(root)
-    for _ in range(simulations):
-        at, path = tree, []
-        while True:
-
-            def score(move: int, at: dict[str, Any] = at) -> float:
-                if at["prior"][move] == 0:
-                    return -math.inf
-                mean = at["w"][move] / max(1, at["n"][move])
-                return mean + c * at["prior"][move] * math.sqrt(sum(at["n"]) + 1) / (1 + at["n"][move])
-
-            move = max(range(actions), key=score)
-            path.append((at, move))
-            if move not in at["next"]:
-                at["next"][move] = node(at["state"].child(move))
-                at = at["next"][move]
-                break
-            at = at["next"][move]
-            if at["state"].is_terminal():
-                break
-        for parent, move in path:
-            parent["n"][move] += 1
-            parent["w"][move] += at["value"] * (1 if parent["state"].current_player() == 0 else -1)
-    return tree["n"]
 
 
 def test_many_trees_in_step_equal_plain_trees() -> None:
