@@ -25,7 +25,6 @@ from search_spaces.reasoning_agents import SPACE
 from search_spaces.space import extremes
 from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
-from trainables.common.embedded import MODELS
 from trainables.common.folder import Folder
 from trainables.reasoning_agents import games, needs
 from trainables.reasoning_agents.corpus import build_corpus
@@ -73,7 +72,6 @@ def prepare(args: Namespace, config: Any, domains: Mapping[str, Any]) -> Prepare
         "backbone_fingerprint": backbone,
         "cache": cache,
     }
-    places = {"encoder": f"package:{MODELS[args.backbone].package}"} if args.backbone in MODELS else {}
     return Prepared(
         train_loop,
         settings,
@@ -81,7 +79,7 @@ def prepare(args: Namespace, config: Any, domains: Mapping[str, Any]) -> Prepare
         corpus.fingerprint,
         {"backbone_fingerprint": backbone},
         extendable=("phase_dir",),
-        places=places,
+        places=needs.places(args.backbone),
     )
 
 

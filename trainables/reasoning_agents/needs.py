@@ -63,3 +63,9 @@ def check_backbone(name: str) -> str:
             f"microsoft/deberta-v3-small, nor one of {', '.join(MODELS)}{did_you_mean(name, MODELS) or '.'}"
         )
     return name
+
+
+def places(backbone: str) -> dict[str, str]:
+    """Return what must be there on every machine of a cluster: packages, by what they are."""
+    found = {install: f"package:{module}" for module, install in PACKAGES.items()}
+    return found | ({f"model {backbone}": f"package:{MODELS[backbone].package}"} if backbone in MODELS else {})
