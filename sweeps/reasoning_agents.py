@@ -25,6 +25,7 @@ from search_spaces.reasoning_agents import SPACE
 from search_spaces.space import extremes
 from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
+from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.reasoning_agents import games, needs
 from trainables.reasoning_agents.corpus import build_corpus
@@ -56,6 +57,11 @@ def add_options(parser: cli.Parser) -> None:
 
 def prepare(args: Namespace, config: Any, domains: Mapping[str, Any]) -> Prepared:
     phases = parse_phases(args.phases)
+    if args.workers_per_trial > 1:
+        raise InputError(
+            f"--workers-per-trial {args.workers_per_trial}: a trial of reasoning agents trains in one worker, and spreads "
+            "its games as tasks of their own; give 0 or 1."
+        )
     needs.require_packages()
     backbone = needs.check_backbone(args.backbone)
     for game in extremes(domains["game"]) if "game" in domains else [config.game]:

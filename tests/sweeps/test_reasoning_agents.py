@@ -17,7 +17,7 @@ def test_two_trials_of_five_phases_share_what_does_not_vary(tmp_path: Path) -> N
     command = [sys.executable, str(ROOT / "sweeps" / "reasoning_agents.py"), "--preset", "smoke", "--num-gpus", "0"]
     swept = ["--workers-per-trial", "0", "--sweep", "router=ablate(knn)"]
     process = subprocess.run(
-        [*command, *swept, "--results-dir", str(tmp_path), "--run-id", "r"], capture_output=True, text=True, timeout=280
+        [*command, *swept, "--results-dir", str(tmp_path), "--run-id", "r"], capture_output=True, text=True, timeout=580
     )
     assert process.returncode == 0, process.stderr
     assert "HRM: steps found (criterion 70 %)" in process.stdout and "criteria met, of 5" in process.stdout
@@ -54,6 +54,7 @@ def test_two_trials_of_five_phases_share_what_does_not_vary(tmp_path: Path) -> N
         (["--set", "epochs=8"], "epochs is 8 but must be 3 and a multiple of 4, such as 7"),
         (["--set", "router=mpl"], "router must be one of 'mlp', 'logistic', 'knn', not 'mpl'; did you mean 'mlp'?"),
         (["--set", "overlap=200"], "chunk_size is 256 but must be at least 64, and twice the overlap"),
+        (["--workers-per-trial", "2"], "a trial of reasoning agents trains in one worker"),
         (["--preset", "smoek"], "'smoek' is not one of smoke, demo, full; did you mean 'smoke'?"),
     ],
 )

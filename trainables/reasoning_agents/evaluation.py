@@ -7,21 +7,14 @@ from typing import Any
 import numpy as np
 
 from trainables.reasoning_agents.agents import AGENTS, Agents, mixture
+from trainables.reasoning_agents.family import CRITERIA, FAMILY
 from trainables.reasoning_agents.intervals import half_width
 from trainables.reasoning_agents.phase import Work, result_of
 from trainables.reasoning_agents.router import features, load_router, right
 
 HRM, TRM, MCTS = range(len(AGENTS))
-# criteria of the published system: the metric, its bound, and which way it is met. Few refinements of candidates that
-# stay wrong would say nothing: most of them must become right
+# few refinements of candidates that stay wrong would say nothing: most of them must become right
 MOST = 0.5
-CRITERIA = {
-    "hrm_accuracy": (0.70, "max"),
-    "refinements": (2.5, "min"),
-    "mcts_win_rate": (0.60, "max"),
-    "retrieval_precision": (0.75, "max"),
-    "router_accuracy": (0.65, "max"),
-}
 
 
 def run_phase(work: Work) -> dict[str, Any]:
@@ -60,8 +53,8 @@ def run_phase(work: Work) -> dict[str, Any]:
 def criteria(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return of each criterion whether it is met, and how many are."""
     met = {
-        f"{name}_met": bool(metrics[name] >= bound if better == "max" else metrics[name] <= bound)
-        for name, (bound, better) in CRITERIA.items()
+        f"{name}_met": bool(metrics[name] >= bound if FAMILY[name].better == "max" else metrics[name] <= bound)
+        for name, bound in CRITERIA.items()
     }
     met["refinements_met"] &= metrics["corrected_answers"] > MOST
     return {**met, "criteria_met": sum(met.values())}

@@ -7,14 +7,17 @@ file ``result.json`` is written last and acts as the commit marker.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trainables.common.errors import InputError
@@ -118,6 +121,22 @@ def index_folder(cache: Folder, config: AgentsConfig, backbone: str) -> Folder:
     """Return where the index over the corpus lies, which no seed and no other setting changes."""
     text = [VERSION, platform.python_version(), backbone, *(getattr(config, name) for name in CORPUS)]
     return cache.sub(f"index-{hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]}")
+
+
+@contextmanager
+def alone(folder: Folder) -> Iterator[None]:
+    """Hold a folder, so that trials at the same time wait for a phase instead of running it twice.
+
+    The lock ends with the process. Folders that are not on a local disk are not held: there the same work may be done
+    twice, with the same outcome.
+    """
+    if not folder.is_local:
+        yield
+        return
+    Path(folder.root).mkdir(parents=True, exist_ok=True)
+    with Path(folder.root, ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def result_of(folder: Folder) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from trainables.common.schedules import warm_up
 from trainables.reasoning_agents import problems as made
 from trainables.reasoning_agents.corpus import build_corpus
 from trainables.reasoning_agents.intervals import half_width
-from trainables.reasoning_agents.phase import Work, load, save
+from trainables.reasoning_agents.phase import Work, alone, load, save
 from trainables.reasoning_agents.problems import Labelling, Problem, execute
 from trainables.reasoning_agents.retrieval import Embedder, Index, precision_at
 from trainables.reasoning_agents.tagger import (
@@ -34,6 +34,8 @@ from trainables.reasoning_agents.tagger import (
 
 # held-out problems that are answered after each round; the whole splits are answered at the end
 ROUND_PROBLEMS = 60
+# chunks at which the precision is drawn in the report
+PRECISION_AT = (1, 2, 3, 5, 10)
 # a candidate that scores more is taken for right
 ACCEPTED = 0.5
 
@@ -58,7 +60,8 @@ def run_phase(work: Work) -> dict[str, Any]:
 def index_corpus(work: Work) -> dict[str, Any]:
     """Build the index and measure the precision of ten retrieved chunks, beside each half alone and a random order."""
     corpus = build_corpus(work.config.chunks, work.config.chunk_size, work.config.overlap)
-    index = Index.build(corpus, work.index, Embedder(work.backbone, work.device))
+    with alone(work.index):
+        index = Index.build(corpus, work.index, Embedder(work.backbone, work.device))
     texts, relevant = [query.text for query in corpus.queries], [query.relevant for query in corpus.queries]
     shares = {by: precision_at(index.rank(texts, 10, by), relevant, 10) for by in ("fused", "dense", "lexical")}
     metrics = {
@@ -68,9 +71,13 @@ def index_corpus(work: Work) -> dict[str, Any]:
         "lexical_precision": statistics.fmean(shares["lexical"]),
         "random_precision": statistics.fmean(len(wanted) / len(corpus.chunks) for wanted in relevant),
         "queries": len(texts),
+        "precision_curve": {
+            by: [statistics.fmean(precision_at(index.rank(texts, k, by), relevant, k)) for k in PRECISION_AT]
+            for by in ("fused", "dense", "lexical")
+        },
         "corpus": corpus.fingerprint,
     }
-    work.once("retrieval", metrics["retrieval_precision"], metrics)
+    work.once("retrieval", metrics["retrieval_precision"], {n: v for n, v in metrics.items() if n != "precision_curve"})
     return metrics
 
 

@@ -107,10 +107,10 @@ def search(
             move = np.where(prior > 0, score, -np.inf).argmax(1)
             path.append((tree, node, move))
             child = children[tree, node, move]
-            for row in np.flatnonzero(child < 0):
-                g = int(tree[row])
-                state = states[g][node[row]].child(int(move[row]))
-                children[g, node[row], move[row]] = leaves[g] = len(states[g])
+            for place in np.flatnonzero(child < 0):
+                g = int(tree[place])
+                state = states[g][node[place]].child(int(move[place]))
+                children[g, node[place], move[place]] = leaves[g] = len(states[g])
                 states[g].append(state)
                 fresh.append((g, state))
             known = child >= 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,18 @@ from typing import Any
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.reasoning_agents.config import AgentsConfig
-from trainables.reasoning_agents.phase import PHASES, Work, index_folder, phase_folder, require_predecessors, result_of
+from trainables.reasoning_agents.phase import (
+    PHASES,
+    Work,
+    alone,
+    index_folder,
+    phase_folder,
+    require_predecessors,
+    result_of,
+)
 
 # what a phase came to that is no number or text goes into a file of the trial
-SHOWN = ("example", "refinement_example", "selfplay_curve", "routing")
+SHOWN = ("example", "precision_curve", "refinement_example", "selfplay_curve", "routing")
 
 
 def train_loop(settings: Mapping[str, Any], run: Run) -> None:
@@ -43,25 +50,29 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
     folders = {number: phase_folder(cache, number, config, seed, name) for number in PHASES}
     reports = Reports(run)
     shown: dict[str, Any] = {}
+
+    def work_of(number: int) -> Work:
+        return Work(
+            number,
+            config,
+            seed,
+            settings["backbone"],
+            run.device,
+            folders[number],
+            index_folder(cache, config, name),
+            {need: folders[need] for need in PHASES[number].needs},
+            run.map,
+            lambda entry: reports.add(entry, number),
+        )
+
     for number in settings["phases"]:
-        result = result_of(folders[number])
-        if result is not None:
-            for entry in result["history"]:
-                reports.add({**entry, "seconds": 0.0}, number)
-        else:
-            work = Work(
-                number,
-                config,
-                seed,
-                settings["backbone"],
-                run.device,
-                folders[number],
-                index_folder(cache, config, name),
-                {need: folders[need] for need in PHASES[number].needs},
-                run.map,
-                lambda entry, number=number: reports.add(entry, number),  # type: ignore[misc]
-            )
-            result = importlib.import_module(PHASES[number].module).run_phase(work)
+        with alone(folders[number]):
+            result = result_of(folders[number])
+            if result is None:
+                result = importlib.import_module(PHASES[number].module).run_phase(work_of(number))
+            else:
+                for entry in result["history"]:
+                    reports.add({**entry, "seconds": 0.0}, number)
         shown |= {key: value for key, value in result["metrics"].items() if key in SHOWN}
         reports.know({key: value for key, value in result["metrics"].items() if key not in SHOWN})
         reports.know({f"phase_seconds/{number}": result["seconds"]})
@@ -76,9 +87,9 @@ class Reports:
     """
 
     def __init__(self, run: Run) -> None:
-        self._run, self._known = run, {}  # type: ignore[var-annotated]
-        self._epoch, self._waiting = 0, {}  # type: ignore[var-annotated]
-        self._began = time.monotonic()
+        self._run, self._epoch = run, 0
+        self._known: dict[str, Any] = {}
+        self._waiting: dict[str, Any] = {}
         kept = run.checkpoint()
         self._done = json.loads((kept / "epoch.json").read_text())["epoch"] if kept else 0
 
