@@ -59,8 +59,8 @@ def prepare(args: Namespace, config: Any, domains: Mapping[str, Any]) -> Prepare
     phases = parse_phases(args.phases)
     if args.workers_per_trial > 1:
         raise InputError(
-            f"--workers-per-trial {args.workers_per_trial}: a trial of reasoning agents trains in one worker, and spreads "
-            "its games as tasks of their own; give 0 or 1."
+            f"--workers-per-trial {args.workers_per_trial}: a trial of reasoning agents trains in one worker, and its "
+            "games are tasks of their own; give 0 or 1."
         )
     needs.require_packages()
     backbone = needs.check_backbone(args.backbone)

@@ -13,30 +13,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_two_trials_of_five_phases_share_what_does_not_vary(tmp_path: Path) -> None:
+def test_a_trial_goes_through_five_phases(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "sweeps" / "reasoning_agents.py"), "--preset", "smoke", "--num-gpus", "0"]
-    swept = ["--workers-per-trial", "0", "--sweep", "router=ablate(knn)"]
-    process = subprocess.run(
-        [*command, *swept, "--results-dir", str(tmp_path), "--run-id", "r"], capture_output=True, text=True, timeout=580
-    )
+    place = ["--workers-per-trial", "0", "--results-dir", str(tmp_path), "--run-id", "r"]
+    process = subprocess.run([*command, *place], capture_output=True, text=True, timeout=580)
     assert process.returncode == 0, process.stderr
     assert "HRM: steps found (criterion 70 %)" in process.stdout and "criteria met, of 5" in process.stdout
     folder = tmp_path / "reasoning_agents" / "r"
-    trials, history = pd.read_parquet(folder / "trials"), pd.read_parquet(folder / "history")
-    assert trials["status"].tolist() == ["success"] * 2 and trials["config/router"].tolist() == ["mlp", "knn"]
+    trial, history = pd.read_parquet(folder / "trials").iloc[0], pd.read_parquet(folder / "history")
+    assert trial["status"] == "success"
     for name in ("hrm_accuracy", "hrm_rule_accuracy", "refinements", "retrieval_precision", "mcts_win_rate",
                  "router_accuracy", "single_regret", "shuffled_regret", "system_accuracy", "criteria_met"):  # fmt: skip
-        assert trials[name].notna().all(), name
+        assert trial[name] >= 0, name
     stages = ["retrieval", "hrm", "trm", "tuning", "selfplay", "router", "evaluation"]
-    assert all(group["stage"].tolist() == stages for _, group in history.sort_values("epoch").groupby("trial_id"))
+    assert history.sort_values("epoch")["stage"].tolist() == stages
     assert history["phase_metric"].notna().all() and set(history["phase"]) == {1, 2, 3, 4, 5}
     assert (history["grad_norm/lora"].dropna() > 0).all() and history["grad_norm/score_head"].notna().any()
     names = [path.name.split("-")[0] for path in (tmp_path / "reasoning_agents-phases").iterdir()]
-    assert sorted(names) == ["index", "phase1", "phase2", "phase3", *["phase4"] * 2, *["phase5"] * 2]
-    # phases 1 to 3 were run once
-    assert trials["hrm_accuracy"].nunique() == 1 and trials["metric/phase_seconds/1"].nunique() == 1
-    for trial in trials["trial_id"]:
-        assert (folder / "models" / trial / "shown.json").is_file()
+    assert sorted(names) == ["index", *(f"phase{number}" for number in range(1, 6))]
+    assert (folder / "models" / trial["trial_id"] / "shown.json").is_file()
 
 
 @pytest.mark.parametrize(
