@@ -64,7 +64,7 @@ def index_corpus(work: Work) -> dict[str, Any]:
         index = Index.build(corpus, work.index, Embedder(work.backbone, work.device))
     texts, relevant = [query.text for query in corpus.queries], [query.relevant for query in corpus.queries]
     shares = {by: precision_at(index.rank(texts, 10, by), relevant, 10) for by in ("fused", "dense", "lexical")}
-    metrics = {
+    metrics: dict[str, Any] = {
         "retrieval_precision": statistics.fmean(shares["fused"]),
         "retrieval_precision_half": half_width(shares["fused"]),
         "dense_precision": statistics.fmean(shares["dense"]),
@@ -332,18 +332,19 @@ def measure_trm(work: Work, hrm: Tagger, trm: Tagger, tokens: Tokens, problems: 
         next((n for n, candidate in enumerate(trace) if is_right(problem, candidate)), None)
         for problem, trace in zip(problems, traces, strict=True)
     ]
-    some = [i for i in range(len(problems)) if needed[i] != 0]
+    # a few corrupted solutions are right all the same
+    needed = [count for count in needed if count != 0]
     refined = refine(trm, tokens, problems, first, most, work.device)
     scored = refine_once(trm, tokens, [*problems, *problems], [*wrong, *first], work.device)
     right = [is_right(p, c) for p, c in zip([*problems, *problems], [*wrong, *first], strict=True)]
     chances = [score for _, score in scored]
     rate = statistics.fmean(right)
-    iterations = [most if needed[i] is None else needed[i] for i in some]
+    iterations = [float(most if count is None else count) for count in needed]
     return {
         "refinements": statistics.fmean(iterations),
         "refinements_half": half_width(iterations),
         "refinements_without": float(most),
-        "corrected_answers": statistics.fmean(needed[i] is not None for i in some),
+        "corrected_answers": statistics.fmean(count is not None for count in needed),
         "refined_answers": answer_accuracy(problems, [trace[-1] for trace in refined]),
         "unrefined_answers": answer_accuracy(problems, first),
         "score_brier": statistics.fmean((c - r) ** 2 for c, r in zip(chances, right, strict=True)),

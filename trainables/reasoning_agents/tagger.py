@@ -117,9 +117,10 @@ class Tagger(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in KINDS.items()})
         if refines:
             # small at first: the words' embeddings are of norm 1 or so, and mean something already
-            self.labels = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in KINDS.items()})
-            for table in self.labels.values():
+            tables = {name: nn.Embedding(size, width) for name, size in KINDS.items()}
+            for table in tables.values():
                 nn.init.normal_(table.weight, std=0.05)
+            self.labels = nn.ModuleDict(tables)
             self.score = nn.Linear(2 * width, 1)
 
     def forward(self, batch: Batch, candidate: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor | None]:
