@@ -22,7 +22,7 @@ from trainables.reasoning_agents.problems import Labelling, Problem
 from trainables.reasoning_agents.retrieval import Embedder, Index
 from trainables.reasoning_agents.search import Nets, search
 from trainables.reasoning_agents.selfplay import PolicyValue
-from trainables.reasoning_agents.tagger import KINDS, Tokens, read, refine_once
+from trainables.reasoning_agents.tagger import Tokens, read, refine_once
 from trainables.reasoning_agents.tuning import FACTS, instruction, retrieved
 
 AGENTS = ("hrm", "trm", "mcts")
@@ -63,7 +63,8 @@ class Agents:
         asked = [instruction(problem, notes) for problem, notes in pairs]
         said = read(self._hrm, self._tokens, asked, self._device)
         first = [labelling for labelling, _ in said]
-        traces = refine(self._trm, self._tokens, asked, first, self._config.max_refinements, self._device)
+        most = self._config.max_refinements
+        traces = refine(self._trm, self._tokens, asked, first, most, self._device)
         words = [i for i, problem in enumerate(problems) if problem.position is None]
         found = dict(zip(words, self._search_labels([asked[i] for i in words], [said[i] for i in words]), strict=True))
         moves = self._moves(problems)
@@ -78,8 +79,8 @@ class Agents:
             outcomes.append(
                 {
                     "hrm": Outcome(_accepted(problem, first[i]), 1.0),
-                    # a pass proposes, and scores what was proposed before; the last one only scores
-                    "trm": Outcome(_accepted(problem, traces[i][-1]), 1.0 + len(traces[i])),
+                    # a pass scores a candidate and proposes the next one
+                    "trm": Outcome(_accepted(problem, traces[i][-1]), 1.0 + min(len(traces[i]), most)),
                     "mcts": searched,
                 }
             )
@@ -139,11 +140,12 @@ class LabelState:
     def root(cls, place: int, labelling: Labelling, chances: dict[str, Any]) -> LabelState:
         """Return the start: HRM's labelling, and its least certain labels."""
         found = []
-        for kind in KINDS:
+        for kind in ("tags", "roles", "operations"):
+            # no answer depends on depths, which are the least certain
             values = chances[kind]
             order = np.argsort(values, axis=1)[:, ::-1]
             for word in range(len(values)):
-                if kind in ("operations", "depths") and labelling.tags[word] != made.START:
+                if kind == "operations" and labelling.tags[word] != made.START:
                     continue
                 first, second = int(order[word, 0]), int(order[word, 1])
                 share = values[word, first] / (values[word, first] + values[word, second])
