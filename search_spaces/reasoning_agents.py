@@ -20,7 +20,7 @@ def validate(config: AgentsConfig) -> None:
     require_at_least(config, 1, "train_problems", "max_refinements", "k", "simulations", "net_steps", "buffer")
     require_at_least(config, 1, "positions", "grace_period")
     require_at_least(config, 2, "selfplay_games", "match_games")
-    require_at_least(config, 8, "held_out_problems", "routed_problems")
+    require_at_least(config, 16, "held_out_problems", "routed_problems")
     require_at_least(config, 0, "layers", "overlap", "cost_weight")
     require_at_least(config, 60, "chunks")
     require_above_zero(config, "lr", "clip_norm", "c", "net_lr")
@@ -43,7 +43,7 @@ SMOKE_VALUES = {
     "trm_steps": 4,
     "tuning_steps": 2,
     "train_problems": 32,
-    "held_out_problems": 12,
+    "held_out_problems": 16,
     "max_refinements": 2,
     "chunks": 60,
     "k": 1,

@@ -113,6 +113,11 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(parameters, lr=work.config.lr, weight_decay=0.01)
         self.steps, self.step = max(steps, work.config.rounds), 0
 
+    def start_from(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take over the weights of an agent that was trained before, of those that it has."""
+        self.model.load_state_dict(weights, strict=False)
+        self.monitor = ComponentMonitor(self.model.components())
+
     def train_round(self, number: int) -> tuple[float, dict[str, Any]]:
         """Train a round's share of the steps; return the score on held-out problems, and what else was measured.
 
@@ -200,7 +205,7 @@ class TrmTrainer(Trainer):
         super().__init__(work, work.config.trm_steps, tokens, train, held_out, refines=True, name="trm")
         self.hrm = hrm
         # what a word is does not depend on the agent: TRM begins where HRM ended
-        self.model.load_state_dict(hrm.trained(), strict=False)
+        self.start_from(hrm.trained())
 
     def loss(self, problems: Sequence[Problem], rng: random.Random) -> torch.Tensor:
         own = [labelling for labelling, _ in read(self.hrm, self.tokens, problems, self.device)]

@@ -98,9 +98,9 @@ class TuningTrainer:
         shorter = replace(work, config=replace(work.config, hrm_steps=work.config.tuning_steps,
                                                trm_steps=work.config.tuning_steps))  # fmt: skip
         self.hrm = HrmTrainer(shorter, tokens, train, held_out)
-        self.hrm.model.load_trained(hrm.trained())
+        self.hrm.start_from(hrm.trained())
         self.trm = TrmTrainer(shorter, tokens, train, held_out, self.hrm.model)
-        self.trm.model.load_trained(trm.trained())
+        self.trm.start_from(trm.trained())
 
     def train_round(self, number: int) -> tuple[float, dict[str, Any]]:
         _, first = self.hrm.train_round(number)
