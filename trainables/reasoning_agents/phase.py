@@ -25,7 +25,7 @@ from trainables.common.folder import Folder
 from trainables.reasoning_agents.config import AgentsConfig
 
 # raise it when a phase computes something else from the same settings
-VERSION = 1
+VERSION = 2
 ENCODERS = ("rank", "alpha", "dropout", "layers", "pooling", "batch_size", "accumulation", "clip_norm", "lr")
 PACKAGE = "trainables.reasoning_agents"
 SELF_PLAY = (
