@@ -100,7 +100,7 @@ FAMILY = Family(
             "MCTS: wins against OpenSpiel's",
             ("untrained_bot_win_rate",),
         ),
-        _share("untrained_bot_win_rate", "the same without trained networks", "the same untrained"),
+        _share("untrained_bot_win_rate", "the same without trained networks", "wins against OpenSpiel's untrained"),
         _share(
             "optimal_moves",
             "moves in solved positions that keep the value",
@@ -109,6 +109,13 @@ FAMILY = Family(
         ),
         _share("untrained_optimal_moves", "the same without trained networks", "optimal moves untrained"),
         _share("optimal_random", "the same of random moves", "optimal random moves"),
+        _share(
+            "policy_optimal_moves",
+            "the same of the policy network without search",
+            "optimal moves of the policy alone",
+            ("untrained_policy_optimal_moves",),
+        ),
+        _share("untrained_policy_optimal_moves", "the same of a uniform policy's first move", "the policy alone, untrained"),
         _number("games_per_second", "games of self-play a second", better="max"),
         # phase 4
         _share(

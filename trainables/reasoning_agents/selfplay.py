@@ -38,17 +38,19 @@ def run_phase(work: Work) -> dict[str, Any]:
     save(work.folder, "nets.pt", trainer.nets.state_dict())
     last = work.history[-1]
     measured = {name: last[name] for name in MEASURED}
-    before = {f"untrained_{name}": untrained[name] for name in MEASURED if name in untrained}
+    before = {f"untrained_{name}": untrained[name] for name in COMPARED}
     return work.finish(
         {**measured, **before, "position_count": len(positions), "selfplay_curve": curve(work, untrained)}
     )
 
 
-# what is taken over from the last round
-MEASURED = (
+# what is measured of the same search without trained networks as well
+COMPARED = (
     "mcts_win_rate", "mcts_win_rate_half", "bot_win_rate", "bot_win_rate_half", "optimal_moves", "optimal_moves_half",
-    "optimal_random", "policy_optimal_moves", "games_per_second",
+    "policy_optimal_moves",
 )  # fmt: skip
+# what is taken over from the last round
+MEASURED = (*COMPARED, "optimal_random", "games_per_second")
 
 
 def curve(work: Work, untrained: dict[str, Any]) -> list[dict[str, float]]:
