@@ -51,7 +51,7 @@ def add_options(parser: cli.Parser) -> None:
         "--phase-dir",
         type=cli.location,
         metavar="DIR",
-        help="folder or URI of finished phases, shared by trials and runs (default: phases/ in the family's results)",
+        help="folder or URI of finished phases, shared by trials and runs (default: reasoning_agents-phases in --results-dir)",
     )
 
 
@@ -74,7 +74,8 @@ def prepare(args: Namespace, config: Any, domains: Mapping[str, Any]) -> Prepare
     corpus = build_corpus(config.chunks, config.chunk_size, config.overlap)
     settings = {
         "phases": phases,
-        "backbone": args.backbone,
+        # workers may run in another folder
+        "backbone": str(Path(args.backbone).resolve()) if Path(args.backbone).is_dir() else args.backbone,
         "backbone_fingerprint": backbone,
         "cache": cache,
     }

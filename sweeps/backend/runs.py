@@ -130,7 +130,7 @@ class TuneRun:
 def spread(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Return ``function(item)`` of each item, in order; the calls are Ray tasks, spread over the machines.
 
-    The tasks reserve no CPU: trials hold those that there are, and would wait for each other for ever.
+    The tasks reserve no CPU: trials hold all CPUs, and would wait for each other without end.
 
     Raises:
         Exception: What a call raised.
