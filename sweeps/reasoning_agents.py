@@ -51,7 +51,7 @@ def add_options(parser: cli.Parser) -> None:
         "--phase-dir",
         type=cli.location,
         metavar="DIR",
-        help="folder or URI of finished phases, shared by trials and runs (default: reasoning_agents-phases in --results-dir)",
+        help="folder or URI of finished phases, for all runs (default: reasoning_agents-phases in --results-dir)",
     )
 
 

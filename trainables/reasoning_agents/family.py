@@ -100,7 +100,7 @@ FAMILY = Family(
             "MCTS: wins against OpenSpiel's",
             ("untrained_bot_win_rate",),
         ),
-        _share("untrained_bot_win_rate", "the same without trained networks", "wins against OpenSpiel's untrained"),
+        _share("untrained_bot_win_rate", "the same without trained networks", "against OpenSpiel's, untrained"),
         _share(
             "optimal_moves",
             "moves in solved positions that keep the value",
