@@ -115,7 +115,7 @@ FAMILY = Family(
             "optimal moves of the policy alone",
             ("untrained_policy_optimal_moves",),
         ),
-        _share("untrained_policy_optimal_moves", "the same of a uniform policy's first move", "the policy alone, untrained"),
+        _share("untrained_policy_optimal_moves", "the same of a uniform policy", "the policy alone, untrained"),
         _number("games_per_second", "games of self-play a second", better="max"),
         # phase 4
         _share(
