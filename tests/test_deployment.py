@@ -1,4 +1,4 @@
-"""What runs elsewhere, as far as it can be checked here: cluster.yaml, rayjob.yaml and the Dockerfile.
+"""What runs elsewhere, as far as it can be checked here: cluster.yaml, rayjob.yaml, docker-compose.yml, the Dockerfile.
 
 No image is built and no machine is started.
 """
@@ -17,9 +17,9 @@ import yaml
 from ray.autoscaler._private.aws.config import _create_default_inbound_rules
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from sweeps import atomic_lora
+from sweeps import atomic_lora, reasoning_agents
 from sweeps.core.arc_options import task_options
-from sweeps.core.cli import common_parser
+from sweeps.core.cli import common_parser, worker_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
@@ -112,6 +112,36 @@ def test_the_rayjob_runs_a_sweep_that_a_retry_continues() -> None:
     assert (gpu["replicas"], gpu["minReplicas"]) == (0, 0) and gpu["maxReplicas"] >= options["num_gpus"]
     (container,) = gpu["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+# --------------------------------------------------------------------------------------------------- docker-compose.yml
+
+
+def test_compose_accepts_the_services_and_refuses_a_misspelt_one() -> None:
+    schema = json.loads((ROOT / "tests" / "compose.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(read("docker-compose.yml"), schema)
+    wrong = read("docker-compose.yml")
+    wrong["services"]["demo"]["healthcheck"]["intervall"] = "1m"
+    with pytest.raises(jsonschema.ValidationError, match="intervall"):
+        jsonschema.validate(wrong, schema)
+
+
+def test_services_run_sweeps_whose_results_stay_and_are_watched() -> None:
+    for name, service in read("docker-compose.yml")["services"].items():
+        parser = common_parser(reasoning_agents.SPACE, "")
+        worker_options(parser)
+        reasoning_agents.add_options(parser)
+        program, script, *words = shlex.split(service["command"])
+        options = vars(parser.parse_args(words))
+        assert (program, script) == ("python", "sweeps/reasoning_agents.py") and (ROOT / script).is_file()
+        assert options["preset"] == options["run_id"] == service["environment"]["RUN_ID"] == name
+        # the image's folder of the project, where the command puts its results
+        (workdir,) = [words[1] for words in instructions() if words[0] == "WORKDIR"]
+        assert service["volumes"] == [f"./{options['results_dir']}:{workdir}/{options['results_dir']}"]
+        assert f"{options['results_dir']}/reasoning_agents/$$RUN_ID/progress.log" in service["healthcheck"]["test"][1]
+        assert service["build"]["args"]["DEVICE"] == service["image"].rpartition("-")[2]
+        assert service["image"] == f"ray-lora-sweeps:{PINS['ray']}-{service['build']['args']['DEVICE']}"
 
 
 # ----------------------------------------------------------------------------------------------------------- Dockerfile

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -16,6 +16,8 @@ import ray.tune
 
 from trainables.common.folder import Folder
 
+T = TypeVar("T")
+R = TypeVar("R")
 TrainLoop = Callable[[dict[str, Any], Any], None]
 # Tune mixes its own values into a result; under this key goes what the loop reported
 REPORT = "report"
@@ -55,6 +57,10 @@ class TrainRun:
         """Return the directory that was reported last, None at a first start. It is there until the next report."""
         kept = ray.train.get_checkpoint()
         return Path(self._copies.enter_context(kept.as_directory())) if kept else None
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Return ``function(item)`` of each item, in order; each is a Ray task."""
+        return spread(function, items)
 
     def close(self) -> None:
         """Remove local copies of checkpoints."""
@@ -108,6 +114,10 @@ class TuneRun:
                 (local / name).write_bytes(data)
         return local
 
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Return ``function(item)`` of each item, in order; each is a Ray task."""
+        return spread(function, items)
+
     def close(self) -> None:
         """Remove local copies of checkpoints."""
         self._copies.close()
@@ -115,6 +125,21 @@ class TuneRun:
     def _latest(self) -> int | None:
         number = self._folder.read("latest")
         return None if number is None else int(number)
+
+
+def spread(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Return ``function(item)`` of each item, in order; the calls are Ray tasks, spread over the machines.
+
+    The tasks reserve no CPU: trials hold all CPUs, and would wait for each other without end.
+
+    Raises:
+        Exception: What a call raised.
+    """
+    remote = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(function)
+    try:
+        return ray.get([remote.remote(item) for item in items])
+    except ray.exceptions.RayTaskError as error:
+        raise error.as_instanceof_cause() from None
 
 
 def _require_epoch(metrics: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from trainables.common.family import find_family
+from trainables.reasoning_agents.family import CRITERIA
 
 START = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
 # what a browser would run, or Plotly read as markup, if any part of the page let it
@@ -150,4 +151,43 @@ def reasoner_run(folder: Path, run_id: str = "ablation") -> ResultsStore:
         solved = {"side": 4, "inputs": [puzzle], "targets": [target], "answers": [[wrong, target, target]]}
         solved |= {"steps": [2], "answered": [2]}
         store.folder.write(f"models/{row['trial_id']}/solved.json", json.dumps(solved).encode())
+    return store
+
+
+def agents(name: str, seed: int = 0, hrm: float = 0.8, **settings: Any) -> dict[str, Any]:
+    """Return a successful row of reasoning agents that went through all phases and met four criteria."""
+    measured = {
+        "hrm_accuracy": hrm, "hrm_rule_accuracy": 0.2, "refinements": 1.5, "refinements_without": 4.0,
+        "mcts_win_rate": 0.9, "untrained_mcts_win_rate": 0.7, "retrieval_precision": 0.5, "random_precision": 0.02,
+        "router_accuracy": 0.8, "single_accuracy": 0.5,
+    }  # fmt: skip
+    met = {f"{criterion}_met": criterion != "retrieval_precision" for criterion in CRITERIA}
+    return {
+        **trial(name), "task_id": "reasoning_agents", "category": None, "slot": None, "worker": None, "seed": seed,
+        "config": json.dumps({"rank": 8, **settings}), "criteria_met": 4, "hrm_accuracy_half": 0.05, **measured, **met,
+    }  # fmt: skip
+
+
+def agents_run(folder: Path, run_id: str = "agents") -> ResultsStore:
+    """Return two seeds of reasoning agents and another setting, with what the first left to show."""
+    store = new_store(folder, run_id, sweep="reasoning_agents")
+    rows = [agents("a", 0, 0.8), agents("b", 1, 0.6), agents("c", 0, 0.9, rank=4)]
+    rows[1]["hrm_accuracy_met"] = False
+    store.append(rows, [epoch for row in rows for epoch in curve(row)])
+    words = "the red pens are 3 plus 4 .".split()
+    step = {"from": 0, "to": 6, "depth": 0}
+    point = {"mcts_win_rate": 0.5, "bot_win_rate": 0.4, "optimal_moves": 0.6, "policy_optimal_moves": 0.3}
+    shown = {
+        "example": {"words": words, "gold": [step], "found": [{**step, "to": 5}], "answer": 7},
+        "refinement_example": {
+            "words": words, "answer": 7, "candidates": [{"answer": 12, "wrong": [0]}, {"answer": 7, "wrong": []}],
+        },
+        "precision_curve": {"fused": [0.5] * 5, "dense": [0.4] * 5, "lexical": [0.3] * 5},
+        "selfplay_curve": [point, {**point, "optimal_moves": 0.9}],
+        "routing": [
+            {"name": "hrm", "cost": 1.0, "success": 0.4},
+            {"name": "router: mlp", "cost": 2.0, "success": 0.7, "regret": 0.1},
+        ],
+    }  # fmt: skip
+    store.folder.write("models/a/shown.json", json.dumps(shown).encode())
     return store

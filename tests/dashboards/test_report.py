@@ -19,6 +19,7 @@ from dashboards.report_server import ReportServer
 from sweeps.store.store import ResultsStore
 from tests.dashboards.stores import (
     HOSTILE,
+    agents_run,
     new_store,
     plain_run,
     pool_run,
@@ -294,6 +295,22 @@ def test_reasoners_of_several_runs_and_puzzles_of_other_kinds_fit_a_phone(browse
     tab.page.wait_for_selector("#detail[open]")
     assert "ablation" in tab.texts("#run-name")[0], "the trial's run is shown with it"
     context.close()
+
+
+@pytest.mark.slow
+def test_agents_have_criteria_a_tagged_problem_a_refinement_and_curves(tab: Tab, tmp_path: Path) -> None:
+    tab.open(written(tmp_path, agents_run(tmp_path))).read_through()
+    assert tab.column("criteria", "met") == ["met by 1 of 2 seeds", "met", "met", "missed", "met"]
+    assert tab.column("criteria", "bound")[:2] == ["≥ 70.0 %", "≤ 2.5"]
+    assert (
+        tab.column("criteria", "value")[0].startswith("70.0 % ± 127.1")
+        and tab.column("criteria", "baseline")[0] == "20.0 %"
+    )
+    assert tab.page.locator("#tagged-problem p").count() == 4 and tab.page.locator("#refinement p").count() == 4
+    assert "1 words wrong" in tab.texts("#refinement .note")[0] and "7, right" in tab.texts("#refinement .note")[1]
+    for name, points in (("precision", 15), ("selfplay", 8), ("routing", 2)):
+        assert tab.page.locator(f"#chart-{name} path.point").count() == points, name
+    assert tab.errors == []
 
 
 @pytest.mark.slow

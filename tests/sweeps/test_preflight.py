@@ -16,12 +16,22 @@ from sweeps import preflight
 from sweeps.backend.cluster import ClusterInfo
 from tests.sweeps.tiny import ROOT, save_tiny_champion
 from trainables.atomic_lora import bases
+from trainables.reasoning_agents import needs
 
 
 def test_the_base_that_ships_loads_and_another_does_not(tmp_path: Path) -> None:
     assert "million parameters" in preflight.base(None).found and not preflight.base(None).missing
     assert "no such checkpoint" in preflight.base(str(tmp_path)).missing
     assert "no causal language model" in preflight.base("hf:there/is-none").missing
+
+
+def test_the_agents_need_their_packages_and_an_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages, encoder = preflight.agents("minilm")
+    assert "open_spiel" in packages.found and not packages.missing and not encoder.missing
+    assert "no encoder" in preflight.agents("smollm2")[1].missing
+    monkeypatch.setitem(needs.PACKAGES, "nowhere_to_be_found", "nowhere==1.0")
+    assert "pip install nowhere==1.0" in preflight.agents("minilm")[0].missing
+    assert needs.places("minilm")["open_spiel==2.0.2"] == "package:pyspiel"
 
 
 def test_a_relative_base_is_looked_for_in_full_on_every_machine(

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Run(Protocol):
@@ -32,6 +35,12 @@ class Run(Protocol):
     def checkpoint(self) -> Path | None:
         """Return the directory of the latest checkpoint, there until the next report, or None at a fresh start."""
 
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Return ``function(item)`` of each item, in order; on a cluster the calls run side by side on its machines.
+
+        Function, items and results must be picklable. An exception of a call is raised here.
+        """
+
 
 class PlainRun:
     """A `Run` in a plain process: reports are kept in ``reports`` and printed, checkpoints copied under ``folder``."""
@@ -52,3 +61,6 @@ class PlainRun:
 
     def checkpoint(self) -> Path | None:
         return self.folder if self.folder is not None and any(self.folder.glob("*")) else None
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        return [function(item) for item in items]

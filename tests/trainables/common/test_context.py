@@ -37,3 +37,7 @@ def test_the_latest_checkpoint_is_what_the_next_run_finds(tmp_path: Path) -> Non
         PlainRun(folder=tmp_path / "run").report({}, source)
     found = PlainRun(folder=tmp_path / "run").checkpoint()
     assert found is not None and (found / "state").read_text() == "second"
+
+
+def test_calls_are_made_in_order() -> None:
+    assert PlainRun().map(lambda item: item * 2, range(3)) == [0, 2, 4]

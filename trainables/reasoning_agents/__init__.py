@@ -1,0 +1,1 @@
+"""Reasoning agents in five phases: decomposition, refinement, retrieval, tree search and a router."""
