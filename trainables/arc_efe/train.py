@@ -18,7 +18,7 @@ from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import Dataset, make_dataset
 from trainables.arc_efe.family import FAMILY
 from trainables.arc_efe.trainer import Trainer, shown
-from trainables.common.checkpoints import Checkpoints, Note, require_same
+from trainables.common.checkpoints import CheckpointMeta, Checkpoints, require_same
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 
@@ -66,7 +66,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
         last = trainer.step == trainer.total
         if trainer.step % trainer.steps_per_epoch and not last:
             if trainer.step % config.checkpoint_every == 0:
-                checkpoints.save(Note(trainer.step, None, own), trainer.state_dict())
+                checkpoints.save(CheckpointMeta(trainer.step, None, own), trainer.state_dict())
             continue
         row = {"prompt": config.prompt, "lm_training": config.lm_training, **trainer.end_epoch()}
         if last or row["epoch"] % config.eval_every == 0:
@@ -78,7 +78,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             publish(trainer, answers, folder)
         row["seconds"] = trainer.lap()
         trainer.metrics = row
-        checkpoints.save(Note(trainer.step, row.get("validation_score"), own), trainer.state_dict())
+        checkpoints.save(CheckpointMeta(trainer.step, row.get("validation_score"), own), trainer.state_dict())
         run.report(row)
 
 
@@ -107,7 +107,7 @@ def no_prompt_baseline(
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % config.checkpoint_every == 0 or trainer.step == trainer.total:
-            checkpoints.save(Note(trainer.step, None, own), trainer.state_dict())
+            checkpoints.save(CheckpointMeta(trainer.step, None, own), trainer.state_dict())
     found = trainer.evaluate()[0]
     names = ("exact_accuracy", "cell_accuracy", "size_accuracy", "change_recall", "contested_cell_accuracy")
     return {f"no_prompt_{name}": found[name] for name in names}

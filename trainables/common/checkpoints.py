@@ -20,7 +20,7 @@ from trainables.common.folder import Folder
 
 
 @dataclass(frozen=True)
-class Note:
+class CheckpointMeta:
     """What is known of a checkpoint without reading it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Checkpoints:
     def __init__(self, folder: Folder, keep: int) -> None:
         self._folder, self._keep = folder, keep
 
-    def save(self, note: Note, state: Mapping[str, Any]) -> None:
+    def save(self, note: CheckpointMeta, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, then remove those that are no longer wanted."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
@@ -61,16 +61,16 @@ class Checkpoints:
                 self._folder.delete(f"{_name(old.step)}.json")
                 self._folder.delete(f"{_name(old.step)}.pt")
 
-    def notes(self) -> list[Note]:
+    def notes(self) -> list[CheckpointMeta]:
         """Return what is known of all checkpoints, by step."""
         found = []
         for name in self._folder.names(".json"):
             data = self._folder.read(name)
             if data is not None:
-                found.append(Note(**json.loads(data)))
+                found.append(CheckpointMeta(**json.loads(data)))
         return sorted(found, key=lambda note: note.step)
 
-    def load(self, note: Note, device: str = "cpu") -> dict[str, Any]:
+    def load(self, note: CheckpointMeta, device: str = "cpu") -> dict[str, Any]:
         """Return the state of a checkpoint."""
         data = self._folder.read(f"{_name(note.step)}.pt")
         if data is None:
@@ -78,13 +78,13 @@ class Checkpoints:
         return dict(torch.load(io.BytesIO(data), map_location=device, weights_only=True))
 
 
-def best_of(notes: list[Note]) -> Note | None:
+def best_of(notes: list[CheckpointMeta]) -> CheckpointMeta | None:
     """Return the best of the checkpoints that were measured, the latest of equals."""
     measured = [note for note in notes if note.metric is not None]
     return max(measured, key=lambda note: (note.metric, note.step), default=None)
 
 
-def require_same(note: Note, identity: Mapping[str, Any], where: str) -> None:
+def require_same(note: CheckpointMeta, identity: Mapping[str, Any], where: str) -> None:
     """Raise InputError where a checkpoint belongs to another identity, naming the first difference."""
     now = json.loads(json.dumps(dict(identity)))
     for name in sorted(now.keys() | note.identity.keys()):

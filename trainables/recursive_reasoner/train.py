@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from trainables.common.checkpoints import Checkpoints, Note, require_same
+from trainables.common.checkpoints import CheckpointMeta, Checkpoints, require_same
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.recursive_reasoner.config import ReasonerConfig
@@ -57,7 +57,9 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             state = trainer.state_dict()
             if run.rank == 0:
                 # only a model that was measured at this very step may count as the best
-                checkpoints.save(Note(trainer.step, metric, identity(config, dataset, settings["seed"])), state)
+                checkpoints.save(
+                    CheckpointMeta(trainer.step, metric, identity(config, dataset, settings["seed"])), state
+                )
 
     source = checkpoints
     if settings["checkpoint"] and not checkpoints.notes():
@@ -125,7 +127,7 @@ def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, run: Ru
         if trainer.step % config.checkpoint_every == 0 or trainer.step == trainer.total:
             state = trainer.state_dict()
             if run.rank == 0:
-                checkpoints.save(Note(trainer.step, None, own), state)
+                checkpoints.save(CheckpointMeta(trainer.step, None, own), state)
     if run.rank:
         return {}
     solved = trainer.evaluate()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.common.checkpoints import Checkpoints, Note, require_same
+from trainables.common.checkpoints import CheckpointMeta, Checkpoints, require_same
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.sad_student.config import SadConfig
@@ -59,7 +59,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
     def save(metric: float | None = None) -> None:
         if run.rank == 0:
             with trainer.aside():
-                checkpoints.save(Note(trainer.step, metric, own), trainer.state_dict())
+                checkpoints.save(CheckpointMeta(trainer.step, metric, own), trainer.state_dict())
 
     for note in checkpoints.notes()[-1:]:
         require_same(note, own, settings["folder"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.common.checkpoints import Checkpoints, Note, best_of, require_same
+from trainables.common.checkpoints import CheckpointMeta, Checkpoints, best_of, require_same
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 
@@ -19,28 +19,28 @@ def _kept(folder: Path) -> list[int]:
 def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(Folder(tmp_path), keep=2)
     for step, metric in ((10, None), (20, 0.9), (30, 0.4), (40, 0.9), (50, None), (60, 0.1), (70, None)):
-        checkpoints.save(Note(step, metric, {"width": 8}), {"weights": torch.full((2,), float(step))})
+        checkpoints.save(CheckpointMeta(step, metric, {"width": 8}), {"weights": torch.full((2,), float(step))})
     assert _kept(tmp_path) == [40, 60, 70]
     notes = checkpoints.notes()
     assert [note.step for note in notes] == [40, 60, 70]
     best = best_of(notes)
-    assert best == Note(40, 0.9, {"width": 8})
+    assert best == CheckpointMeta(40, 0.9, {"width": 8})
     assert torch.equal(checkpoints.load(best)["weights"], torch.full((2,), 40.0))
-    assert best_of([Note(1, None, {})]) is None
+    assert best_of([CheckpointMeta(1, None, {})]) is None
 
 
 def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:
     checkpoints = Checkpoints(Folder(tmp_path), keep=2)
-    checkpoints.save(Note(10, None, {}), {"step": 10})
+    checkpoints.save(CheckpointMeta(10, None, {}), {"step": 10})
     # killed between the state and its note
     (tmp_path / "step-000000020.pt").write_bytes(b"half")
     assert [note.step for note in checkpoints.notes()] == [10]
-    checkpoints.save(Note(20, None, {}), {"step": 20})
+    checkpoints.save(CheckpointMeta(20, None, {}), {"step": 20})
     assert checkpoints.load(checkpoints.notes()[-1]) == {"step": 20}
 
 
 def test_another_identity_is_refused_by_name() -> None:
-    note = Note(10, None, {"width": 8, "betas": [0.9, 0.95]})
+    note = CheckpointMeta(10, None, {"width": 8, "betas": [0.9, 0.95]})
     require_same(note, {"width": 8, "betas": (0.9, 0.95)}, "here")
     with pytest.raises(InputError, match="in here was made with width = 8, but this run has 16; give the same setting"):
         require_same(note, {"width": 16, "betas": (0.9, 0.95)}, "here")
