@@ -14,13 +14,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.trainables.atomic_lora.language_models import save_llama, save_qwen2
 from tests.trainables.common.tiny_package import needs_gguf
-from tests.trainables.pack.test_parity import compare, start_of, train_alone
+from tests.trainables.pack.test_parity import Predictions, compare, mean_loss, start_of, train_alone
 from trainables.arc import BOS, EOS, ROW_END, VOCABULARY, Example, Pair, Task, load_tasks, test_examples
 from trainables.atomic_lora import causal_lm
 from trainables.atomic_lora.causal_lm import INPUT, OUTPUT, TEXT, CausalLMWorkload, load_causal_lm, prompt_text, write
@@ -179,7 +178,7 @@ def test_losses_are_those_of_each_row_alone(
     for index, (example, size) in enumerate(zip(examples, sizes, strict=True)):
         prompt, answer = write(example, workload.base.starts, 4096)
         assert (size.lengths, size.tokens, size.targets) == ((len(prompt + answer),), len(prompt + answer), len(answer))
-        expected = _loss(workload.base.model, [example], workload.base.starts)
+        expected = mean_loss(_predict(workload.base.model, [example], workload.base.starts))
         assert float(together[index] / size.targets) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -208,14 +207,14 @@ def test_decoding_is_greedy_under_the_grammar(
         assert answer is not None and expected is not None and answer.tolist() == expected.tolist()
 
 
-def _loss(model: nn.Module, examples: Sequence[Example], starts: bool) -> Tensor:
-    """Mean over all answers' tokens, one example after another, nothing padded."""
+def _predict(model: nn.Module, examples: Sequence[Example], starts: bool) -> Predictions:
+    """Logits and tokens of each answer, one example after another, nothing padded."""
     pieces = []
     for example in examples:
         prompt, answer = write(example, starts, 4096)
         logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
         pieces.append((logits[len(prompt) - 1 : -1], torch.tensor(answer)))
-    return F.cross_entropy(torch.cat([logits for logits, _ in pieces]), torch.cat([answer for _, answer in pieces]))
+    return pieces
 
 
 @pytest.mark.slow
@@ -248,7 +247,7 @@ def test_a_pack_equals_peft(
     for job in jobs:
         plan = workload.plan(job)
         alone[job.trial_id] = train_alone(
-            base.model, plan, start_of(workload.pack, plan, job), lambda m, e: _loss(m, e, base.starts)
+            base.model, plan, start_of(workload.pack, plan, job), lambda m, e: _predict(m, e, base.starts)
         )
     assert min(own.steps for own in alone.values()) >= 50
     queue = ListQueue(jobs)
