@@ -31,8 +31,8 @@ test: $(STAMP) ## run all tests, the slow ones included
 
 # what starts clusters, servers and browsers waits most of its time, so the other tests run meanwhile
 REST = tests/trainables tests/dashboards/sections $(wildcard tests/dashboards/test_report*.py) \
-  $(patsubst %,tests/sweeps/%.py,test_champion test_recursive_reasoner test_sad_student test_reasoning_agents \
-  test_arc_efe test_job backend/test_shards backend/test_trials)
+  $(patsubst %,tests/sweeps/%.py,test_recursive_reasoner test_sad_student test_reasoning_agents test_arc_efe test_job \
+  backend/test_trials)
 
 # tests that attach this process to a cluster: after other Ray sessions of the same process it lost actors (docs/log.md)
 ALONE = tests/sweeps/core/test_ordinary.py tests/sweeps/test_nodes.py

@@ -107,7 +107,7 @@ def test_a_submitted_sweep_shows_its_progress_and_writes_its_rows(head: Head, ba
 
 @pytest.mark.slow
 def test_a_stopped_job_ends_drained_and_the_same_command_finishes_it(head: Head, base: Path, tmp_path: Path) -> None:
-    epochs = 150
+    epochs = 60
     place = ("--results-dir", str(tmp_path), "--set", "report_every=5")
     command = sweep(base, "stopped", *place, "--set", f"epochs={epochs}", "--set", f"patience={epochs}")
     head.ray("job", "submit", "--no-wait", "--submission-id", "first", *command)
