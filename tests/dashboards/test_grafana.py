@@ -96,9 +96,9 @@ cluster.shutdown()
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
         # one slot: some tasks have ended while others go on
-        settings = [word for setting in ("epochs=60", "patience=60", "report_every=2") for word in ("--set", setting)]
+        settings = [word for setting in ("epochs=30", "patience=30", "report_every=2") for word in ("--set", setting)]
         sweep = subprocess.Popen(
-            [sys.executable, str(ROOT / "sweeps" / "atomic_lora.py"), "--preset", "smoke", "--tasks", "smallest:40",
+            [sys.executable, str(ROOT / "sweeps" / "atomic_lora.py"), "--preset", "smoke", "--tasks", "smallest:100",
              "--base", str(save_tiny_champion(folder)), "--slots", "1", *settings, "--address", address,
              "--results-dir", str(folder / "results"), "--run-id", "watched"],
             env=environment, stdout=subprocess.DEVNULL, stderr=(folder / "sweep.log").open("w"),
