@@ -44,7 +44,7 @@ METRICS = (
     "base_size_accuracy", "final_size_accuracy",
     "base_teacher_forced_cell_accuracy", "teacher_forced_cell_accuracy",
 )  # fmt: skip
-# of official test pairs, where they are a second held-out set
+# Metrics of the official test pairs, where they are a second held-out set.
 OFFICIAL = tuple(
     f"official_{name}" for name in METRICS if not name.endswith("teacher_forced_cell_accuracy")
 )  # fmt: skip

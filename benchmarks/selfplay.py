@@ -130,7 +130,7 @@ def main() -> None:
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.repeats):
         for name, (way, evaluate, count) in ways.items():
-            # of the process, not of the wall: other processes of the machine do not count
+            # Processor time of this process: other processes on the machine do not count.
             began = time.process_time()
             way(game, evaluate, count, args.simulations, 1.414)
             speeds[name].append(count / (time.process_time() - began))

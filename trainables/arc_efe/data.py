@@ -20,7 +20,7 @@ from trainables.common.errors import InputError
 OUTSIDE = COLOURS
 # sides of canvases; a batch holds tasks of one side
 CANVASES = (5, 10, 15, 20, MAX_SIDE)
-# of tasks without validation pairs, one in so many gives a demonstration
+# Among tasks without validation pairs, every fourth gives up a demonstration.
 VALIDATED = 4
 # prompts of a task with more pairs than it has prompts
 PROMPTS_PER_TASK = 4

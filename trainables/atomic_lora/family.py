@@ -40,7 +40,7 @@ OFFICIAL_BASELINES = (
         "official pairs, most frequent training output, exact match",
     ),
 )
-# of generated tasks: the official test pairs are a second held-out set
+# Generated tasks have the official test pairs as a second held-out set.
 OFFICIAL = (
     _share("official_base_grid_accuracy", "official test pairs that the base solves exactly before training"),
     _share(

@@ -206,7 +206,7 @@ def match(task: Match) -> list[float]:
         mine = [i for i in active if states[i].current_player() == i % 2]
         if mine:
             visits = search([states[i] for i in mine], nets, actions, plan.simulations, plan.c)
-            # of the most visited moves one at random: games from the same start are to differ
+            # One of the most visited moves at random, so that games from the same start differ.
             for i, row in zip(mine, visits, strict=True):
                 states[i].apply_action(int(rng.choice(np.flatnonzero(row == row.max()))))
         for i in set(active) - set(mine):

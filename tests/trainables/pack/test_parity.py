@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
-# of each example the logits [T, C] and the classes [T]
+# The logits [T, C] and the classes [T] of each example.
 Predictions = Sequence[tuple[Tensor, Tensor]]
 NUMBERS = ("train_loss", "eval_loss", "grad_norm", "lr")
 Record = Callable[[str, object], None]
