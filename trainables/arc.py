@@ -405,6 +405,35 @@ def test_examples(task: Task, pairs: Sequence[Pair] | None = None) -> list[Examp
     return [Example(task.train[:CONTEXT_PAIRS], pair, task.id) for pair in (task.test if pairs is None else pairs)]
 
 
+def compare(answer: Grid | None, pair: Pair) -> dict[str, float]:
+    """Compare an answer (None: it is no grid) with the output of a pair, all values in [0, 1].
+
+    Cells are compared at equal positions; a cell of the output outside the answer counts as wrong.
+
+    Returns:
+        ``exact``, ``cell``, ``size``, and ``change_recall``: the share of right cells among those that differ from the
+        input (a cell outside the input differs), NaN where none does.
+    """
+    truth = pair.output
+    right, changed = agreement(answer, truth), ~agreement(pair.input, truth)
+    sized = answer is not None and answer.shape == truth.shape
+    return {
+        "exact": float(sized and right.all()),
+        "cell": float(right.mean()),
+        "size": float(sized),
+        "change_recall": float(right[changed].mean()) if changed.any() else float("nan"),
+    }
+
+
+def agreement(answer: Grid | None, truth: Grid) -> np.ndarray:
+    """Return for each cell of ``truth`` whether the answer has the same colour there, booleans [H, W]."""
+    right = np.zeros(truth.shape, dtype=bool)
+    if answer is not None:
+        height, width = np.minimum(answer.shape, truth.shape)
+        right[:height, :width] = answer[:height, :width] == truth[:height, :width]
+    return right
+
+
 def modal_output(task: Task) -> Grid:
     """Return the most frequent output of a task's demonstrations, the first of those that are equally frequent."""
     counts = Counter(grid_key(pair.output) for pair in task.train)

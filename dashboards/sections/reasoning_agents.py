@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from dashboards.sections.recursive_reasoner import interval
+from dashboards.comparison import interval
 from sweeps.store.store import ResultsStore
 from sweeps.store.summary import json_value
 from trainables.reasoning_agents.family import CRITERIA, FAMILY

@@ -7,23 +7,16 @@ only those on the same puzzles. Trials that ASHA stopped are left out: they trai
 from __future__ import annotations
 
 import json
-import math
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dashboards.comparison import Trial, ablation
 from sweeps.store.store import ResultsStore
 from sweeps.store.summary import json_value
 from trainables.recursive_reasoner.family import FAMILY
 
-Trial = dict[str, Any]
 BASELINES = {"direct_exact_accuracy": "direct prediction", "majority_exact_accuracy": "majority"}
-# 97.5 % quantile of Student's t by degrees of freedom, from 1; beyond, the last one is a little too wide
-T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 # of all pictures on a page together: about 1 MB
 PICTURE_CELLS = 1_000_000
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -73,46 +66,6 @@ def front(trials: Sequence[Mapping[str, float]]) -> list[bool]:
         return no_worse and (one["steps"], one["exact"]) != (other["steps"], other["exact"])
 
     return [not any(beats(other, trial) for other in trials) for trial in trials]
-
-
-def ablation(trials: Sequence[Trial]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the reference settings and the variants of trials, the reference first; note in each trial its variant.
-
-    Args:
-        trials: With ``config`` (the settings that count), ``seed``, ``exact`` and ``steps``.
-    """
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(json.dumps(trial["config"], sort_keys=True), []).append(trial)
-    configs = [members[0]["config"] for members in groups.values()]
-    names = [name for name in configs[0] if len({json.dumps(config.get(name)) for config in configs}) > 1]
-    reference = {name: _most_common(config.get(name) for config in configs) for name in names}
-
-    def changes(members: Sequence[Trial]) -> dict[str, Any]:
-        config = members[0]["config"]
-        return {name: config.get(name) for name in names if config.get(name) != reference[name]}
-
-    ordered = sorted(groups.values(), key=lambda members: bool(changes(members)))
-    for number, members in enumerate(ordered):
-        for trial in members:
-            trial["variant"] = number
-    return reference, [
-        {
-            "changes": changes(members),
-            "seeds": len(members),
-            **{name: interval([trial[name] for trial in members]) for name in ("exact", "steps")},
-        }
-        for members in ordered
-    ]
-
-
-def interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Return the mean of independent values, and half the width of its 95 % interval by Student's t (None for one)."""
-    half = None
-    if len(values) > 1:
-        quantile = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES)) - 1]
-        half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": statistics.fmean(values), "half": half}
 
 
 def pictures(stores: Sequence[ResultsStore], trials: Sequence[Trial], dataset: str) -> dict[str, Any]:
@@ -172,11 +125,6 @@ def _trials(store: ResultsStore, number: int) -> list[Trial]:
         for place, row in enumerate(store.latest_trials().to_pylist())
         if row["status"] == "success" and row["exact_accuracy"] is not None and row["mean_steps"] is not None
     ]
-
-
-def _most_common(values: Iterable[Any]) -> Any:
-    ((text, _),) = Counter(json.dumps(value) for value in values).most_common(1)
-    return json.loads(text)
 
 
 def _grid(tokens: Sequence[int], side: int) -> str | None:

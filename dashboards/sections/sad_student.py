@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dashboards.sections.recursive_reasoner import ablation, interval
+from dashboards.comparison import ablation, interval
 from sweeps.store.store import ResultsStore
 from sweeps.store.summary import json_value
 from trainables.sad_student.family import BASELINES, FAMILY

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.arc import Grid, Pair
+from trainables.arc import Grid, Pair, compare
 from trainables.arc_efe.data import Dataset, Item, collate, evaluation_batches
 from trainables.arc_efe.loss import hard_cells
 from trainables.arc_efe.model import Prediction
@@ -106,22 +106,6 @@ def metrics(rows: Sequence[dict[str, Any]], dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def compare(answer: Grid, pair: Pair) -> dict[str, float]:
-    """Compare an answer with the output of a pair: ``exact``, ``cell``, ``size`` and ``change_recall``, in [0, 1].
-
-    Cells are compared at equal positions; a cell of the output outside the answer counts as wrong. ``change_recall`` is
-    the share of right cells among those that differ from the input (a cell outside the input differs), NaN without any.
-    """
-    truth = pair.output
-    right, copied = _agreement(answer, truth), _agreement(pair.input, truth)
-    return {
-        "exact": float(answer.shape == truth.shape and right.all()),
-        "cell": float(right.mean()),
-        "size": float(answer.shape == truth.shape),
-        "change_recall": float(right[~copied].mean()) if not copied.all() else math.nan,
-    }
-
-
 def colour_prior(demonstrations: Sequence[Pair], grid: Grid) -> Grid:
     """Return a grid of the input's size in the commonest colour of the demonstrations' outputs."""
     colours = np.concatenate([pair.output.ravel() for pair in demonstrations])
@@ -139,13 +123,6 @@ def _grid(prediction: Prediction, place: int) -> Grid:
     side = prediction.logits.shape[2]
     height, width = predicted_size(prediction.size[place : place + 1], side)[0].tolist()
     return prediction.logits[place, -1].argmax(-1).cpu().numpy().astype(np.int8)[:height, :width]
-
-
-def _agreement(answer: Grid, truth: Grid) -> np.ndarray:
-    right = np.zeros(truth.shape, dtype=bool)
-    height, width = np.minimum(answer.shape, truth.shape)
-    right[:height, :width] = answer[:height, :width] == truth[:height, :width]
-    return right
 
 
 def _mean(rows: Sequence[dict[str, float]], name: str) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trainables.arc import BOS, MAX_TOKENS, PAD, Example, Grid, Pair, decode
+from trainables.arc import BOS, MAX_TOKENS, PAD, Example, Grid, Pair, compare, decode
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.model import Champion
@@ -79,32 +79,14 @@ def _generate(
 
 
 def grid_metrics(answer: Grid | None, example: Example) -> dict[str, float]:
-    """Compare an answer with the held-out output, all values in [0, 1].
-
-    Cells are compared at equal positions; a cell outside the answer counts as wrong. ``change_recall`` is the share of
-    right cells among those that differ from the input (a cell outside the input differs), and NaN where none does.
+    """Compare an answer with the held-out output, and the input with it; see `trainables.arc.compare`.
 
     Returns:
         ``grid`` (exact match), ``cell``, ``size`` and ``change_recall`` of the answer, ``copy_grid`` and ``copy_cell``
         of giving the input back.
     """
-    truth, source = example.query.output, example.query.input
-    right = _agreement(answer, truth)
-    copied = _agreement(source, truth)
-    changed = ~copied
+    own, copied = compare(answer, example.query), compare(example.query.input, example.query)
     return {
-        "grid": float(answer is not None and answer.shape == truth.shape and right.all()),
-        "cell": float(right.mean()),
-        "size": float(answer is not None and answer.shape == truth.shape),
-        "change_recall": float(right[changed].mean()) if changed.any() else float("nan"),
-        "copy_grid": float(source.shape == truth.shape and copied.all()),
-        "copy_cell": float(copied.mean()),
-    }
-
-
-def _agreement(answer: Grid | None, truth: Grid) -> np.ndarray:
-    right = np.zeros(truth.shape, dtype=bool)
-    if answer is not None:
-        height, width = np.minimum(answer.shape, truth.shape)
-        right[:height, :width] = answer[:height, :width] == truth[:height, :width]
-    return right
+        "grid": own["exact"], "cell": own["cell"], "size": own["size"], "change_recall": own["change_recall"],
+        "copy_grid": copied["exact"], "copy_cell": copied["cell"],
+    }  # fmt: skip

@@ -29,7 +29,7 @@ from trainables.sad_student.tokens import Tokens, Vocabulary
 
 # pauses between attempts, in seconds; a server may say how long to wait instead
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-# of one answer
+# longest wait for one answer
 TIMEOUT_S = 120.0
 # requests under way at once
 AT_ONCE = 8

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dashboards.sections.recursive_reasoner import PICTURE_CELLS, T_QUANTILES, front, gather, interval
+from dashboards.comparison import T_QUANTILES, interval
+from dashboards.sections.recursive_reasoner import PICTURE_CELLS, front, gather
 from tests.dashboards.stores import new_store, pool_run, reasoner, reasoner_run
 
 

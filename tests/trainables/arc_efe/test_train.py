@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.trainables.arc_efe.tiny import make_tasks, save_language_model, tiny_config
-from trainables.arc import Pair
+from trainables.arc import Pair, compare
 from trainables.arc_efe import language, train
 from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import Dataset, collate, make_dataset
-from trainables.arc_efe.evaluation import compare, solve, wilson
+from trainables.arc_efe.evaluation import solve, wilson
 from trainables.arc_efe.trainer import Trainer, size_schedule
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
