@@ -268,7 +268,8 @@ def stub_sweep(trials: int) -> None:
     from sweeps.core import cli
     from sweeps.core.arc_options import task_options
     from sweeps.core.pooled import Pool, run_pool
-    from sweeps.core.sweep import Sweep
+    from sweeps.core.sweep import Inputs, Sweep
+    from sweeps.core.work import listed
 
     with tempfile.TemporaryDirectory() as folder:
         parser = cli.common_parser(SPACE, "")
@@ -276,12 +277,11 @@ def stub_sweep(trials: int) -> None:
         args = parser.parse_args(["--results-dir", folder, "--num-gpus", "0"])
         config, domains = SPACE.resolve("full")
         task_ids = [f"task-{number:06}" for number in range(trials)]
-        sweep = Sweep("stub", SPACE, args, config, domains, {"tasks": task_ids}, "none")
+        sweep = Sweep("stub", SPACE, args, config, domains, Inputs("none", {"tasks": task_ids}))
         started = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):
-            code = run_pool(
-                sweep, Pool(stub_loop, {"slots": 32}, lambda configs: {}, lambda on_gpu: 32, 1 << 30), task_ids
-            )
+            pool = Pool(stub_loop, {"slots": 32}, lambda configs: {}, lambda on_gpu: 32, 1 << 30)
+            code = run_pool(sweep, pool, listed(sweep, task_ids))
         seconds = time.perf_counter() - started
     if code:
         raise SystemExit(code)

@@ -28,6 +28,7 @@ from search_spaces.space import extremes
 from sweeps.core import cli, ordinary
 from sweeps.core.arc_options import data_option, parse_tasks
 from sweeps.core.ordinary import Prepared
+from sweeps.core.sweep import Inputs
 from trainables.arc import fingerprint, load_tasks
 from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import make_dataset
@@ -63,7 +64,7 @@ def prepare(args: Namespace, config: EfeConfig, domains: Mapping[str, Any]) -> P
     for name in extremes(domains["lm"]) if "lm" in domains else [config.lm]:
         read_config(name, config.lm_layers)
     data = fingerprint(some)
-    return Prepared(train_loop, {"data": args.data, "tasks": list(ids)}, data, {"tasks": list(ids)})
+    return Prepared(train_loop, {"data": args.data, "tasks": list(ids)}, Inputs(data, {"tasks": list(ids)}))
 
 
 if __name__ == "__main__":

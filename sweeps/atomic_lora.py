@@ -23,7 +23,8 @@ from search_spaces.space import SearchSpace, extremes
 from sweeps.core import cli
 from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.pooled import Pool, run_pool
-from sweeps.core.sweep import Sweep
+from sweeps.core.sweep import Inputs, Sweep
+from sweeps.core.work import listed
 from sweeps.monitoring.pace import Cost
 from trainables.arc import Task, fingerprint, load_tasks, shape_category
 from trainables.atomic_lora import bases
@@ -37,7 +38,8 @@ WORKER_BYTES = 4 << 30
 def main(argv: Sequence[str] | None = None) -> int:
     sweep, pool, tasks = prepare("atomic_lora", SPACE, __doc__ or "", argv)
     # similar sizes train together, and the longest work does not come last
-    return run_pool(sweep, pool, sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id)))
+    ordered = sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id))
+    return run_pool(sweep, pool, listed(sweep, ordered))
 
 
 def prepare(
@@ -79,27 +81,20 @@ def prepare(
     swept = domains.get("target_modules")
     bases.require_tasks(base, {task_id: everything[task_id] for task_id in chosen}, args.data)
     base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
-    settings = {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint}
+    inputs = Inputs(
+        fingerprint(everything),
+        {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint},
+        # data and base are known by their fingerprints, wherever they lie
+        extendable=("tasks", "slots", "taxonomy", "data", "base"),
+        places=bases.places(base),
+    )
     costs = {
         task_id: Cost(
             epoch_tokens(everything[task_id], config.examples_per_epoch), end=evaluation_tokens(everything[task_id])
         )
         for task_id in chosen
     }
-    sweep = Sweep(
-        name,
-        space,
-        args,
-        config,
-        domains,
-        settings,
-        fingerprint(everything),
-        categories,
-        # data and base are known by their fingerprints, wherever they lie
-        extendable=("tasks", "slots", "taxonomy", "data", "base"),
-        places=bases.places(base),
-        costs=costs,
-    )
+    sweep = Sweep(name, space, args, config, domains, inputs, categories, costs)
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
         {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},

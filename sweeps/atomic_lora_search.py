@@ -16,12 +16,13 @@ if __name__ == "__main__":
 from search_spaces.atomic_lora_search import SPACE, stratified_panel
 from sweeps.atomic_lora import prepare
 from sweeps.core import cli
-from sweeps.core.pooled import run_panel_search
+from sweeps.core.pooled import run_pool
+from sweeps.core.work import searched
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     sweep, pool, tasks = prepare("atomic_lora_search", SPACE, __doc__ or "", argv, stratified_panel)
-    return run_panel_search(sweep, pool, list(tasks))
+    return run_pool(sweep, pool, searched(sweep, list(tasks)))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from search_spaces.space import SearchSpace
 from sweeps.core import cli, ordinary
 from sweeps.core.arc_options import data_option, parse_tasks
 from sweeps.core.ordinary import Prepared
+from sweeps.core.sweep import Inputs
 from trainables.arc import fingerprint, load_tasks, read_pairs
 from trainables.atomic_lora.config import CanvasConfig, ChampionConfig
 from trainables.common.errors import InputError
@@ -73,7 +74,7 @@ def prepare(
     if isinstance(config, ChampionConfig):
         from trainables.atomic_lora.pretrain import pretrain
 
-        return Prepared(pretrain, settings, fingerprint(everything), {"tasks": chosen}, extendable=("data",))
+        return Prepared(pretrain, settings, Inputs(fingerprint(everything), {"tasks": chosen}, extendable=("data",)))
     if next(iter(everything.values())).augment:
         raise InputError(
             f"--data {args.data}: a canvas model knows a task by its number, which does not hold for turned and "
@@ -83,7 +84,8 @@ def prepare(
 
     identity = {"tasks": chosen, "more": [digest(Path(file)) for file in args.more]}
     settings |= {"more": args.more, "official": True}
-    return Prepared(pretrain_canvas, settings, fingerprint(everything), identity, extendable=("data", "more"))
+    inputs = Inputs(fingerprint(everything), identity, extendable=("data", "more"))
+    return Prepared(pretrain_canvas, settings, inputs)
 
 
 def digest(file: Path) -> str:

@@ -25,6 +25,7 @@ from search_spaces.reasoning_agents import SPACE
 from search_spaces.space import extremes
 from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
+from sweeps.core.sweep import Inputs
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.reasoning_agents import games, needs
@@ -79,15 +80,11 @@ def prepare(args: Namespace, config: Any, domains: Mapping[str, Any]) -> Prepare
         "backbone_fingerprint": backbone,
         "cache": cache,
     }
-    return Prepared(
-        train_loop,
-        settings,
-        # problems are made from seeds and settings, which the run is known by as well
-        corpus.fingerprint,
-        {"backbone_fingerprint": backbone},
-        extendable=("phase_dir",),
-        places=needs.places(args.backbone),
+    # problems are made from seeds and settings, which the run is known by as well
+    inputs = Inputs(
+        corpus.fingerprint, {"backbone_fingerprint": backbone}, ("phase_dir",), places=needs.places(args.backbone)
     )
+    return Prepared(train_loop, settings, inputs)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from search_spaces.space import extremes
 from sweeps.backend.shards import build
 from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
+from sweeps.core.sweep import Inputs
 from trainables.common.checkpoints import Checkpoints, require_same
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
@@ -106,7 +107,7 @@ def prepare(args: Namespace, config: ReasonerConfig, domains: Mapping[str, Any])
     }
     # the puzzles are known by their fingerprint, wherever they lie
     extendable = ("dataset_dir", "dataset_only")
-    return Prepared(train_loop, settings, dataset.fingerprint, {"dataset": name}, extendable)
+    return Prepared(train_loop, settings, Inputs(dataset.fingerprint, {"dataset": name}, extendable))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ if __name__ == "__main__":
 from search_spaces.sad_student import SPACE
 from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
+from sweeps.core.sweep import Inputs
 from trainables.common.errors import InputError
 from trainables.sad_student.config import SadConfig
 from trainables.sad_student.data import Source, check_source
@@ -99,12 +100,12 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
     settings = {"source": dataclasses.asdict(source)}
     extendable = ("teacher_cache", "server_command")
     if source.file is None:
-        return Prepared(train_loop, settings, source.fingerprint, extendable=extendable)
+        return Prepared(train_loop, settings, Inputs(source.fingerprint, extendable=extendable))
     loaded = load_file(source.file, source.skip_malformed)
     dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items()) or "none"
     print(f"{source.file}: {len(loaded.trajectories)} trajectories, dropped: {dropped}", flush=True)
     identity, places = {"dropped": dict(loaded.dropped)}, {"--trajectories": str(source.file)}
-    return Prepared(train_loop, settings, source.fingerprint, identity, extendable, places=places)
+    return Prepared(train_loop, settings, Inputs(source.fingerprint, identity, extendable, places=places))
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ class Recorder:
             "stop_reason": reasons[report.status],
             "error": report.error,
             "traceback": report.traceback,
-            "data_fingerprint": self._sweep.data_fingerprint,
+            "data_fingerprint": self._sweep.inputs.data_fingerprint,
             "started_at": trained.began or ended - timedelta(seconds=metrics["seconds"] or 0.0),
             "finished_at": ended,
             **{name: _finite(value) for name, value in metrics.items()},

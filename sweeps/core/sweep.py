@@ -29,6 +29,25 @@ RESOLVED = ("config", "sets", "sweeps")
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a family's script says of what it trains on.
+
+    Attributes:
+        data_fingerprint: Of the data.
+        identity: What identifies the run besides its options and settings: JSON-able, kept in run.json.
+        extendable: Options of the family's own that a later session of the run may change.
+        checks: What the family needs before anything is trained, as it was found; what is missing refuses the sweep.
+        places: Paths that must be there on every machine of a cluster, by what they are.
+    """
+
+    data_fingerprint: str
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    extendable: Sequence[str] = ()
+    checks: Sequence[Check] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep, resolved and checked: everything that the runner needs to know of it.
 
@@ -38,12 +57,8 @@ class Sweep:
         args: The parsed common options.
         config: The family's configuration, an instance of ``space.config``.
         domains: Swept settings by name.
-        settings: What identifies the run besides options and ``config``: JSON-able, kept in run.json.
-        data_fingerprint: Of the data.
+        inputs: What it trains on.
         categories: Category of each task.
-        extendable: Options and settings of the family's own that a later session may change.
-        checks: What the family needs before anything is trained, as it was found.
-        places: Paths that must be there on every machine of a cluster, by what they are.
         costs: Cost of each task with one epoch; tasks that are not there cost the same.
     """
 
@@ -52,12 +67,8 @@ class Sweep:
     args: argparse.Namespace
     config: Any
     domains: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    data_fingerprint: str
+    inputs: Inputs
     categories: Mapping[str, str] = field(default_factory=dict)
-    extendable: Sequence[str] = ()
-    checks: Sequence[Check] = ()
-    places: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
 
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
@@ -82,17 +93,17 @@ class Sweep:
 
     def open_store(self) -> ResultsStore:
         """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
-        args = self.args
+        args, inputs = self.args, self.inputs
         asked = checks.wandb(args.wandb, args.wandb_per_trial)
-        checks.require(checks.results(args.results_dir), asked, *self.checks)
+        checks.require(checks.results(args.results_dir), asked, *inputs.checks)
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         settings = {
             **{name: value for name, value in vars(args).items() if name not in RESOLVED},
             "config": vars(self.config),
             "domains": {name: str(domain) for name, domain in self.domains.items()},
-            **self.settings,
+            **inputs.identity,
         }
         command = [Path(sys.executable).name, *sys.argv]
-        extendable = (*EXTENDABLE, *self.extendable)
-        store.create(run_record(command, settings, extendable, self.data_fingerprint, args.seed, self.space.family))
+        extendable = (*EXTENDABLE, *inputs.extendable)
+        store.create(run_record(command, settings, extendable, inputs.data_fingerprint, args.seed, self.space.family))
         return store

@@ -17,8 +17,9 @@ from search_spaces.settings import SettingError
 from search_spaces.space import Preset, SearchSpace
 from sweeps.core import cli
 from sweeps.core.ordinary import run_trials
-from sweeps.core.pooled import Pool, run_panel_search, run_pool
-from sweeps.core.sweep import Sweep
+from sweeps.core.pooled import Pool, run_pool
+from sweeps.core.sweep import Inputs, Sweep
+from sweeps.core.work import listed, searched
 from trainables.common.family import Column, Family
 
 
@@ -72,10 +73,10 @@ def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
     common = ["--results-dir", str(folder), "--run-id", "r", "--num-gpus", "0", "--workers-per-trial", "0"]
     args = parser.parse_args([*common, *argv])
     config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
-    sweep = Sweep("stub", SPACE, args, config, domains, {}, "f0")
+    sweep = Sweep("stub", SPACE, args, config, domains, Inputs("f0"))
     if kind == "ordinary":
         return run_trials(sweep, train_loop, settings)
     pool_settings = {"slots": 2, "epoch_s": 0.05, "metric": "score", **settings}
     # as much memory as there is in the end: one worker
     pool = Pool("tests.sweeps.stub_pool:loop", pool_settings, limits, lambda on_gpu: pool_settings["slots"], 1 << 50)
-    return (run_panel_search if kind == "panel" else run_pool)(sweep, pool, ["a", "b"])
+    return run_pool(sweep, pool, (searched if kind == "panel" else listed)(sweep, ["a", "b"]))

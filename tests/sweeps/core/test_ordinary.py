@@ -22,7 +22,7 @@ from sweeps import recursive_reasoner
 from sweeps.backend.cluster import ClusterInfo
 from sweeps.core import cli
 from sweeps.core.ordinary import run_trials
-from sweeps.core.sweep import Sweep
+from sweeps.core.sweep import Inputs, Sweep
 from tests.sweeps import stub_sweep
 from tests.sweeps.head import free_port
 from trainables.common.errors import InputError
@@ -112,7 +112,7 @@ def sweep_of(tmp_path: Path, address: str, *more: str) -> Sweep:
     place = ["--results-dir", str(tmp_path), "--run-id", "r", "--address", address, "--num-gpus", "0"]
     args = parser.parse_args(["--preset", "smoke", *place, *more])
     config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
-    return Sweep("recursive_reasoner", SPACE, args, config, domains, {}, "f0")
+    return Sweep("recursive_reasoner", SPACE, args, config, domains, Inputs("f0"))
 
 
 def rows(tmp_path: Path, kind: str = "trials", run_id: str = "r") -> pd.DataFrame:

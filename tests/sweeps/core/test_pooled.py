@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from search_spaces.recursive_reasoner import SPACE
-from sweeps.core.sweep import Sweep
+from sweeps.core.sweep import Inputs, Sweep
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from sweeps.core.sweep import Sweep
 )
 def test_asha_judges_several_configurations_but_no_ablation(sweeps: list[str], samples: int, judged: bool) -> None:
     config, domains = SPACE.resolve("smoke", sweeps=sweeps, num_samples=samples)
-    sweep = Sweep("recursive_reasoner", SPACE, argparse.Namespace(), config, domains, {}, "f0")
+    sweep = Sweep("recursive_reasoner", SPACE, argparse.Namespace(), config, domains, Inputs("f0"))
     drawn = SPACE.sample(config, domains, samples, seed=0)
     jobs = [sweep.job("t", values, seed, sample) for sample, (values, seed) in enumerate(drawn)]
     assert sweep.uses_asha(jobs) == judged

@@ -13,7 +13,7 @@ import pytest
 from search_spaces.recursive_reasoner import SPACE
 from sweeps.core import recorder as module
 from sweeps.core.recorder import Recorder
-from sweeps.core.sweep import Sweep
+from sweeps.core.sweep import Inputs, Sweep
 from sweeps.monitoring.metrics import SweepMetrics
 from sweeps.monitoring.progress import Progress
 from sweeps.store.store import ResultsStore, RowWriter
@@ -51,7 +51,7 @@ class Session:
 
     def __init__(self, folder: Path, job: Job) -> None:
         config, domains = SPACE.resolve("smoke")
-        sweep = Sweep("recursive_reasoner", SPACE, argparse.Namespace(), config, domains, {}, "f0")
+        sweep = Sweep("recursive_reasoner", SPACE, argparse.Namespace(), config, domains, Inputs("f0"))
         self.store, self.tracker = ResultsStore(folder, "recursive_reasoner", "r"), Tracker()
         self.writer = RowWriter(self.store, interval_s=0.0)
         metrics = SweepMetrics("recursive_reasoner", SPACE.family, 1)

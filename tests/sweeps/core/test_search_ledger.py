@@ -19,7 +19,7 @@ from search_spaces.recursive_reasoner import SPACE
 from search_spaces.settings import Ablation
 from sweeps.backend.optuna_search import Outcome
 from sweeps.core.search_ledger import SearchLedger, require_searchable
-from sweeps.core.sweep import Sweep
+from sweeps.core.sweep import Inputs, Sweep
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from trainables.common.errors import InputError
@@ -28,7 +28,7 @@ from trainables.common.jobs import Report
 
 def sweep_over(domains: Mapping[str, Any], seed: int = 3) -> Sweep:
     config, _ = SPACE.resolve("smoke")
-    return Sweep("recursive_reasoner", SPACE, argparse.Namespace(seed=seed), config, domains, {}, "f0")
+    return Sweep("recursive_reasoner", SPACE, argparse.Namespace(seed=seed), config, domains, Inputs("f0"))
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sweeps import atomic_lora
-from sweeps.core.session import FAILED, INTERRUPTED, close, ledger
-from sweeps.core.sweep import Sweep
+from sweeps.core.session import FAILED, INTERRUPTED, close
+from sweeps.core.sweep import Inputs, Sweep
+from sweeps.core.work import ledger
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from tests.sweeps.stub_sweep import SPACE, StubConfig
@@ -39,7 +40,7 @@ def test_a_trial_that_failed_or_got_lost_is_told(
     store = ResultsStore(tmp_path, "stub", "r")
     store.create(run_record(["python"], {}, [], "f0", 0, SPACE.family))
     store.append([{"trial_id": n, "attempt": a, "task_id": "task", "status": status} for n, a, status in rows])
-    sweep = Sweep("stub", SPACE, argparse.Namespace(run_id="r"), StubConfig(), {}, {}, "f0")
+    sweep = Sweep("stub", SPACE, argparse.Namespace(run_id="r"), StubConfig(), {}, Inputs("f0"))
     assert close(sweep, store, False, JOBS) == code
     assert said in capsys.readouterr().err
     assert close(sweep, store, True, JOBS) == INTERRUPTED

@@ -9,7 +9,7 @@ import pytest
 
 from sweeps.core import cli
 from sweeps.core.session import close
-from sweeps.core.sweep import Sweep
+from sweeps.core.sweep import Inputs, Sweep
 from sweeps.store.store import ResultsStore
 from tests.sweeps.stub_sweep import SPACE
 from trainables.common.errors import InputError
@@ -23,7 +23,7 @@ def sweep(folder: Path, *argv: str) -> Sweep:
     parser.add_argument("--place", default="here")
     args = parser.parse_args(["--results-dir", str(folder), "--run-id", "r", *argv])
     config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
-    return Sweep("stub", SPACE, args, config, domains, {}, "f0", extendable=["place"])
+    return Sweep("stub", SPACE, args, config, domains, Inputs("f0", extendable=["place"]))
 
 
 def test_every_option_is_remembered_and_those_that_are_not_extendable_stay(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ import sys
 from sweeps import atomic_lora
 sweep, pool, tasks = atomic_lora.prepare("atomic_lora", atomic_lora.SPACE, "", {words})
 assert pool.slots(False) > 0 and sweep.config.target_modules == ("all-linear",)
-print(sweep.settings["base"], sweep.settings["base_fingerprint"], pool.worker_bytes - atomic_lora.WORKER_BYTES)
+known = sweep.inputs.identity
+print(known["base"], known["base_fingerprint"], pool.worker_bytes - atomic_lora.WORKER_BYTES)
 print([name for name in ("torch", "transformers", "peft", "gguf") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
