@@ -128,7 +128,8 @@ class MlpRouter:
         self._choice, self._confidence = nn.Linear(32, utilities.shape[1]), nn.Linear(32, 1)
         inputs, best = self._inputs(seen), torch.from_numpy(best_agents(utilities))
         choosing = [*self._body.parameters(), *self._choice.parameters()]
-        self._descend(choosing, lambda: functional.cross_entropy(self._choice(self._body(inputs[fitted])), best[fitted]))
+        guess = lambda: self._choice(self._body(inputs[fitted]))  # noqa: E731
+        self._descend(choosing, lambda: functional.cross_entropy(guess(), best[fitted]))
         with torch.no_grad():
             hidden = self._body(inputs[back])
             hit = (self._choice(hidden).argmax(1, keepdim=True) == best[back][:, None]).float()
