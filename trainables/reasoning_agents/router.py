@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from trainables.common.intervals import half_width
 from trainables.reasoning_agents.agents import AGENTS, Agents, Outcome, mixture
-from trainables.reasoning_agents.intervals import half_width
 from trainables.reasoning_agents.phase import Work, load, save
 from trainables.reasoning_agents.pretraining import calibration_error
 from trainables.reasoning_agents.problems import MARKS, Problem
