@@ -28,10 +28,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from search_spaces.settings import SettingError
-from trainables.common.errors import bounds
-from trainables.common.schedules import ScheduleText
+from trainables.common.setting_types import ScheduleText, bounds
 
-KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+KINDS: dict[Any, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from search_spaces.fields import Setting, check, settings_of
 from search_spaces.settings import SettingError, parse_set
 from sweeps.settings import spaces
-from trainables.common.schedules import ScheduleText
+from trainables.common.setting_types import ScheduleText
 
 
 def require_odd(number: int) -> int:

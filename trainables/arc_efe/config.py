@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from trainables.common.schedules import ScheduleText
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from trainables.common.setting_types import ScheduleText, Share
 
 # the terms of the loss, each with a weight of its own: ``weight_<term>``
 TERMS = (

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from trainables.common.schedules import ScheduleText
+from trainables.common.setting_types import ScheduleText, ShareBelow1
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
 # what a base's name begins with where it is a Hugging Face model's, on the hub or in a folder
 HUB = "hf:"
 # adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md); on a
@@ -49,9 +48,9 @@ class ChampionConfig:
     """Which base is trained; ``canvas`` has other settings."""
     lr: PositiveFloat = 1.849e-3
     """Highest learning rate."""
-    beta1: Decay = 0.95
+    beta1: ShareBelow1 = 0.95
     """Decay of Adam's mean gradient."""
-    beta2: Decay = 0.999
+    beta2: ShareBelow1 = 0.999
     """Decay of Adam's mean squared gradient."""
     warmup_steps: NonNegativeInt = 500
     """Steps of a linear warm-up."""
@@ -129,7 +128,7 @@ class CanvasConfig:
     """Decoupled weight decay of the matrices."""
     warmup_steps: PositiveInt = 100
     """Steps over which both learning rates rise."""
-    decay_from: Decay = 0.4
+    decay_from: ShareBelow1 = 0.4
     """Share of the budget after which both fall to zero, linearly."""
     batch_tokens: PositiveInt = 2048
     """Patches of a step, all rows of one canvas size."""

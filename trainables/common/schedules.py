@@ -1,9 +1,9 @@
 """Schedules shared by all families: every value is a pure function of the one global step.
 
 Three things are here. `Schedule` moves a value from ``start`` to ``end``, over a share of the run or over a number of
-steps, along one of `RISES`; a setting holds it as text (`ScheduleText`), such as ``cosine:0.1:0.001:50%``. `DECAYS` are
-factors that fall from 1 to 0 over a run, and `cosine_warm_restarts` is the learning rate of the Champion. A run's
-length in steps is `total_steps`.
+steps, along one of `RISES`; a setting holds it as text, such as ``cosine:0.1:0.001:50%``. `DECAYS` are factors that
+fall from 1 to 0 over a run, and `cosine_warm_restarts` is the learning rate of the Champion. A run's length in steps is
+`total_steps`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
-
-from trainables.common.errors import InputError, bounds
+from trainables.common.errors import InputError
 
 # ----------------------------------------------------------------------------------------------------- length of a run
 
@@ -96,44 +92,6 @@ class Schedule:
             f"{text!r} is not a schedule; write a number, or SHAPE:START:END or SHAPE:START:END:LENGTH with a SHAPE of "
             "linear, cosine or exponential and a LENGTH such as 50% of the run or 2000 steps."
         )
-
-
-@dataclass(frozen=True)
-class ScheduleText:
-    """Makes a text setting a schedule with values in a range: ``Annotated[str, ScheduleText(ge=0, le=1)]``.
-
-    Attributes:
-        ge: Least value.
-        gt: Value that all values are above.
-        le: Greatest value.
-    """
-
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-
-    @property
-    def range(self) -> str:
-        """The range in words."""
-        return bounds(ge=self.ge, gt=self.gt, le=self.le)
-
-    def check(self, text: str) -> str:
-        """Return a text that is such a schedule. Raises ValueError with the rest of a sentence where it is none."""
-        try:
-            schedule = Schedule.parse(text)
-        except InputError as error:
-            raise ValueError(f"cannot be read: {str(error).rstrip('.')}") from None
-        for value in (schedule.start, schedule.end):
-            if (
-                (self.ge is not None and value < self.ge)
-                or (self.gt is not None and value <= self.gt)
-                or (self.le is not None and value > self.le)
-            ):
-                raise ValueError(f"is {text!r}, but its values must be {self.range}")
-        return text
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return no_info_after_validator_function(self.check, handler(source))
 
 
 def _finite(text: str) -> float:

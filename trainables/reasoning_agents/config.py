@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from trainables.common.setting_types import ShareBelow1
+
 
 def require_whole_rounds(epochs: int) -> int:
     if (epochs - 3) % 4:
@@ -22,7 +24,7 @@ class AgentsConfig:
     """Rank of LoRA on the encoder's query, key and value projections."""
     alpha: PositiveInt = 16
     """Alpha of LoRA."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: ShareBelow1 = 0.1
     """Dropout of LoRA."""
     layers: NonNegativeInt = 0
     """First layers of the encoder that are used; 0 uses all of them."""

@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from trainables.common.schedules import Schedule, ScheduleText
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+from trainables.common.schedules import Schedule
+from trainables.common.setting_types import ScheduleText, Share, ShareBelow1
 
 
 def require_odd(number: int) -> int:
@@ -68,7 +66,7 @@ class ReasonerConfig:
     """What ``dqn`` pays for a step."""
     discount: Share = 0.95
     """Discount of ``dqn``'s rewards."""
-    dqn_warmup: Decay = 0.1
+    dqn_warmup: ShareBelow1 = 0.1
     """Share of the run before ``dqn``'s values are obeyed; until then rows go on but for random actions."""
     replay: PositiveInt = 16384
     """Transitions that ``dqn`` remembers."""
@@ -96,13 +94,13 @@ class ReasonerConfig:
     """Steps of a linear warm-up."""
     weight_decay: NonNegativeFloat = 1.0
     """Decoupled weight decay of AdamW."""
-    beta1: Decay = 0.9
+    beta1: ShareBelow1 = 0.9
     """Decay of AdamW's mean gradient."""
-    beta2: Decay = 0.95
+    beta2: ShareBelow1 = 0.95
     """Decay of AdamW's mean squared gradient."""
     clip_norm: PositiveFloat = 1.0
     """Largest norm of the gradient."""
-    ema: Decay = 0.999
+    ema: ShareBelow1 = 0.999
     """Decay of the averaged weights that are evaluated; 0 evaluates the trained weights."""
     batch_size: PositiveInt = 768
     """Puzzles under way at once, over all workers."""

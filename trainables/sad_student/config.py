@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from trainables.common.schedules import ScheduleText
+from trainables.common.setting_types import ScheduleText
 
 Weight = Annotated[str, ScheduleText(ge=0)]
 
