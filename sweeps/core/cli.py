@@ -84,7 +84,7 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="fix a setting, as in --set epochs=8; repeatable, the last one for a name counts",
+        help="fix a setting of those below, as in --set epochs=8; repeatable, the last one for a name counts",
     )
     add(
         "--sweep",
