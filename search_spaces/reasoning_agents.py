@@ -17,7 +17,9 @@ def validate(config: AgentsConfig) -> None:
         SettingError: For the first one.
     """
     if config.chunk_size < 2 * config.overlap:
-        raise SettingError("chunk_size", f"is {config.chunk_size} but must be at least twice the overlap")
+        raise SettingError(
+            "chunk_size", f"is {config.chunk_size} but must be at least twice the overlap of {config.overlap}"
+        )
 
 
 SMOKE_VALUES = {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 import pytest
@@ -11,6 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from search_spaces.space import Preset, SearchSpace
 from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.cli import common_parser, new_run_id, run_main, worker_options
+from sweeps.settings import spaces
 from trainables.common.errors import InputError
 from trainables.common.family import Family
 
@@ -130,6 +131,16 @@ def test_help_lists_the_settings_below_their_headings(parser, monkeypatch, colum
     assert words.startswith("rank=16 LoRA rank r; what more than 99% of all adapters have is small, and")
     assert "be long (whole number, at least 1) settings and their defaults, training: lr=0.1 Learning rate" in words
     assert words.endswith("(number, above 0)")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_of_every_sweep_has_all_of_its_settings_within_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name, space in spaces():
+        _, *lines = common_parser(space, "").format_help().partition("\nsettings and their defaults")[2].splitlines()
+        assert max(map(len, lines)) < columns, name
+        listed = [line.split("=")[0].strip() for line in lines if line.startswith("  ") and not line.startswith("   ")]
+        assert listed == [item.name for item in fields(space.config)], name
 
 
 def test_options_of_a_group_are_absent_elsewhere():
