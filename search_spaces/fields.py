@@ -139,10 +139,13 @@ def _kind(hint: Any) -> str:
 
 
 def _documentation(config_class: type) -> dict[str, str]:
-    """Return the text below each field, in one line."""
+    """Return the text below each field, in one line; a field without one has that of the class it is inherited from."""
+    inherited: dict[str, str] = {}
+    for base in reversed(config_class.__bases__):
+        inherited |= _documentation(base) if dataclasses.is_dataclass(base) else {}
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body
     assert isinstance(definition, ast.ClassDef)
-    return {
+    return inherited | {
         field.target.id: " ".join(line.value.value.split())
         for field, line in itertools.pairwise(definition.body)
         if isinstance(field, ast.AnnAssign)

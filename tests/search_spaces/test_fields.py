@@ -90,6 +90,23 @@ def test_what_is_said_of_a_field() -> None:
     }
 
 
+def test_a_field_that_is_inherited_keeps_its_documentation() -> None:
+    @dataclass(frozen=True)
+    class Child(Toy):
+        """A toy's child."""
+
+        rank: PositiveInt = 8
+        fast: bool = True
+        """How fast it is."""
+        own: bool = False
+        """Its own."""
+
+    said = {setting.name: setting for setting in settings_of(Child)}
+    assert (said["rank"].default, said["rank"].documentation) == (8, "LoRA rank r.")
+    assert said["lr"] == settings_of(Toy)[2] and said["fast"].documentation == "How fast it is."
+    assert list(said)[-1] == "own"
+
+
 @pytest.mark.parametrize(("name", "space"), spaces())
 def test_every_setting_of_the_project_is_documented_and_its_default_can_be_given(name: str, space: object) -> None:
     settings = settings_of(space.config)
