@@ -9,8 +9,8 @@ that each is checked in the same way and refused with a sentence that says where
       lr_multiple: loguniform(0.03, 0.3)
       batch_size: [2, 4, 8]
 
-Text is read with `ast` and never evaluated. The ranges that values may have are the family's own (the ``validate``
-hook). This module imports Ray Tune's domains but no torch, and starts nothing.
+Text is read with `ast` and never evaluated. Ranges are checked by `search_spaces.fields`. This module imports Ray
+Tune's domains but no torch, and starts nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
-from ray.tune.search.sample import Categorical, Domain, Float, Integer, choice, quniform, uniform
+from ray.tune.search.sample import (
+    Categorical,
+    Domain,
+    Float,
+    Integer,
+    LogUniform,
+    Quantized,
+    choice,
+    quniform,
+    uniform,
+)
 
 from trainables.common.errors import InputError, did_you_mean
 
@@ -140,7 +150,7 @@ def resolve(
         preset_values: Values of the chosen preset.
         config_file: What the file given with ``--config`` says, if any.
         sets: The texts given with ``--set``; of two for the same name the last one counts.
-        validate: The family's check of ranges; it raises `SettingError`.
+        validate: Checks the whole; it raises `SettingError`.
 
     Raises:
         InputError: If a name is unknown or a value has the wrong type or range; it says where the value came from.
@@ -163,6 +173,25 @@ def resolve(
             source = sources.get(error.name)
             raise SettingError(error.name, error.problem + (f" (given by {source})" if source else "")) from None
     return config
+
+
+def domain_text(domain: Domain) -> str:
+    """Return a domain as it is written after ``--sweep NAME=``; `parse_sweep` reads it."""
+    sampler = domain.get_sampler()
+    if isinstance(domain, Categorical):
+        function = "ablate" if isinstance(domain, Ablation) else "grid" if domain.is_grid() else "choice"
+        arguments = list(domain.categories)
+    elif isinstance(domain, Integer):
+        function = "lograndint" if isinstance(sampler, LogUniform) else "randint"
+        arguments = [domain.lower, domain.upper]
+    elif isinstance(domain, Float) and isinstance(sampler, Quantized):
+        function, arguments = "quniform", [domain.lower, domain.upper, sampler.q]
+    elif isinstance(domain, Float):
+        function = "loguniform" if isinstance(sampler, LogUniform) else "uniform"
+        arguments = [domain.lower, domain.upper]
+    else:
+        raise TypeError(f"{type(domain).__name__} cannot be written after --sweep.")
+    return f"{function}({', '.join(map(repr, arguments))})"
 
 
 def config_hash(config: Mapping[str, Any], seed: int) -> str:

@@ -25,11 +25,21 @@ SEARCHES = ("random", "optuna")
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` whose errors are one line, with the nearest option for a mistyped one."""
+    """An `argparse.ArgumentParser` whose errors are one line, with the nearest option for a mistyped one.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Args:
+        space: The search space whose settings ``--help`` lists after the options.
+        kwargs: Those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, space: SearchSpace | None = None, **kwargs: Any) -> None:
         # an abbreviation that works today is ambiguous once another option is added
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self._space = space
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return f"{text}\n{_settings_help(self._space)}" if self._space else text
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
@@ -47,10 +57,10 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
     and those of `tracker_options`.
 
     Args:
-        space: The search space, for the names of its presets.
+        space: The search space, for its presets and, in ``--help``, its settings.
         description: What the sweep does, for ``--help``.
     """
-    parser = Parser(description=description)
+    parser = Parser(space, description=description)
     place_options(parser)
     presets = "; ".join(f"{name}: {preset.description}" for name, preset in space.presets.items())
     add = parser.add_argument
@@ -74,7 +84,7 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="fix a setting, as in --set epochs=8; repeatable, the last one for a name counts",
+        help="fix a setting of those below, as in --set epochs=8; repeatable, the last one for a name counts",
     )
     add(
         "--sweep",
@@ -191,6 +201,18 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _settings_help(space: SearchSpace) -> str:
+    """Return the settings as argparse shows arguments, as wide as the terminal."""
+    # its arguments are shown and never parsed
+    shown = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    for heading, settings in space.sections().items():
+        group = shown.add_argument_group("settings and their defaults" + (f", {heading}" if heading else ""))
+        for setting in settings:
+            line = f"{setting.documentation.rstrip('.')} ({setting.values})".replace("`", "").replace("%", "%%")
+            group.add_argument(f"{setting.name}={setting.text}", help=line)
+    return shown.format_help()
 
 
 def _results_dir(text: str) -> str:

@@ -117,7 +117,7 @@ class SearchLedger:
             on_draw,
             config=vars(sweep.config),
             domains=sweep.domains,
-            validate=lambda config: space.validate(space.config(**config)),
+            validate=lambda config: space.check(space.config(**config)),
             mode=space.mode,
             seed=sweep.args.seed,
         )

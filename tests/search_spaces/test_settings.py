@@ -15,6 +15,7 @@ from search_spaces.settings import (
     Ablation,
     SettingError,
     config_hash,
+    domain_text,
     load_config_file,
     parse_set,
     parse_sweep,
@@ -129,6 +130,9 @@ def test_sweep_gives_a_domain_of_ray_tune(text, name, domain):
     assert type(found.get_sampler()) is type(domain.get_sampler())
     assert extremes(found) == extremes(domain)
     assert all(type(a) is type(b) for a, b in zip(extremes(found), extremes(domain), strict=True) if "choice" in text)
+    written = domain_text(found)
+    again = parse_sweep(f"{name}={written}", Toy)[1]
+    assert domain_text(again) == written and type(again) is type(found) and extremes(again) == extremes(found)
 
 
 @pytest.mark.parametrize(

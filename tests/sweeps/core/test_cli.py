@@ -2,24 +2,30 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 import pytest
+from pydantic import PositiveFloat, PositiveInt
 
 from search_spaces.space import Preset, SearchSpace
 from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.cli import common_parser, new_run_id, run_main, worker_options
+from sweeps.settings import spaces
 from trainables.common.errors import InputError
 from trainables.common.family import Family
 
 
 @dataclass(frozen=True)
 class Toy:
-    rank: int = 16
+    rank: PositiveInt = 16
+    """LoRA rank r; what more than 99% of all adapters have is ``small``, and a line of documentation may be long."""
+    lr: PositiveFloat = 0.1
+    """Learning rate."""
 
 
-SPACE = SearchSpace(Family("toy"), Toy, {"smoke": Preset("tiny"), "full": Preset("all")}, validate=lambda config: None)
+PRESETS = {"smoke": Preset("tiny"), "full": Preset("all")}
+SPACE = SearchSpace(Family("toy"), Toy, PRESETS, groups={"adapter": "rank", "training": "lr"})
 IDS = ["007bbfb7", "00d62c1b", "017c7c7b", "025d127b"]
 SIZES = dict(zip(IDS, (90, 40, 40, 10), strict=True))
 
@@ -114,6 +120,27 @@ def test_help_names_every_preset(parser):
     text = parser.format_help()
     assert "smoke: tiny; full: all" in " ".join(text.split())
     assert text.startswith("usage:") and "Trains a toy." in text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_lists_the_settings_below_their_headings(parser, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, _, text = parser.format_help().partition("\n\nsettings and their defaults, adapter:\n")
+    assert max(map(len, text.splitlines())) in range(columns - 20, columns)
+    words = " ".join(text.split())
+    assert words.startswith("rank=16 LoRA rank r; what more than 99% of all adapters have is small, and")
+    assert "be long (whole number, at least 1) settings and their defaults, training: lr=0.1 Learning rate" in words
+    assert words.endswith("(number, above 0)")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_of_every_sweep_has_all_of_its_settings_within_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name, space in spaces():
+        _, *lines = common_parser(space, "").format_help().partition("\nsettings and their defaults")[2].splitlines()
+        assert max(map(len, lines)) < columns, name
+        listed = [line.split("=")[0].strip() for line in lines if line.startswith("  ") and not line.startswith("   ")]
+        assert listed == [item.name for item in fields(space.config)], name
 
 
 def test_options_of_a_group_are_absent_elsewhere():
