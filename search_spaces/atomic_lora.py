@@ -1,4 +1,4 @@
-"""What the atomic LoRA sweep varies: one adapter per ARC task, in three sizes.
+"""What the atomic LoRA sweep varies: one adapter per task, ARC's or text, in three sizes.
 
 ``full`` has the published settings, which are the defaults of `AdapterConfig`. With several samples per task the
 settings of ``DEFAULT_SWEEP`` are drawn at random, unless ``--sweep`` or a configuration file says what to sweep.
@@ -6,12 +6,14 @@ settings of ``DEFAULT_SWEEP`` are drawn at random, unless ``--sweep`` or a confi
 
 from __future__ import annotations
 
+import re
+
 from ray.tune.search.sample import choice, loguniform
 
 from search_spaces.settings import SettingError
 from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
-from trainables.atomic_lora.config import AdapterConfig
-from trainables.atomic_lora.family import FAMILY
+from trainables.atomic_lora.config import AdapterConfig, LoRAConfig, TextConfig
+from trainables.atomic_lora.family import FAMILY, TEXT
 
 DEFAULT_SWEEP = {
     "rank": choice([4, 8, 16, 32]),
@@ -34,11 +36,27 @@ def validate(config: AdapterConfig) -> None:
     Raises:
         SettingError: For the first setting that is out of range.
     """
-    require_at_least(config, 1, "rank", "batch_size", "epochs", "patience", "examples_per_epoch", "report_every")
-    require_above_zero(config, "alpha", "lr_multiple", "clip_norm")
-    require_at_least(config, 0, "weight_decay", "min_delta")
+    validate_lora(config)
+    require_at_least(config, 1, "examples_per_epoch")
     if config.validation_pairs not in (0, 1, 2):
         raise SettingError("validation_pairs", f"is {config.validation_pairs!r} but must be 0, 1 or 2")
+
+
+def validate_text(config: TextConfig) -> None:
+    """Refuse settings with which an adapter for a text task cannot be trained. Raises SettingError."""
+    validate_lora(config)
+    require_at_least(config, 0, "examples_per_epoch")
+    require_at_least(config, 2, "max_tokens")
+    require_at_least(config, 1, "answer_tokens")
+    if config.answers not in ("none", "exact") and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", config.answers):
+        raise SettingError("answers", f"is {config.answers!r} but must be none, exact or package.module:function")
+
+
+def validate_lora(config: LoRAConfig) -> None:
+    """Refuse settings with which no adapter can be trained. Raises SettingError."""
+    require_at_least(config, 1, "rank", "batch_size", "epochs", "patience", "report_every")
+    require_above_zero(config, "alpha", "lr_multiple", "clip_norm")
+    require_at_least(config, 0, "weight_decay", "min_delta")
     if not config.target_modules:
         raise SettingError("target_modules", "is empty but must name at least one linear layer, such as linear1")
     if len(set(config.target_modules)) < len(config.target_modules):
@@ -56,5 +74,26 @@ SPACE = SearchSpace(
         "smoke": Preset("the 8 smallest tasks, two tiny epochs", SMOKE_VALUES, SHORT_SWEEP, tasks="smallest:8"),
         "demo": Preset("all tasks on a budget for two CPU cores", DEMO_VALUES, SHORT_SWEEP),
         "full": Preset("all tasks with the published settings", {}, DEFAULT_SWEEP),
+    },
+)
+
+TEXT_SWEEP = {
+    "rank": choice([4, 8, 16, 32]),
+    "lr_multiple": loguniform(0.05, 2.0),
+    "batch_size": choice([4, 8, 16]),
+}
+# the share of rows that are drawn in an epoch says how long a sweep takes, whatever the tasks' sizes
+TEXT_SPACE = SearchSpace(
+    family=TEXT,
+    config=TextConfig,
+    validate=validate_text,
+    presets={
+        "smoke": Preset("all text tasks, 16 rows in each of two epochs", {"epochs": 2, "examples_per_epoch": 16}),
+        "demo": Preset(
+            "all text tasks on a budget for two CPU cores",
+            {"epochs": 8, "examples_per_epoch": 64, "lr_multiple": 1.0},
+            TEXT_SWEEP,
+        ),
+        "full": Preset("all rows of all text tasks", {"lr_multiple": 0.3}, TEXT_SWEEP),
     },
 )

@@ -41,8 +41,8 @@ class ChampionConfig:
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
-    """One adapter and its training.
+class LoRAConfig:
+    """One adapter and its training, whatever it is trained on.
 
     Attributes:
         rank: LoRA rank r.
@@ -56,9 +56,6 @@ class AdapterConfig:
         patience: Epochs without an improvement of ``eval_loss`` by ``min_delta`` after which it stops.
         min_delta: Smallest improvement that counts.
         clip_norm: Largest norm of the adapter's own gradient.
-        examples_per_epoch: Augmented examples drawn for each epoch.
-        validation_pairs: Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``;
-            with 0 the loss is measured on the demonstrations in colours that training never shows.
         report_every: Epochs between two rungs: reports, checkpoints and ASHA decisions happen there.
         export_dtype: Floating-point type of the adapter's file; ``base``: that of the base as it was loaded. Training
             and its checkpoints are in float32.
@@ -75,10 +72,52 @@ class AdapterConfig:
     patience: int = 10
     min_delta: float = 0.001
     clip_norm: float = 1.0
-    examples_per_epoch: int = 32
-    validation_pairs: int = 0
     report_every: int = 5
     export_dtype: Literal["base", "float32", "bfloat16"] = "base"
+
+
+@dataclass(frozen=True)
+class AdapterConfig(LoRAConfig):
+    """An adapter for an ARC task.
+
+    Attributes:
+        examples_per_epoch: Augmented examples drawn for each epoch.
+        validation_pairs: Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``;
+            with 0 the loss is measured on the demonstrations in colours that training never shows.
+    """
+
+    examples_per_epoch: int = 32
+    validation_pairs: int = 0
+
+
+@dataclass(frozen=True)
+class TextConfig(LoRAConfig):
+    """An adapter for a text task.
+
+    Attributes:
+        examples_per_epoch: Rows drawn for each epoch; 0 for all.
+        loss: Which tokens count: those of completions, or all.
+        max_tokens: Tokens of a row at most, and never more than the base reads.
+        too_long: What becomes of a longer row: it is cut at its end, or left out.
+        answers: How generated answers are compared with the completions: not at all, by exact match but for white
+            space around them, or by a function ``package.module:function`` of answer and completion that returns a
+            number from 0 to 1.
+        answer_tokens: Tokens of a generated answer at most.
+    """
+
+    target_modules: tuple[str, ...] = ("all-linear",)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: float = 0.0
+    batch_size: int = 8
+    epochs: int = 5
+    patience: int = 3
+    report_every: int = 1
+    examples_per_epoch: int = 0
+    loss: Literal["completion", "all"] = "completion"
+    max_tokens: int = 1024
+    too_long: Literal["cut", "leave_out"] = "cut"
+    answers: str = "none"
+    answer_tokens: int = 64
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def test_a_pack_equals_peft(
         def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
             return [Evaluation({}) for _ in finished]
 
-        def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
+        def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors, evaluation: Evaluation) -> str:
             exported[job.trial_id] = factors
             return ""
 
