@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import struct
 import sys
 import zipfile
@@ -39,6 +40,8 @@ from trainables.common.errors import InputError
 from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.texts import find_tasks, load_task
 from trainables.texts import fingerprint as text_fingerprint
+
+log = logging.getLogger(__name__)
 
 LFS = b"version https://git-lfs"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -217,31 +220,34 @@ def check_layers(base: str, model: Any, modules: Sequence[str]) -> dict[str, tup
 
 def _small_copies(config: Any) -> Iterator[Any]:
     """Yield random models of a configuration's kind: a small one, and one that only has few layers."""
-    for changes in (SMALL, {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}):
-        small = copy.deepcopy(config)
-        text = small.get_text_config()
-        types = list(dict.fromkeys(getattr(text, "layer_types", None) or []))
-        for name in LAYERS:
-            if getattr(text, name, None):
-                setattr(text, name, max(2, len(types)))
-        if types:
-            text.layer_types = (types * 2)[: max(2, len(types))]
-        for name, value in changes.items():
-            if getattr(text, name, None) is not None:
-                setattr(text, name, value)
-        if changes is SMALL:
-            heads = next((getattr(text, name) for name in HEADS if getattr(text, name, None)), 4)
-            for name in HEADS:
-                if getattr(text, name, None):
-                    setattr(text, name, 4)
-            shared = getattr(text, KEY_VALUE_HEADS, None)
-            if shared:
-                setattr(text, KEY_VALUE_HEADS, 4 if shared == heads else min(2, shared))
+    for changes in (SMALL, {name: SMALL[name] for name in SMALL if name.endswith(("vocab_size", "_token_id"))}):
         try:
+            small = copy.deepcopy(config)
+            _shrink(small.get_text_config(), changes)
             torch.manual_seed(0)
             yield AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval().requires_grad_(False)
-        except Exception:  # sizes that do not go together; the next copy keeps more of them
-            continue
+        except Exception as error:  # sizes that do not go together; the next copy keeps more of them
+            log.info("No copy with %s: %r", changes, error)
+
+
+def _shrink(config: Any, changes: Mapping[str, int]) -> None:
+    # what is derived from other settings, or named by another name, is not set
+    own = {name for name, value in vars(config).items() if value is not None}
+    types = list(dict.fromkeys(config.layer_types)) if "layer_types" in own else []
+    layers = max(2, len(types))
+    if types:
+        config.layer_types = (types * 2)[:layers]
+    for name in own.intersection(LAYERS):
+        setattr(config, name, layers)
+    for name in own & changes.keys():
+        setattr(config, name, changes[name])
+    if changes is SMALL:
+        heads = next((getattr(config, name) for name in HEADS if name in own), 4)
+        for name in own.intersection(HEADS):
+            setattr(config, name, 4)
+        if KEY_VALUE_HEADS in own:
+            shared = getattr(config, KEY_VALUE_HEADS)
+            setattr(config, KEY_VALUE_HEADS, 4 if shared == heads else min(2, shared))
 
 
 def _runs(model: Any) -> bool:

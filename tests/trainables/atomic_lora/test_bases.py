@@ -42,8 +42,10 @@ def test_what_a_machine_must_have_for_a_base(
 def test_a_causal_lm_is_checked_in_another_process(tmp_path: Path) -> None:
     base = f"hf:{save_llama(tmp_path)}"
     skeleton = causal_lm.skeleton(base)
-    expected = causal_lm.fingerprint(base), sum(p.numel() for p in skeleton.parameters())
-    assert bases.check_base(base, [("all-linear",), ("q_proj",)]) == expected
+    found = bases.check_base(base, [("q_proj",), ("all-linear",)])
+    assert found.fingerprint == causal_lm.fingerprint(base)
+    assert found.parameters == sum(p.numel() for p in skeleton.parameters())
+    assert str(found) == f"The base has {found.parameters:,} parameters: adapts 14 layers, {found.share:.1%} of them."
     with pytest.raises(InputError, match=r"'q_prj' names no linear layer of the base; did you mean .*'q_proj'"):
         bases.check_base(base, [("all-linear",), ("q_prj",)])
 
