@@ -1,4 +1,4 @@
-"""Text tasks of one's own as a user trains them: a folder of files, a tiny random base, a real pool."""
+"""Sweeps over text tasks before they start: settings, panels, refusals. tests/docs/test_own_tasks.py runs one."""
 
 from __future__ import annotations
 
@@ -6,30 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search_spaces.atomic_lora_search import stratified_panel
 from sweeps import atomic_lora
 from tests.sweeps.test_atomic_lora import refused
-from tests.sweeps.tiny import rows
-from tests.trainables.atomic_lora.language_models import save_qwen2
-from trainables.pack.serving import unservable
-
-CHAT = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|end|>\n' }}{% endfor %}"
-CHAT += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+from tests.trainables.atomic_lora.language_models import save_chat
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_qwen2(tmp_path_factory.mktemp("base"))
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_chat(tmp_path_factory.mktemp("base"))
 
 
 def write(folder: Path, name: str, found: list[dict[str, Any]]) -> None:
@@ -51,46 +38,6 @@ def data(tmp_path: Path) -> Path:
 def words(base: Path, data: Path, results: Path, *more: str) -> list[str]:
     place = ["--results-dir", str(results), "--run-id", "a", "--num-gpus", "0", "--base", f"hf:{base}"]
     return ["--preset", "smoke", "--data", f"jsonl:{data}", *place, *more]
-
-
-@pytest.mark.slow
-def test_a_folder_of_files_becomes_adapters_that_load(
-    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = ["answers=exact", "answer_tokens=4", "rank=4", "lr_multiple=10", "epochs=6"]
-    argv = words(base, data, tmp_path, *(word for text in settings for word in ("--set", text)))
-    assert atomic_lora.main(argv) == 0
-    out = capsys.readouterr().out
-    assert "adapts 14 layers" in out and "score of generated answers" in out and "exact match of completions" in out
-    trials = rows(tmp_path, "a").set_index("task_id")
-    assert set(trials.status) == {"success"} and set(trials.family) == {"text_lora"}
-    assert trials.category.to_dict() == {"chat": "talk", "letters": "text", "notes": "text"}
-    assert [json.loads(trials.config[task])["rank"] for task in ("chat", "letters")] == [2, 4]
-    assert trials.epochs.to_dict()["chat"] == 3 and trials.epochs.to_dict()["letters"] == 6
-    assert (trials.final_test_loss < trials.base_test_loss).all()
-    assert trials.num_examples.to_dict() == {"chat": 33, "letters": 33, "notes": 33}
-    # the completion of every row is one letter, which is learnt
-    assert trials.base_exact_match["letters"] == 0.0 and trials.final_exact_match["letters"] == 1.0
-    assert trials.final_answer_score["letters"] == 1.0 and pd.isna(trials.final_answer_score["notes"])
-    answers = rows(tmp_path, "a", "predictions")
-    letters = answers[answers.task_id == "letters"]
-    assert set(letters.adapted_answer) == {"a"} and letters.adapted_exact.all() and not letters.base_exact.any()
-
-    place = tmp_path / "atomic_lora" / "a" / trials.checkpoint["letters"]
-    assert unservable(place) == {"vLLM": "", "SGLang": ""}
-    card = (place / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: peft\n") and trials.data_fingerprint["letters"] is not None
-    assert "| exact match of completions | 0.0 % | 100.0 % |" in card and "vLLM: names, ranks and types fit" in card
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
-    adapted: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(place))
-    row = letters.iloc[0]
-    ids = torch.tensor([tokenizer(row.prompt).input_ids])
-    written = adapted.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
-    assert tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True) == "a"
-
-    # other rows are another run
-    write(data, "letters", [{"prompt": f"{i}", "completion": "b"} for i in range(40)])
-    assert "data" in refused(capsys, *argv)
 
 
 def test_a_search_takes_text_tasks_as_its_panel(

@@ -42,7 +42,7 @@ def unservable(folder: Path) -> dict[str, str]:
     problems += [f"{layer} lacks lora_{'AB'['A' in own]}" for layer, own in sides.items() if len(own) < 2]
     if ranks != {config["r"]}:
         problems.append(f"its tensors have the ranks {sorted(ranks)} and its configuration {config['r']}")
-    refused = {"bias": "none", "use_dora": False, "use_rslora": False, "modules_to_save": None, "fan_in_fan_out": False}
+    refused = {"bias": "none", "use_dora": False, "modules_to_save": None}
     problems += [
         f"{name} is {config[name]!r}" for name, wanted in refused.items() if config.get(name, wanted) != wanted
     ]

@@ -66,4 +66,6 @@ print([name for name in ("torch", "transformers", "peft", "gguf") if name in sys
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:2] == [f"smollm2 b179c9523d0e6a0f {4 * 134_515_008}", "[]"]
+    said, *lines = done.stdout.split("\n")
+    assert said == "The base has 134,515,008 parameters: adapts 210 layers, 78.9% of them."
+    assert lines[:2] == [f"smollm2 b179c9523d0e6a0f {4 * 134_515_008}", "[]"]

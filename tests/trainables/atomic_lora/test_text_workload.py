@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.trainables.atomic_lora.language_models import save_llama, save_qwen2
+from tests.trainables.atomic_lora.language_models import save_chat, save_llama
 from trainables.atomic_lora.config import TextConfig
 from trainables.atomic_lora.text_tokens import TextExample, task_tokens
 from trainables.atomic_lora.text_workload import TextWorkload, comparison, load_text_base
@@ -21,21 +22,15 @@ from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, ListQueue
+from trainables.pack.serving import unservable
 from trainables.texts import TaskFiles, TextRow, TextTask, find_tasks
 
 torch.set_num_threads(1)
 
-CHAT = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|end|>\n' }}{% endfor %}"
-CHAT += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_qwen2(tmp_path_factory.mktemp("qwen2"))
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_chat(tmp_path_factory.mktemp("qwen2"))
 
 
 def one(folder: Path, row: TextRow, limit: int = 999, **settings: Any) -> tuple[str, str, TextExample]:
@@ -173,3 +168,34 @@ def test_rows_of_all_tasks_are_trained_together_and_a_changed_task_starts_anew(q
     assert {end.trial_id: end.metrics["epochs"] for end in again} == {"a-x": 2, "b-x": 2}
     # of the other only the evaluation is done again
     assert engine.stats.examples == 2 * next(e.metrics["num_examples"] for e in again if e.trial_id == "a-x")
+
+
+def test_what_is_learnt_is_generated_and_loads_in_peft(qwen2: Path, tmp_path: Path) -> None:
+    files(tmp_path, "letters", [{"prompt": f"{i}{i + 1}", "completion": "a"} for i in range(40)])
+    files(tmp_path, "notes", [{"text": f"{i} an Input and an Output of lines {i}"} for i in range(40)])
+    config = vars(TextConfig(rank=4, epochs=6, lr_multiple=10.0, answers="exact", answer_tokens=4))
+    settings = {
+        "base": f"hf:{qwen2}", "data": f"jsonl:{tmp_path}", "tasks": None, "folder": str(tmp_path / "run"),
+        "slots": 2, "rank": 4, "batch_size": 8, "target_modules": ("all-linear",),
+    }  # fmt: skip
+    queue = ListQueue(Job(task, task, 0, config) for task in ("letters", "notes"))
+    train_adapters(settings, PlainRun(), queue)
+    ends = {report.trial_id: report for report in queue.reports if report.status != "running"}
+    letters, notes = ends["letters"].metrics, ends["notes"].metrics
+    assert letters["base_exact_match"] == letters["base_answer_score"] == 0.0
+    assert letters["final_exact_match"] == letters["final_answer_score"] == letters["final_token_accuracy"] == 1.0
+    # there is nothing to answer
+    assert notes["final_answer_score"] is None and notes["final_test_loss"] < notes["base_test_loss"]
+    shown = ends["letters"].predictions[0]
+    assert (shown["base_exact"], shown["adapted_exact"], shown["adapted_answer"]) == (False, True, "a")
+
+    place = tmp_path / "run" / letters["checkpoint"]
+    assert unservable(place) == {"vLLM": "", "SGLang": ""}
+    card = (place / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n") and "fingerprint `" in card
+    assert "| exact match of completions | 0.0 % | 100.0 % |" in card and "vLLM: names, ranks and types fit" in card
+    tokenizer: Any = AutoTokenizer.from_pretrained(qwen2)
+    adapted: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(qwen2), str(place))
+    ids = torch.tensor([tokenizer(shown["prompt"]).input_ids])
+    written = adapted.generate(input_ids=ids, max_new_tokens=4, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    assert tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True) == "a"
