@@ -45,13 +45,13 @@ def test_a_search_takes_text_tasks_as_its_panel(
 ) -> None:
     argv = words(base, data, tmp_path, "--sweep", "batch_size=2,4", "--num-samples", "2", "--tasks", "panel:2")
     sweep, _, tasks = atomic_lora.prepare(
-        "atomic_lora_search", atomic_lora.TEXT_SPACE, "", [*argv, "--set", "max_tokens=5"], stratified_panel
+        "atomic_lora_search", atomic_lora.TEXT_SPACE, "", [*argv, "--set", "max_tokens=23"], stratified_panel
     )
     assert len(tasks) == 2 and "chat" in tasks and sweep.longest == 3
     # settings of its own hold in every configuration
     assert sweep.job("chat", vars(sweep.config) | {"epochs": 1}, 0, 0).config["epochs"] == 3
     assert sweep.cost(sweep.job("chat", vars(sweep.config), 0, 0)).epochs == 3
-    assert "chat: 40 rows are longer than 5 tokens and are cut at their end." in capsys.readouterr().out
+    assert "chat: 40 rows are longer than 23 tokens and are cut at their end." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def check(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     base = request["base"]
     check_files(Path(location(base)).expanduser())
-    tokenizer, config = load_tokenizer(base), read_config(base)
+    config, tokenizer = read_config(base), load_tokenizer(base)
     if not tokenizer("A b 1").input_ids:
         raise InputError(f"--base {base!r}: its tokenizer finds no token in a text; get its files again.")
     adapted: dict[str, tuple[int, int]] = {}
