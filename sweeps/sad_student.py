@@ -64,6 +64,13 @@ def add_options(parser: cli.Parser) -> None:
         metavar="expert|teacher|FILE.jsonl",
         help="learn from the expert's, from those in which the teacher succeeds, or from a file (default: %(default)s)",
     )
+    parser.add_argument(
+        "--environment",
+        type=cli.one_of(("generated", "textworld")),
+        default=default.environment,
+        metavar="generated|textworld",
+        help="problems: tasks with tools, or games of the extra package TextWorld (default: %(default)s)",
+    )
     parser.add_argument("--skip-malformed", action="store_true", help="leave out lines of the file that cannot be read")
     parser.add_argument(
         "--teacher-server",
@@ -94,7 +101,9 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
         if not args.teacher_server:
             raise InputError("--server-command needs --teacher-server, the address at which the server will answer.")
         stack.enter_context(started(args.server_command, args.teacher_server))
-    source = Source(args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, cache)
+    source = Source(
+        args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, cache, args.environment
+    )
     check_source(source)
     # the cache only saves asking the teacher again
     settings = {"source": dataclasses.asdict(source)}

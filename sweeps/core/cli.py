@@ -56,7 +56,7 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
     add = parser.add_argument
     add(
         "--preset",
-        type=_one_of(tuple(space.presets)),
+        type=one_of(tuple(space.presets)),
         default=space.default_preset,
         metavar="|".join(space.presets),
         help=f"{presets} (default: {space.default_preset})",
@@ -102,7 +102,7 @@ def tracker_options(parser: argparse.ArgumentParser) -> None:
     """Add ``wandb``, ``wandb_per_trial`` and ``tensorboard``."""
     add = parser.add_argument
     modes = "|".join(WANDB_MODES)
-    add("--wandb", type=_one_of(WANDB_MODES), default="off", metavar=modes, help="log to W&B (default: off)")
+    add("--wandb", type=one_of(WANDB_MODES), default="off", metavar=modes, help="log to W&B (default: off)")
     add("--wandb-per-trial", action="store_true", help="a W&B run for each trial instead of one for the sweep")
     add("--tensorboard", action="store_true", help="write TensorBoard's files into the run's folder")
 
@@ -134,7 +134,7 @@ def worker_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--search",
-        type=_one_of(SEARCHES),
+        type=one_of(SEARCHES),
         default="random",
         metavar="|".join(SEARCHES),
         help="who draws from what is swept (default: random)",
@@ -181,7 +181,9 @@ def whole_number(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Return a type of options that takes one of some names, and says which is near another one."""
+
     def parse(text: str) -> str:
         if text not in names:
             near = did_you_mean(text, names)

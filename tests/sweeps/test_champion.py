@@ -1,9 +1,7 @@
-"""Pre-training through the runner, as an ordinary family: in the Tune trial itself, and as a Ray Train run."""
+"""Pre-training through the runner, as an ordinary family, in the Tune trial itself."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,16 +12,13 @@ from trainables.atomic_lora.canvas import load_canvas
 from trainables.atomic_lora.model import load_champion
 from trainables.common.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.mark.slow
 def test_pre_training_leaves_rows_and_a_base(tmp_path: Path) -> None:
-    fixed = ["--preset", "smoke", "--num-gpus", "0", "--set", "epochs=2"]
+    # as a Ray Train run: tests/sweeps/test_object_storage.py
+    fixed = ["--preset", "smoke", "--num-gpus", "0", "--workers-per-trial", "0", "--set", "epochs=2"]
     place = ["--results-dir", str(tmp_path), "--run-id", "c"]
-    command = [sys.executable, str(ROOT / "sweeps" / "champion.py"), *fixed, *place]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert process.returncode == 0, process.stderr
+    assert champion.main([*fixed, *place]) == 0
     folder = tmp_path / "champion" / "c"
     trial = pd.read_parquet(folder / "trials").iloc[0]
     assert trial["status"] == "success" and trial["epochs"] == 2

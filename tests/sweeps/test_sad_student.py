@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -62,6 +63,11 @@ def test_a_sweep_over_losses_leaves_complete_rows(tmp_path: Path) -> None:
         (["--trajectories", "none.jsonl"], "none.jsonl cannot be read"),
         (["--teacher-server", "http://127.0.0.1:9/v1"], "The teacher at http://127.0.0.1:9/v1/models did not answer"),
         (["--server-command", "true"], "--server-command needs --teacher-server"),
+        pytest.param(
+            ["--environment", "textworld"],
+            "--environment textworld needs the package textworld; install it",
+            marks=pytest.mark.skipif(find_spec("textworld") is not None, reason="TextWorld is installed"),
+        ),
         (["--workers-per-trial", "3"], "--workers-per-trial 3 cannot share a batch_size of 4 evenly"),
     ],
 )

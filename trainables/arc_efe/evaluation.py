@@ -17,10 +17,10 @@ from trainables.arc_efe.model import Prediction
 from trainables.arc_efe.policy import predicted_size, score, within
 from trainables.arc_efe.prompts import CHANGES
 from trainables.arc_efe.system import System
+from trainables.common.intervals import wilson
 
 # a pair of which copying has fewer of the cells is one where copying is not already nearly right
 COPY_IS_RIGHT = 0.9
-QUANTILE = 1.96
 
 
 @torch.no_grad()
@@ -110,13 +110,6 @@ def colour_prior(demonstrations: Sequence[Pair], grid: Grid) -> Grid:
     """Return a grid of the input's size in the commonest colour of the demonstrations' outputs."""
     colours = np.concatenate([pair.output.ravel() for pair in demonstrations])
     return np.full_like(grid, np.bincount(colours).argmax())
-
-
-def wilson(successes: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson, 1927)."""
-    share, z = successes / count, QUANTILE**2 / count
-    middle, half = share + z / 2, QUANTILE * math.sqrt(share * (1 - share) / count + z / (4 * count))
-    return max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))
 
 
 def _grid(prediction: Prediction, place: int) -> Grid:

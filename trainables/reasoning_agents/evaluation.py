@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from trainables.common.intervals import half_width
 from trainables.reasoning_agents.agents import AGENTS, Agents, mixture
 from trainables.reasoning_agents.family import CRITERIA, FAMILY
-from trainables.reasoning_agents.intervals import half_width
 from trainables.reasoning_agents.phase import Work, result_of
 from trainables.reasoning_agents.router import features, load_router, right
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from trainables.common.intervals import half_width
 from trainables.common.monitor import ComponentMonitor
 from trainables.common.schedules import warm_up
 from trainables.reasoning_agents import problems as made
 from trainables.reasoning_agents.corpus import build_corpus
-from trainables.reasoning_agents.intervals import half_width
 from trainables.reasoning_agents.phase import Work, alone, load, save
 from trainables.reasoning_agents.problems import Labelling, Problem, execute
 from trainables.reasoning_agents.retrieval import Embedder, Index, precision_at

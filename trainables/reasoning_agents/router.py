@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from trainables.common.intervals import half_width
 from trainables.reasoning_agents.agents import AGENTS, Agents, Outcome, mixture
-from trainables.reasoning_agents.intervals import half_width
 from trainables.reasoning_agents.phase import Work, load, save
 from trainables.reasoning_agents.pretraining import calibration_error
 from trainables.reasoning_agents.problems import MARKS, Problem
@@ -27,6 +27,8 @@ KINDS = ("mlp", "logistic", "knn")
 # the confidence head learns from problems that the choice has not been fitted to
 HELD_BACK = 0.3
 STEPS = 400
+# one order of outcomes may send the two kinds of problems to the right agents by chance
+SHUFFLES = 10
 
 
 def run_phase(work: Work) -> dict[str, Any]:
@@ -47,8 +49,6 @@ def run_phase(work: Work) -> dict[str, Any]:
         own = judge(chosen, confidence, test_outcomes, test_utilities)
         metrics |= {f"router_{name}/{kind}": value for name, value in own.items()}
     metrics |= {f"router_{name}": metrics[f"router_{name}/{work.config.router}"] for name in own}
-    order = np.random.default_rng(work.seed).permutation(len(utilities))
-    shuffled, confidence = fit(work.config.router, train, utilities[order], work.seed).choose(test)
     single = np.full(len(test), best_single(utilities))
     metrics |= {
         f"single_{name}": value
@@ -56,13 +56,28 @@ def run_phase(work: Work) -> dict[str, Any]:
         if name in ("accuracy", "regret", "success", "cost")
     }
     metrics |= {
-        "shuffled_regret": judge(shuffled, confidence, test_outcomes, test_utilities)["regret"],
+        "shuffled_regret": shuffled_regret(work, (train, utilities), (test, test_outcomes, test_utilities)),
         "oracle_success": float(right(test_outcomes)[np.arange(len(test)), test_utilities.argmax(1)].mean()),
         "best_single": AGENTS[best_single(utilities)],
         "routing": points(test_outcomes, metrics),
     }
     work.once("router", 1 - metrics["router_regret"], {n: v for n, v in metrics.items() if n != "routing"})
     return work.finish(metrics)
+
+
+def shuffled_regret(
+    work: Work, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, Sequence[dict[str, Outcome]], np.ndarray]
+) -> float:
+    """Return the mean regret of routers that are trained on outcomes of other problems.
+
+    They know nothing of a problem, so they should be no better than the best single agent.
+    """
+    (seen, utilities), (tested, outcomes, test_utilities), regrets = train, test, []
+    for number in range(SHUFFLES):
+        order = np.random.default_rng([work.seed, number]).permutation(len(utilities))
+        chosen, confidence = fit(work.config.router, seen, utilities[order], work.seed).choose(tested)
+        regrets.append(judge(chosen, confidence, outcomes, test_utilities)["regret"])
+    return statistics.fmean(regrets)
 
 
 class Router(Protocol):
@@ -101,7 +116,7 @@ class SklearnRouter:
 
 
 class MlpRouter:
-    """An MLP of 64 and 32 units with a head that predicts the utility of each agent, and one of confidence."""
+    """An MLP of 64 and 32 units with a head that classifies which agent is the best, and one of confidence."""
 
     def __init__(self, seen: np.ndarray, utilities: np.ndarray, seed: int) -> None:
         torch.manual_seed(seed)
@@ -111,14 +126,14 @@ class MlpRouter:
         self._mean, self._scale = seen[fitted].mean(0), seen[fitted].std(0) + 1e-6
         self._body = nn.Sequential(nn.Linear(seen.shape[1], 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
         self._choice, self._confidence = nn.Linear(32, utilities.shape[1]), nn.Linear(32, 1)
-        inputs, wanted = self._inputs(seen), torch.from_numpy(utilities).float()
+        inputs, best = self._inputs(seen), torch.from_numpy(best_agents(utilities))
         choosing = [*self._body.parameters(), *self._choice.parameters()]
-        self._descend(choosing, lambda: functional.mse_loss(self._choice(self._body(inputs[fitted])), wanted[fitted]))
+        guess = lambda: self._choice(self._body(inputs[fitted]))  # noqa: E731
+        self._descend(choosing, lambda: functional.cross_entropy(guess(), best[fitted]))
         with torch.no_grad():
             hidden = self._body(inputs[back])
-            chosen = self._choice(hidden).argmax(1, keepdim=True)
-            best = (wanted[back].gather(1, chosen) >= wanted[back].amax(1, keepdim=True) - 1e-6).float()
-        sure = lambda: functional.binary_cross_entropy_with_logits(self._confidence(hidden), best)  # noqa: E731
+            hit = (self._choice(hidden).argmax(1, keepdim=True) == best[back][:, None]).float()
+        sure = lambda: functional.binary_cross_entropy_with_logits(self._confidence(hidden), hit)  # noqa: E731
         self._descend(list(self._confidence.parameters()), sure)
 
     def choose(self, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

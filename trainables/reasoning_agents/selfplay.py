@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from trainables.common.intervals import half_width
 from trainables.common.monitor import ComponentMonitor
 from trainables.reasoning_agents import games
-from trainables.reasoning_agents.intervals import half_width
 from trainables.reasoning_agents.phase import Work, save
 from trainables.reasoning_agents.search import Match, Nets, SelfPlay, match, play, search
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from trainables.common.intervals import half_width
 from trainables.reasoning_agents import problems as made
 from trainables.reasoning_agents.corpus import units
-from trainables.reasoning_agents.intervals import half_width
 from trainables.reasoning_agents.phase import Work, save
 from trainables.reasoning_agents.pretraining import (
     ROUND_PROBLEMS,

@@ -18,7 +18,7 @@ from trainables.common.embedded import MODELS, cache_folder
 from trainables.common.errors import InputError
 from trainables.common.precision import has_fast_bf16
 from trainables.sad_student.config import SadConfig
-from trainables.sad_student.environments import Environment, Problem, problems
+from trainables.sad_student.environments import KINDS, TEXTWORLD, Environment, Problem, Split, problems
 from trainables.sad_student.files import load_file
 from trainables.sad_student.models import (
     LAYERS,
@@ -34,6 +34,7 @@ from trainables.sad_student.models import (
 from trainables.sad_student.rollout import outcome, play
 from trainables.sad_student.server import ServerTeacher, check_server
 from trainables.sad_student.teacher import LocalTeacher, Targets, cached, fingerprint, judged, named, numbers
+from trainables.sad_student.textworld import require_textworld
 from trainables.sad_student.tokens import Tokens, Vocabulary
 from trainables.sad_student.trajectories import Segment, Trajectory, expert_trajectory
 
@@ -57,6 +58,7 @@ class Source:
         server: Address of an OpenAI-compatible server, ending in ``/v1``, that is asked in place of ``teacher``, whose
             tokenizer and first layers are still used; None for a teacher in process.
         cache: Local folder of what teachers said; None for the one in the user's cache folder.
+        environment: What the problems are: ``generated`` tasks, or games of ``textworld``.
     """
 
     teacher: str = TAUGHT
@@ -66,6 +68,11 @@ class Source:
     skip_malformed: bool = False
     server: str | None = None
     cache: str | None = None
+    environment: str = "generated"
+
+    def problems(self, split: Split, count: int) -> list[Problem]:
+        """Return problems of a split."""
+        return problems(split, count, self.seed, KINDS if self.environment == "generated" else (TEXTWORLD,))
 
     @property
     def folder(self) -> Path:
@@ -74,7 +81,7 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the teacher's weights and of the problems."""
-        shown = [problem.name for problem in problems("train", 12, self.seed)]
+        shown = [problem.name for problem in self.problems("train", 12)]
         file = self.file
         content = hashlib.sha256(file.read_bytes()).hexdigest() if file else self.trajectories
         return fingerprint(model_fingerprint(self.teacher), shown, content, self.server)
@@ -143,8 +150,8 @@ def load_material(source: Source, config: SadConfig, device: str) -> Material:
     tokenizer = load_tokenizer(base_of(source.teacher))
     if not LAYERS.fullmatch(source.student):
         require_same_vocabulary(tokenizer, load_tokenizer(source.student))
-    practice = problems("train", config.trajectories, source.seed)
-    validation = problems("validation", config.validation_problems, source.seed)
+    practice = source.problems("train", config.trajectories)
+    validation = source.problems("validation", config.validation_problems)
     # what a roll-out may hold, whatever is trained on
     trajectories, held_out = ([expert_trajectory(problem) for problem in some] for some in (practice, validation))
     texts = [trajectory.text for trajectory in [*trajectories, *held_out]]
@@ -181,7 +188,7 @@ def load_material(source: Source, config: SadConfig, device: str) -> Material:
     data = hashlib.sha256(b"".join(row.ids.tobytes() for row in [*train, *held])).hexdigest()
     return Material(
         vocabulary, train, train_targets, held, held_out_targets, practice, teacher, student, baselines, validation,
-        problems("test", config.test_problems, source.seed), fingerprint(teacher.fingerprint, data),
+        source.problems("test", config.test_problems), fingerprint(teacher.fingerprint, data),
         lambda: make_student(source, Vocabulary(tokenizer), "cpu"),
     )  # fmt: skip
 
@@ -192,6 +199,8 @@ def check_source(source: Source) -> None:
     Raises:
         InputError: With what to do instead.
     """
+    if source.environment == TEXTWORLD:
+        require_textworld()
     tokenizer = load_tokenizer(base_of(source.teacher))
     if tokenizer.eos_token_id is None:
         raise InputError(

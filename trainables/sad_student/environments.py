@@ -4,7 +4,8 @@ Four kinds of generated tasks, each in three degrees of difficulty: ``lookup`` (
 (follow two to four people), ``sums`` (one to three operations with a calculator) and ``rooms`` (find a key in a tree
 of rooms that is seen one room at a time). An agent writes ``Thought: ...`` and ``Action: ...``, and the environment
 answers ``Observation: ...``. `problems` draws problems of a split; which split a problem belongs to is decided by a
-hash of its whole text, so no problem is in two of them.
+hash of its whole text, so no problem is in two of them. TextWorld's games (`trainables.sad_student.textworld`) are
+environments as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Literal, Protocol
 
 Split = Literal["train", "validation", "test"]
 KINDS = ("lookup", "hops", "sums", "rooms")
+TEXTWORLD = "textworld"
 DIFFICULTIES = (1, 2, 3)
 # turns after which an episode ends without success; the expert never needs more than 8
 MAX_TURNS = 10
@@ -35,12 +37,14 @@ class Environment(Protocol):
         difficulty: From 1.
         success: Whether the task is done.
         invalid: Actions so far that meant nothing; they change nothing but take a turn.
+        whole: What tells its problem apart from all others.
     """
 
     kind: str
     difficulty: int
     success: bool
     invalid: int
+    whole: str
 
     def reset(self) -> str:
         """Start the episode and return the task as text."""
@@ -64,6 +68,11 @@ class Problem:
     seed: int
 
     def environment(self) -> Environment:
+        if self.kind == TEXTWORLD:
+            # which loads the package
+            from trainables.sad_student.textworld import TextWorldGame
+
+            return TextWorldGame(self)
         return _TASKS[self.kind](self)
 
     @property
@@ -83,7 +92,7 @@ def problems(split: Split, count: int, seed: int = 0, kinds: Iterable[str] = KIN
     while len(found) < count:
         problem = Problem(*cells[len(found) % len(cells)], seed * 10_000_000 + draw)
         draw += 1
-        text = _TASKS[problem.kind](problem).whole
+        text = problem.environment().whole
         if text not in seen and split_of(text) == split:
             seen.add(text)
             found.append(problem)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.slow
-def test_a_build_resumes_at_the_missing_shards_and_trains(tmp_path: Path) -> None:
+def test_a_build_resumes_at_the_missing_shards(tmp_path: Path) -> None:
     data = tmp_path / "data"
     size = ["--set", "train_puzzles=4000", "--set", "held_out_puzzles=500", "--dataset-dir", str(data)]
     command = [sys.executable, str(ROOT / "sweeps" / "recursive_reasoner.py"), "--preset", "smoke", "--num-gpus", "0"]
@@ -31,5 +31,3 @@ def test_a_build_resumes_at_the_missing_shards_and_trains(tmp_path: Path) -> Non
     again = run("--dataset-only")
     assert len(again) == 2 and again[0].startswith("shard 1 (1 of 1)") and again[1] == first[-1]
     assert {file.name: file.read_bytes() for file in data.glob("*.parquet")} == files
-    run("--workers-per-trial", "0", "--set", "epochs=1", "--set", "views_per_puzzle=1", "--run-id", "r")
-    assert list((tmp_path / "results" / "recursive_reasoner" / "r" / "models").glob("*/reasoner.pt"))

@@ -16,7 +16,7 @@ from trainables.arc import Pair, compare
 from trainables.arc_efe import language, train
 from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import Dataset, collate, make_dataset
-from trainables.arc_efe.evaluation import solve, wilson
+from trainables.arc_efe.evaluation import solve
 from trainables.arc_efe.trainer import Trainer, size_schedule
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
@@ -212,11 +212,6 @@ def test_models_that_cannot_read_prompts_are_refused(
     (tmp_path / "vision" / "config.json").write_text(json.dumps({"model_type": "resnet"}))
     with pytest.raises(InputError, match=message):
         language.read_config(lm.format(folder=tmp_path, model=language_model), layers)
-
-
-def test_the_interval_is_wilsons() -> None:
-    assert wilson(0, 100) == pytest.approx((0.0, 0.03699), abs=1e-4)
-    assert wilson(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-4)
 
 
 def test_official_pairs_are_a_second_held_out_set(language_model: str) -> None:
