@@ -310,7 +310,7 @@ class AdapterPack:
         model: The frozen base; its chosen layers, ``nn.Linear`` or GPT-2's ``Conv1D``, are wrapped in place.
         target_modules: Names, or dotted endings of names, of layers to adapt; ``all-linear`` for every one. Targets
             of several jobs may be given together, ``all-linear`` among them: then every layer that any of them means.
-            The output head of a language model is none of them, nor what its text does not go through.
+            What a language model's text does not go through has none of them.
         path: ``bmm`` computes all rows at once, ``runs`` neighbours of one adapter together (the default on CPUs), and
             ``loop`` one row after another, the oracle that tests compare with.
 
@@ -339,10 +339,10 @@ class AdapterPack:
         linears = {name: as_linear(module) for name, module in modules.items() if is_linear(module)}
         self._linears = list(linears)
         self._transposed = {name for name in linears if not isinstance(modules[name], nn.Linear)}
-        # As PEFT's ``all-linear``, which leaves the output head of a language model alone: servers have no LoRA for it.
-        known = {name: linears[name] for name in linears if modules[name] is not head and id(modules[name]) in inside}
-        self._all_linear = list(known)
-        chosen = {name: linears[name] for name in matching(known, target_modules, self._all_linear)}
+        known = {name: linears[name] for name in linears if modules[name] is head or id(modules[name]) in inside}
+        # As in PEFT, ``all-linear`` leaves the output head of a language model alone.
+        self._all_linear = [name for name in known if modules[name] is not head]
+        chosen = {name: known[name] for name in matching(known, target_modules, self._all_linear)}
         self.layers = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
         for name in self.layers:
             parent, _, leaf = name.rpartition(".")

@@ -277,6 +277,8 @@ def test_adapters_trained_on_a_folder_load_in_peft(
     row = ends[0].metrics
     for column in ("base_cell_accuracy", "final_cell_accuracy", "copy_cell_accuracy", "teacher_forced_cell_accuracy"):
         assert 0.0 <= row[column] <= 1.0
+    shown = [len(example.context) for example in test_examples(load_tasks()[smallest[0]])]
+    assert row["context_pairs"] == sum(shown) / len(shown)
     epochs = [epoch for report in queue.reports for epoch in report.history]
     assert all(epoch["grad_norm/down_proj"] > 0 for epoch in epochs)
     place = tmp_path / row["checkpoint"]

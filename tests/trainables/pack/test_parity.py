@@ -280,7 +280,7 @@ def _train_champion(
     class Keeping(ChampionWorkload):
         def export(self, job: Job, plan: AdapterPlan[Any], factors: Factors, evaluation: Evaluation) -> str:
             exported[job.trial_id] = factors
-            return super().export(job, plan, factors)
+            return super().export(job, plan, factors, evaluation)
 
     workload = Keeping(_champion(dtype, device), "champion", load_tasks(), Folder(folder), EVERY, bf16=False)
     queue = ListQueue(jobs)
