@@ -118,7 +118,7 @@ def pool_of(sweep: Sweep, checked: bases.Checked, tasks: Sequence[str]) -> Pool:
     """Return what trains a sweep's jobs, and say what was found of the base."""
     print(checked)
     for note in checked.notes:
-        print(f"warning: {note}")
+        print(f"warning: {note}", file=sys.stderr)
     args = sweep.args
     return Pool(
         "trainables.atomic_lora.train:train_adapters",

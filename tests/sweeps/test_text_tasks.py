@@ -51,7 +51,7 @@ def test_a_search_takes_text_tasks_as_its_panel(
     # settings of its own hold in every configuration
     assert sweep.job("chat", vars(sweep.config) | {"epochs": 1}, 0, 0).config["epochs"] == 3
     assert sweep.cost(sweep.job("chat", vars(sweep.config), 0, 0)).epochs == 3
-    assert "chat: 40 rows are longer than 23 tokens and are cut at their end." in capsys.readouterr().out
+    assert "chat: 40 rows are longer than 23 tokens and are cut at their end." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
