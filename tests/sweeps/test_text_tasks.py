@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from search_spaces.atomic_lora_search import stratified_panel
-from sweeps import atomic_lora
+from sweeps import atomic_lora, text_tasks
 from tests.sweeps.test_atomic_lora import refused
 from tests.trainables.atomic_lora.language_models import save_chat
 
@@ -62,7 +62,6 @@ def test_a_search_takes_text_tasks_as_its_panel(
         (["--set", "answers=sometimes"], "none, exact or package.module:function"),
         (["--set", "validation_pairs=1"], "no setting 'validation_pairs'"),
         (["--sweep", "rank=2,4", "--num-samples", "2"], "tasks.yaml, chat sets rank, which this sweep varies"),
-        (["--set", "max_tokens=2", "--set", "too_long=leave_out"], "chat has no train row that fits into 2 tokens"),
         (["--base", "canvas"], "reads no text"),
     ],
 )
@@ -72,3 +71,18 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(
     capsys.readouterr()
     assert said in refused(capsys, *words(base, data, tmp_path, *more))
     assert not (tmp_path / "atomic_lora").exists()
+
+
+def test_the_written_tasks_are_the_same_every_time_and_overwrite_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        assert text_tasks.main([str(tmp_path / name), "--rows", "12"]) == 0
+    one, two = ({p.name: p.read_text() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two and len(one) == 25
+    assert all(len(set(text.splitlines())) == 12 for name, text in one.items() if name.endswith(".jsonl"))
+    capsys.readouterr()
+    assert "is not empty" in refused(capsys, str(tmp_path / "one"), main=text_tasks.main)
+    assert [text_tasks.in_words(number) for number in (7, 40, 99, 300, 415)] == [
+        "seven", "forty", "ninety-nine", "three hundred", "four hundred fifteen",
+    ]  # fmt: skip

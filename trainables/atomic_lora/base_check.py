@@ -80,13 +80,15 @@ def check(request: Mapping[str, Any]) -> dict[str, Any]:
     if not tokenizer("A b 1").input_ids:
         raise InputError(f"--base {base!r}: its tokenizer finds no token in a text; get its files again.")
     adapted: dict[str, tuple[int, int]] = {}
+    notes: list[str] = []
     for modules in request["targets"]:
         model: Any = skeleton(base)
-        found = check_layers(base, model, modules)
+        found, tried = check_layers(base, model, modules)
         adapted = max(adapted, found, key=len)
+        if not tried:
+            notes = [f"--base {base!r}: no small copy of {type(model).__name__} runs, so its layers are not tried."]
     rows = model.get_input_embeddings().weight.shape[0]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    notes: list[str] = []
     tasks: dict[str, Any] = {}
     eos = end_of_sequence(tokenizer, base)
     require_ids(base, [eos], rows, "end-of-sequence id")
@@ -167,7 +169,7 @@ def _is_whole(file: Path) -> bool:
 # -------------------------------------------------------------------------------------------------------------- layers
 
 
-def check_layers(base: str, model: Any, modules: Sequence[str]) -> dict[str, tuple[int, int]]:
+def check_layers(base: str, model: Any, modules: Sequence[str]) -> tuple[dict[str, tuple[int, int]], bool]:
     """Wrap the layers that a choice means, and try them on a small copy of the model.
 
     Args:
@@ -176,7 +178,7 @@ def check_layers(base: str, model: Any, modules: Sequence[str]) -> dict[str, tup
         modules: The choice.
 
     Returns:
-        In and out features of the layers by name.
+        In and out features of the layers by name; and whether a copy was there to try them on.
 
     Raises:
         InputError: If a target means nothing that can be adapted, or an adapter would do nothing or break the model.
@@ -214,8 +216,8 @@ def check_layers(base: str, model: Any, modules: Sequence[str]) -> dict[str, tup
                 f"{said}: an adapter on {', '.join(dead)} of {kind} gets no gradient from text; leave it out of "
                 "target_modules."
             )
-        return pack.layers
-    raise InputError(f"{said}: no small copy of {kind} can be made and run, so its layers cannot be tried.")
+        return pack.layers, True
+    return pack.layers, False
 
 
 def _small_copies(config: Any) -> Iterator[Any]:
@@ -225,7 +227,9 @@ def _small_copies(config: Any) -> Iterator[Any]:
             small = copy.deepcopy(config)
             _shrink(small.get_text_config(), changes)
             torch.manual_seed(0)
-            yield AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval().requires_grad_(False)
+            # layers of full width take much memory
+            dtype = torch.float32 if changes is SMALL else torch.bfloat16
+            yield AutoModelForCausalLM.from_config(small, dtype=dtype).eval().requires_grad_(False)
         except Exception as error:  # sizes that do not go together; the next copy keeps more of them
             log.info("No copy with %s: %r", changes, error)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from tests.trainables.atomic_lora.architectures import save
-from tests.trainables.atomic_lora.language_models import save_llama
+from tests.trainables.atomic_lora.architectures import DECODER, save
+from tests.trainables.atomic_lora.language_models import save_llama, save_qwen2
 from trainables.atomic_lora.base_check import check
 from trainables.atomic_lora.causal_lm import load_model, usual_dtype
 from trainables.atomic_lora.config import TextConfig
@@ -113,6 +113,22 @@ def test_layers_are_adapted_or_refused_by_name(
         return
     with pytest.raises(InputError, match=said):
         ask(base, *modules)
+
+
+def test_sizes_that_do_not_go_together_leave_a_copy_of_full_width(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+        "factor": 4.0,
+        **factors,
+    }
+    config = AutoConfig.for_model("llama", **DECODER, rope_parameters=rope)
+    base = f"hf:{save_qwen2(tmp_path)}"
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    found = ask(base)
+    assert found["layers"] == 14 and found["notes"] == []
 
 
 def test_a_short_context_is_said_with_its_numbers(tmp_path: Path) -> None:
