@@ -99,7 +99,7 @@ class Untested:
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
         return [Evaluation({}) for _ in finished]
 
-    def export(self, job: Job, plan: AdapterPlan[Example], factors: Any) -> str:
+    def export(self, job: Job, plan: AdapterPlan[Example], factors: Any, evaluation: Any) -> str:
         return ""
 
 

@@ -38,7 +38,7 @@ from trainables.common.jobs import Job, ListQueue
 from trainables.pack.bank import AdapterBank
 from trainables.pack.checkpoint import Factors
 from trainables.pack.engine import PackEngine
-from trainables.pack.plan import AdapterPlan
+from trainables.pack.plan import AdapterPlan, Evaluation
 
 HEAD = "output head, forward"
 # operators by what they are for; the others are listed as they are
@@ -57,7 +57,7 @@ class TimedWorkload(CausalLMWorkload):
         self.tokens: Counter[str] = Counter()
         self.trained: list[tuple[Job, AdapterPlan[Example], Factors]] = []
 
-    def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
+    def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors, evaluation: Evaluation) -> str:
         self.trained.append((job, plan, factors))
         return ""
 

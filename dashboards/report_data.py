@@ -394,7 +394,8 @@ def _thinned(curves: Sequence[dict[str, Any] | None], budget: float) -> list[dic
 def _pictures(store: ResultsStore, rows: Sequence[Row], budget: float) -> dict[str, Any]:
     """Return the answers of as many trials as fit, by place in ``rows``; a grid is its rows of digits joined by /."""
     table = store.predictions()
-    table = table.filter(pc.less(table["pair"], PAIRS_PER_TRIAL))
+    # answers of text tasks are no grids
+    table = table.filter(pc.and_(pc.less(table["pair"], PAIRS_PER_TRIAL), pc.is_valid(table["input"])))
     wanted = {(row["trial_id"], row["attempt"]): place for place, row in enumerate(rows)}
     found: dict[int, list[list[str | None]]] = defaultdict(list)
     # a batch at a time: as Python lists the grids of a large run would take gigabytes

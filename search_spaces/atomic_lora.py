@@ -1,4 +1,4 @@
-"""What the atomic LoRA sweep varies: one adapter per ARC task, in three sizes.
+"""What the atomic LoRA sweep varies: one adapter per task, ARC's or text, in three sizes.
 
 ``full`` has the published settings, which are the defaults of `AdapterConfig`. With several samples per task the
 settings of ``DEFAULT_SWEEP`` are drawn at random, unless ``--sweep`` or a configuration file says what to sweep.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from ray.tune.search.sample import choice, loguniform
 
 from search_spaces.space import Preset, SearchSpace
-from trainables.atomic_lora.config import AdapterConfig
-from trainables.atomic_lora.family import FAMILY
+from trainables.atomic_lora.config import AdapterConfig, TextConfig
+from trainables.atomic_lora.family import FAMILY, TEXT
 
 DEFAULT_SWEEP = {
     "rank": choice([4, 8, 16, 32]),
@@ -37,5 +37,25 @@ SPACE = SearchSpace(
         "smoke": Preset("the 8 smallest tasks, two tiny epochs", SMOKE_VALUES, SHORT_SWEEP, tasks="smallest:8"),
         "demo": Preset("all tasks on a budget for two CPU cores", DEMO_VALUES, SHORT_SWEEP),
         "full": Preset("all tasks with the published settings", {}, DEFAULT_SWEEP),
+    },
+)
+
+TEXT_SWEEP = {
+    "rank": choice([4, 8, 16, 32]),
+    "lr_multiple": loguniform(0.05, 2.0),
+    "batch_size": choice([4, 8, 16]),
+}
+# the share of rows that are drawn in an epoch says how long a sweep takes, whatever the tasks' sizes
+TEXT_SPACE = SearchSpace(
+    family=TEXT,
+    config=TextConfig,
+    presets={
+        "smoke": Preset("all text tasks, 16 rows in each of two epochs", {"epochs": 2, "examples_per_epoch": 16}),
+        "demo": Preset(
+            "all text tasks on a budget for two CPU cores",
+            {"epochs": 8, "examples_per_epoch": 64, "lr_multiple": 1.0},
+            TEXT_SWEEP,
+        ),
+        "full": Preset("all rows of all text tasks", {"lr_multiple": 0.3}, TEXT_SWEEP),
     },
 )

@@ -123,10 +123,7 @@ def load_config_file(path: str | Path, config_class: type) -> ConfigFile:
             )
         if not isinstance(body, dict):
             raise InputError(f"Section '{section}' of {path} must map names to values, not {body!r}.")
-    values = {
-        str(name): _typed(str(name), value, config_class, f"{path}, set, {name}: {value}")
-        for name, value in content.get("set", {}).items()
-    }
+    values = typed(content.get("set", {}), config_class, f"{path}, set")
     domains = {
         str(name): _domain(str(name), value, config_class, f"{path}, sweep, {name}: {value}")
         for name, value in content.get("sweep", {}).items()
@@ -134,6 +131,18 @@ def load_config_file(path: str | Path, config_class: type) -> ConfigFile:
     for name in values.keys() & domains.keys():
         raise InputError(f"{path} both sets and sweeps {name}; keep one of the two.")
     return ConfigFile(str(path), values, domains)
+
+
+def typed(values: Mapping[Any, Any], config_class: type, source: str) -> dict[str, Any]:
+    """Return values of settings, as a file holds them, in the settings' types.
+
+    Raises:
+        InputError: If a name is unknown or a value has the wrong type; the message begins with ``source``.
+    """
+    return {
+        str(name): _typed(str(name), value, config_class, f"{source}, {name}: {value}")
+        for name, value in values.items()
+    }
 
 
 def resolve(

@@ -1,9 +1,10 @@
-"""Train one LoRA adapter per ARC task on one frozen base.
+"""Train one LoRA adapter per task on one frozen base: ARC's tasks, or text tasks of your own.
 
 python sweeps/atomic_lora.py --preset demo
 python sweeps/atomic_lora.py --num-gpus 1
 python sweeps/atomic_lora.py --base smollm2 --preset demo --tasks smallest:24
 python sweeps/atomic_lora.py --base hf:Qwen/Qwen2.5-0.5B --num-gpus 1
+python sweeps/atomic_lora.py --base smollm2 --data jsonl:my_tasks
 python sweeps/atomic_lora.py --num-samples 9 --sweep rank=4,8,16 --tasks 007bbfb7,00d62c1b
 """
 
@@ -12,31 +13,42 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 if __name__ == "__main__":
     # the folder of this script holds modules of the project, not top-level ones
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from search_spaces.atomic_lora import SPACE
+from search_spaces.atomic_lora import SPACE, TEXT_SPACE
 from search_spaces.space import SearchSpace, extremes
 from sweeps.core import cli
-from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
+from sweeps.core.arc_options import has_texts, parse_tasks, read_taxonomy, task_options
 from sweeps.core.pooled import Pool, run_pool
 from sweeps.core.sweep import Inputs, Sweep
+from sweeps.core.text_options import prepare_texts
 from sweeps.core.work import listed
 from sweeps.monitoring.pace import Cost
-from trainables.arc import Task, fingerprint, load_tasks, shape_category
+from trainables.arc import fingerprint, load_tasks, shape_category
 from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import choose_slots
 from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
+from trainables.texts import is_text
+
+
+class Sized(Protocol):
+    """A task of so many tokens."""
+
+    @property
+    def tokens(self) -> int: ...
+
 
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
 WORKER_BYTES = 4 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    sweep, pool, tasks = prepare("atomic_lora", SPACE, __doc__ or "", argv)
+    space = TEXT_SPACE if has_texts(argv) else SPACE
+    sweep, pool, tasks = prepare("atomic_lora", space, __doc__ or "", argv)
     # similar sizes train together, and the longest work does not come last
     ordered = sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id))
     return run_pool(sweep, pool, listed(sweep, ordered))
@@ -48,8 +60,8 @@ def prepare(
     description: str,
     argv: Sequence[str] | None,
     panel: Callable[[Mapping[str, str], Mapping[str, int], int, int], tuple[str, ...]] | None = None,
-) -> tuple[Sweep, Pool, dict[str, Task]]:
-    """Parse a command line over ARC tasks and check all of it: settings, data, tasks, base.
+) -> tuple[Sweep, Pool, Mapping[str, Sized]]:
+    """Parse a command line over tasks and check all of it: settings, data, tasks, base.
 
     Args:
         name: Of the sweep.
@@ -64,6 +76,9 @@ def prepare(
     parser = cli.common_parser(space, description)
     task_options(parser)
     args = parser.parse_args(argv)
+    if is_text(args.data):
+        sweep, checked, texts = prepare_texts(name, space, args, panel)
+        return sweep, pool_of(sweep, checked, list(texts)), texts
     base = bases.absolute(args.base or str(bases.DEFAULT_BASE))
     config, domains = space.resolve(
         args.preset, args.config, args.sets, args.sweeps, args.num_samples, bases.defaults(base)
@@ -80,10 +95,11 @@ def prepare(
     )
     swept = domains.get("target_modules")
     bases.require_tasks(base, {task_id: everything[task_id] for task_id in chosen}, args.data)
-    base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
+    purpose = {"grids": {"data": args.data, "tasks": list(chosen)}}
+    checked = bases.check_base(base, extremes(swept) if swept else [config.target_modules], purpose)
     inputs = Inputs(
         fingerprint(everything),
-        {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint},
+        {"tasks": list(chosen), "base": base, "base_fingerprint": checked.fingerprint},
         # data and base are known by their fingerprints, wherever they lie
         extendable=("tasks", "slots", "taxonomy", "data", "base"),
         places=bases.places(base),
@@ -95,14 +111,22 @@ def prepare(
         for task_id in chosen
     }
     sweep = Sweep(name, space, args, config, domains, inputs, categories, costs)
-    pool = Pool(
+    return sweep, pool_of(sweep, checked, list(chosen)), {task_id: everything[task_id] for task_id in chosen}
+
+
+def pool_of(sweep: Sweep, checked: bases.Checked, tasks: Sequence[str]) -> Pool:
+    """Return what trains a sweep's jobs, and say what was found of the base."""
+    print(checked)
+    for note in checked.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    args = sweep.args
+    return Pool(
         "trainables.atomic_lora.train:train_adapters",
-        {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},
+        {"base": sweep.inputs.identity["base"], "data": args.data, "tasks": list(tasks), "slots": args.slots},
         limits,
         lambda on_gpu: choose_slots(args.slots, "cuda" if on_gpu else "cpu"),
-        WORKER_BYTES + 4 * parameters,
+        WORKER_BYTES + 4 * checked.parameters,
     )
-    return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
 
 
 def limits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -32,8 +32,10 @@ def base(location: str | None) -> Check:
     place = bases.absolute(location or str(bases.DEFAULT_BASE))
     config, _ = SPACE.resolve(SPACE.default_preset, None, [], [], 1, bases.defaults(place))
     try:
-        fingerprint, parameters = bases.check_base(place, [config.target_modules])
-        return Check("base", f"{place}: {parameters / 1e6:.1f} million parameters, fingerprint {fingerprint}")
+        found = bases.check_base(place, [config.target_modules])
+        return Check(
+            "base", f"{place}: {found.parameters / 1e6:.1f} million parameters, fingerprint {found.fingerprint}"
+        )
     except InputError as error:
         return Check("base", place, str(error))
 

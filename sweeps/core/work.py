@@ -101,7 +101,8 @@ def searched(sweep: Sweep, task_ids: Sequence[str]) -> Work:
     total, left = sweep.args.num_samples * len(task_ids), sweep.args.num_samples - len(drawn.finished)
     # members of unfinished panels may have finished
     done = sum(len(task_ids) - len(drawn.jobs(key)) for key in drawn.configs)
-    corners = list(_corners(vars(sweep.config), sweep.domains))
+    plain = list(_corners(vars(sweep.config), sweep.domains))
+    corners = [{**values, **own} for own in ({}, *sweep.own.values()) for values in plain]
     return Work(store, total, done, max(left, 0), len(task_ids), corners, scheduler, begin)
 
 
@@ -110,7 +111,7 @@ def asha(sweep: Sweep) -> GroupedASHA:
     return GroupedASHA(
         metric=sweep.space.metric,
         mode=sweep.space.mode,
-        max_t=sweep.space.longest(sweep.config, sweep.domains),
+        max_t=sweep.longest,
         grace_period=sweep.space.grace_period(sweep.config),
         reduction_factor=sweep.space.reduction_factor,
     )

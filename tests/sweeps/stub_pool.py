@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from trainables.common.errors import InputError
 from trainables.common.jobs import Job, JobQueue, Report
 
 
@@ -32,6 +33,8 @@ def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
     Files in ``settings["folder"]``: ``die`` kills the worker once in the middle of its work, ``fails-<task>`` has the
     jobs of a task fail in epoch 8.
     """
+    if settings.get("refused"):
+        raise InputError("the base checkpoint is of another kind")
     if settings.get("broken"):
         raise RuntimeError("the base checkpoint cannot be read")
     folder = Path(settings.get("folder", "/nowhere"))

@@ -11,7 +11,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trainables.arc import Task
 from trainables.atomic_lora.config import HUB
@@ -90,8 +92,34 @@ def places(base: str) -> dict[str, str]:
     return {"base": str(path)} if path.is_absolute() else {}
 
 
-def check_base(base: str, target_module_sets: Iterable[tuple[str, ...]]) -> tuple[str, int]:
-    """Refuse a base that cannot be loaded, or layers that it does not have; return its fingerprint and parameters.
+@dataclass(frozen=True)
+class Checked:
+    """A base that can be adapted.
+
+    Attributes:
+        fingerprint: 16 hex digits.
+        parameters: Their number.
+        layers: Adapted layers, of the choice that adapts most.
+        share: Their part of the parameters.
+        notes: What the user should know, in sentences.
+        tasks: What is known of each text task (`base_check.check_texts`).
+    """
+
+    fingerprint: str
+    parameters: int
+    layers: int
+    share: float
+    notes: tuple[str, ...] = ()
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"The base has {self.parameters:,} parameters: adapts {self.layers} layers, {self.share:.1%} of them."
+
+
+def check_base(
+    base: str, target_module_sets: Iterable[tuple[str, ...]], purpose: Mapping[str, Any] | None = None
+) -> Checked:
+    """Refuse a base that cannot be loaded or adapted, or that does not go with the tasks.
 
     A causal LM is looked at in a process of its own: transformers would stay in the caller's memory, and an embedded
     model may have to be converted first.
@@ -99,50 +127,34 @@ def check_base(base: str, target_module_sets: Iterable[tuple[str, ...]]) -> tupl
     Args:
         base: What `absolute` returned.
         target_module_sets: Each choice of layers to adapt, at least one.
+        purpose: What the adapters are for, ``grids`` or ``texts`` of `base_check.check`; None: not known yet.
 
     Raises:
-        InputError: If the base cannot be loaded, or has none of the layers of a choice.
+        InputError: If the base cannot be loaded, or an adapter cannot be trained on the layers of a choice.
     """
     sets = [tuple(modules) for modules in target_module_sets]
     if is_causal_lm(base):
-        return _check_elsewhere(base, sets)
+        return _check_elsewhere({"base": base, "targets": sets, **(purpose or {})})
     # torch is loaded where a base is
     from trainables.atomic_lora.canvas import load_canvas
     from trainables.atomic_lora.model import load_champion
     from trainables.pack.bank import AdapterPack
 
     load = load_canvas if is_canvas(base) else load_champion
-    for modules in sets:
-        AdapterPack(load(base).model, modules)
     loaded = load(base)
-    return loaded.fingerprint, sum(parameter.numel() for parameter in loaded.model.parameters())
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    layers = max((AdapterPack(load(base).model, modules).layers for modules in sets), key=len)
+    share = sum(inputs * outputs for inputs, outputs in layers.values()) / parameters
+    return Checked(loaded.fingerprint, parameters, len(layers), share)
 
 
-def _check_elsewhere(base: str, sets: list[tuple[str, ...]]) -> tuple[str, int]:
-    command = [sys.executable, "-m", "trainables.atomic_lora.bases", base, json.dumps(sets)]
+def _check_elsewhere(request: Mapping[str, Any]) -> Checked:
+    command = [sys.executable, "-m", "trainables.atomic_lora.base_check"]
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"The check of --base {base!r} ended with exit code {done.returncode}:\n{done.stderr}")
+        raise RuntimeError(f"The check of --base {request['base']!r} ended with {done.returncode}:\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
     if "refusal" in found:
         raise InputError(found["refusal"])
-    return found["fingerprint"], found["parameters"]
-
-
-def _check_causal_lm(base: str, sets: Iterable[tuple[str, ...]]) -> tuple[str, int]:
-    from trainables.atomic_lora import causal_lm
-    from trainables.pack.bank import AdapterPack
-
-    for modules in sets:
-        model = causal_lm.skeleton(base)
-        AdapterPack(model, modules)
-    return causal_lm.fingerprint(base), sum(parameter.numel() for parameter in model.parameters())
-
-
-if __name__ == "__main__":
-    try:
-        fingerprint, parameters = _check_causal_lm(sys.argv[1], [tuple(names) for names in json.loads(sys.argv[2])])
-        print(json.dumps({"fingerprint": fingerprint, "parameters": parameters}))
-    except InputError as refusal:
-        print(json.dumps({"refusal": str(refusal)}))
+    return Checked(**{**found, "notes": tuple(found["notes"])})

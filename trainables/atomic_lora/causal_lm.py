@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -32,7 +34,21 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from trainables.arc import BOS, EOS, MAX_TOKENS, PAD, ROW_END, VOCABULARY, Example, Grid, Task, decode, encode
+from trainables.arc import (
+    BOS,
+    EOS,
+    MAX_TOKENS,
+    PAD,
+    ROW_END,
+    VOCABULARY,
+    Example,
+    Grid,
+    Task,
+    decode,
+    encode,
+    grid_tokens,
+    test_examples,
+)  # fmt: skip
 from trainables.atomic_lora.config import HUB
 from trainables.atomic_lora.grammar import GridState
 from trainables.atomic_lora.loss import all_right, cell_hits, row_losses
@@ -40,9 +56,10 @@ from trainables.atomic_lora.workload import ArcWorkload
 from trainables.common import embedded
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
+from trainables.common.jobs import Job
 from trainables.common.precision import has_fast_bf16
 from trainables.common.vocabulary import cut_vocabulary
-from trainables.pack.plan import Size
+from trainables.pack.plan import AdapterPlan, Size
 
 # the marks before an input and before an output follow the tokens of grids
 INPUT, OUTPUT = VOCABULARY, VOCABULARY + 1
@@ -95,19 +112,70 @@ def load_causal_lm(base: str, device: str = "cpu", dtype: torch.dtype | None = N
     Raises:
         InputError: If there is no such model, or its tokenizer has no token for a digit or a mark.
     """
-    name = location(base)
-    dtype = dtype or (torch.bfloat16 if has_fast_bf16(device) else torch.float32)
-    config = _config(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise _refused(base, error) from error
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else config.eos_token_id
-    cut_vocabulary(model, _token_ids(tokenizer, eos[0] if isinstance(eos, list) else eos, base))
-    limit = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9)
+    model, tokenizer = load_model(base, dtype or usual_dtype(device)), load_tokenizer(base)
+    cut_vocabulary(model, grid_ids(tokenizer, base))
     starts = tokenizer.bos_token_id is not None
-    return CausalLM(model.to(device).eval().requires_grad_(False), starts, limit, fingerprint(base))
+    model = model.to(device).eval().requires_grad_(False)
+    return CausalLM(model, starts, context_length(read_config(base)), fingerprint(base))
+
+
+def usual_dtype(device: str) -> torch.dtype:
+    """Return bfloat16 where a device is fast at it, else float32."""
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
+def load_model(base: str, dtype: torch.dtype) -> Any:
+    """Load a causal LM as it is. Raises InputError where there is none or its weights are not complete."""
+    read_config(base)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(location(base), dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _refused(base, error) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"--base {base!r}: its files lack {len(missing)} of the model's tensors, such as {missing[0]}; "
+            "get them again."
+        )
+    return model
+
+
+def load_tokenizer(base: str) -> Any:
+    """Load a causal LM's tokenizer. Raises InputError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(location(base))
+    except Exception as error:  # a broken file makes the tokenizers' library raise its own plain Exception
+        raise InputError(f"--base {base!r}: its tokenizer cannot be loaded ({_reason(error)}).") from error
+
+
+def context_length(config: Any) -> int:
+    """Return the tokens that fit into a model's context."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9)
+
+
+def grid_ids(tokenizer: Any, base: str) -> list[int]:
+    """Return a tokenizer's ids for the tokens of this module, in their order.
+
+    Raises:
+        InputError: If it has none for one of them, or the same for two.
+    """
+    eos = end_of_sequence(tokenizer, base)
+    ids = [_token_id(tokenizer, TEXT[token], base) for token in range(ROW_END + 1)]
+    # padding is never attended to
+    ids += [eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id, eos, eos]
+    ids += [_token_id(tokenizer, TEXT[token], base) for token in (INPUT, OUTPUT)]
+    if len(set(ids[: ROW_END + 1] + ids[-2:])) < 13:
+        raise InputError(f"--base {base!r}: its tokenizer gives two of {list(TEXT.values())} the same token.")
+    return ids
+
+
+def end_of_sequence(tokenizer: Any, base: str) -> int:
+    """Return the id that ends a sequence. Raises InputError where there is none."""
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else read_config(base).eos_token_id
+    eos = eos[0] if isinstance(eos, list) else eos
+    if eos is None:
+        raise InputError(f"--base {base!r}: its tokenizer has no end-of-sequence token; choose another model.")
+    return int(eos)
 
 
 def fingerprint(base: str) -> str:
@@ -117,7 +185,7 @@ def fingerprint(base: str) -> str:
     """
     if base in embedded.MODELS:
         return embedded.MODELS[base].fingerprint
-    config = _config(base)
+    config = read_config(base)
     folder = Path(location(base)).expanduser()
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
     if folder.is_dir():
@@ -140,12 +208,13 @@ def skeleton(base: str) -> nn.Module:
     """Return the model without its weights, to check names of layers at no cost. Raises InputError as loading does."""
     with torch.device("meta"):
         try:
-            return AutoModelForCausalLM.from_config(_config(base))
+            return AutoModelForCausalLM.from_config(read_config(base))
         except ValueError as error:
             raise _refused(base, error) from error
 
 
-def _config(base: str) -> Any:
+def read_config(base: str) -> Any:
+    """Return a causal LM's configuration. Raises InputError where there is none."""
     try:
         return AutoConfig.from_pretrained(location(base))
     except (OSError, ValueError) as error:
@@ -153,21 +222,11 @@ def _config(base: str) -> Any:
 
 
 def _refused(base: str, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0].rstrip(".")
-    return InputError(f"--base {base!r}: no causal language model can be loaded from there ({reason}).")
+    return InputError(f"--base {base!r}: no causal language model can be loaded from there ({_reason(error)}).")
 
 
-def _token_ids(tokenizer: Any, eos: int | None, base: str) -> list[int]:
-    """Return a tokenizer's ids for the tokens of this module, in their order."""
-    if eos is None:
-        raise InputError(f"--base {base!r}: its tokenizer has no end-of-sequence token; choose another model.")
-    ids = [_token_id(tokenizer, TEXT[token], base) for token in range(ROW_END + 1)]
-    # padding is never attended to
-    ids += [eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id, eos, eos]
-    ids += [_token_id(tokenizer, TEXT[token], base) for token in (INPUT, OUTPUT)]
-    if len(set(ids[: ROW_END + 1] + ids[-2:])) < 13:
-        raise InputError(f"--base {base!r}: its tokenizer gives two of {list(TEXT.values())} the same token.")
-    return ids
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def _token_id(tokenizer: Any, text: str, base: str) -> int:
@@ -191,13 +250,31 @@ def write(example: Example, starts: bool, limit: int) -> tuple[list[int], list[i
     query = [INPUT, *_rows(example.query.input), OUTPUT]
     shown = [[INPUT, *_rows(pair.input), OUTPUT, *encode(pair.output)[0].tolist()] for pair in example.context]
     start = [BOS] if starts else []
-    # room for the largest answer that there is, which decoding may need
-    while shown and len(start) + sum(map(len, shown)) + len(query) + MAX_TOKENS > limit:
+    room = max(len(answer), answer_room(example))
+    while shown and len(start) + sum(map(len, shown)) + len(query) + room > limit:
         shown.pop()
     prompt = [*start, *(token for pair in shown for token in pair), *query]
     if len(prompt) + len(answer) > limit:
         raise ValueError(f"An example has {len(prompt) + len(answer)} tokens; the base reads at most {limit}.")
     return prompt, answer
+
+
+def answer_room(example: Example) -> int:
+    """Return how many tokens an answer may need, as the shown pairs suggest: as large as their largest output, or in
+    the greatest ratio of output to input that any of them has; `MAX_TOKENS` where none is shown."""
+    if not example.context:
+        return MAX_TOKENS
+    sizes = [(grid_tokens(pair.input), grid_tokens(pair.output)) for pair in example.context]
+    growth = max(after / before for before, after in sizes)
+    return min(MAX_TOKENS, max(*(after for _, after in sizes), math.ceil(growth * grid_tokens(example.query.input))))
+
+
+def context_pairs(example: Example, starts: bool, limit: int) -> int:
+    """Return how many of an example's context pairs fit into ``limit``; 0 where not even its query does."""
+    try:
+        return write(example, starts, limit)[0].count(INPUT) - 1
+    except ValueError:
+        return 0
 
 
 def prompt_text(example: Example, tokenizer: Any) -> str:
@@ -215,10 +292,10 @@ def _rows(grid: Grid) -> list[int]:
     return encode(grid)[0][:-1].tolist()
 
 
-def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def left_padded(rows: Sequence[Sequence[int]], padding: int = PAD) -> tuple[Tensor, Tensor]:
     """Return ids and attention mask, both [N, T]; no row is empty."""
     width = max(map(len, rows))
-    ids = np.full((len(rows), width), PAD, dtype=np.int64)
+    ids = np.full((len(rows), width), padding, dtype=np.int64)
     mask = np.zeros_like(ids)
     for index, row in enumerate(rows):
         mask[index, width - len(row) :] = 1
@@ -227,6 +304,11 @@ def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------------------ workload
+
+
+def kind_of_layer(layer: str) -> str:
+    """Return the component of a layer, such as ``q_proj``: all layers of a kind in one."""
+    return layer.rpartition(".")[2]
 
 
 class CausalLMWorkload(ArcWorkload):
@@ -238,6 +320,7 @@ class CausalLMWorkload(ArcWorkload):
     """
 
     task_type = "CAUSAL_LM"
+    component = staticmethod(kind_of_layer)
 
     def __init__(
         self,
@@ -253,10 +336,14 @@ class CausalLMWorkload(ArcWorkload):
         if self.device.type == "cpu":
             self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD, limit=CPU_BATCH_TOKENS)
 
-    @classmethod
-    def component(cls, layer: str) -> str:
-        """The kind of layer, such as ``q_proj``: all layers of a kind in one."""
-        return layer.rpartition(".")[2]
+    def plan(self, job: Job) -> AdapterPlan[Example]:
+        """As for every base, with the mean number of demonstrations that fit beside a held-out query."""
+        plan = super().plan(job)
+        shown = [
+            context_pairs(example, self.base.starts, self.base.limit)
+            for example in test_examples(self.tasks[job.task_id])
+        ]
+        return replace(plan, facts={**plan.facts, "context_pairs": float(np.mean(shown))})
 
     def size(self, row: Example) -> Size:
         """Tokens of prompt and answer together."""
@@ -297,14 +384,16 @@ class CausalLMWorkload(ArcWorkload):
         for index, (_, answer) in enumerate(written):
             answers[index, longest - len(answer) :] = torch.tensor(answer, dtype=torch.long)
         with self._autocast():
-            logits = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False,
-                logits_to_keep=longest,
-            ).logits  # fmt: skip
+            logits = last_logits(self.model, ids, mask, longest)
         return logits, answers.to(self.device)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+def last_logits(model: Any, ids: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Return the logits [N, count, V] of the last ``count`` places of left-padded rows [N, T]."""
+    return model(
+        input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False,
+        logits_to_keep=count,
+    ).logits  # fmt: skip
 
 
 class GridGrammar(LogitsProcessor):

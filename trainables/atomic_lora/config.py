@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -22,6 +23,12 @@ def require_layers(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"is {','.join(names)} but must name each layer once")
     return names
+
+
+def require_comparison(name: str) -> str:
+    if name not in ("none", "exact") and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise ValueError(f"is {name!r} but must be none, exact or package.module:function")
+    return name
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,8 @@ class ChampionConfig:
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
-    """One adapter and its training."""
+class LoRAConfig:
+    """One adapter and its training, whatever it is trained on."""
 
     rank: PositiveInt = 16
     """LoRA rank r."""
@@ -92,16 +99,48 @@ class AdapterConfig:
     """Smallest improvement that counts."""
     clip_norm: PositiveFloat = 1.0
     """Largest norm of the adapter's own gradient."""
-    examples_per_epoch: PositiveInt = 32
-    """Augmented examples drawn for each epoch."""
-    validation_pairs: Annotated[int, Field(ge=0, le=2)] = 0
-    """Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``; with 0 the loss is
-    measured on the demonstrations in colours that training never shows."""
     report_every: PositiveInt = 5
     """Epochs between two rungs: reports, checkpoints and ASHA decisions happen there."""
     export_dtype: Literal["base", "float32", "bfloat16"] = "base"
     """Floating-point type of the adapter's file; ``base``: that of the base as it was loaded. Training and its
     checkpoints are in float32."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig(LoRAConfig):
+    """An adapter for an ARC task."""
+
+    examples_per_epoch: PositiveInt = 32
+    """Augmented examples drawn for each epoch."""
+    validation_pairs: Annotated[int, Field(ge=0, le=2)] = 0
+    """Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``; with 0 the loss is
+    measured on the demonstrations in colours that training never shows."""
+
+
+@dataclass(frozen=True)
+class TextConfig(LoRAConfig):
+    """An adapter for a text task."""
+
+    target_modules: Annotated[tuple[str, ...], AfterValidator(require_layers)] = ("all-linear",)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: NonNegativeFloat = 0.0
+    batch_size: PositiveInt = 8
+    epochs: PositiveInt = 5
+    patience: PositiveInt = 3
+    report_every: PositiveInt = 1
+    examples_per_epoch: NonNegativeInt = 0
+    """Rows drawn for each epoch; 0 for all."""
+    loss: Literal["completion", "all"] = "completion"
+    """Which tokens count: those of completions, or all."""
+    max_tokens: Annotated[int, Field(ge=2)] = 1024
+    """Tokens of a row at most, and never more than the base reads."""
+    too_long: Literal["cut", "leave_out"] = "cut"
+    """What becomes of a longer row: it is cut at its end, or left out."""
+    answers: Annotated[str, AfterValidator(require_comparison)] = "none"
+    """How generated answers are compared with the completions: ``none``, ``exact`` (but for white space around them),
+    or a function ``package.module:function`` of answer and completion that returns a number from 0 to 1."""
+    answer_tokens: PositiveInt = 64
+    """Tokens of a generated answer at most."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The two families of this package: adapters on a frozen base, and the Champion, the default base."""
+"""The families of this package: adapters for ARC tasks and for text tasks on a frozen base, and the default base."""
 
 from __future__ import annotations
 
@@ -79,6 +79,9 @@ FAMILY = Family(
         _share("best_exact", "validation examples that the kept weights answer exactly"),
         Column("best_epoch", int, "epoch whose weights were kept, 0 for none"),
         Column("num_examples", int, "training examples of the task before augmentation"),
+        Column(
+            "context_pairs", float, "demonstrations shown with a test query, mean; on language models as many as fit"
+        ),
         _share("base_grid_accuracy", "held-out grids that the base solves exactly before training"),
         _share(
             "final_grid_accuracy",
@@ -113,6 +116,52 @@ FAMILY = Family(
         *COPY,
         MODAL,
         *OFFICIAL,
+    ),
+)
+
+TEXT = Family(
+    name="text_lora",
+    noun="adapters",
+    verdict=("final_exact_match", "final_token_accuracy"),
+    columns=(
+        Column("kept_base", bool, "no epoch was better than the base on validation rows: the adapter changes nothing"),
+        _share("best_exact", "validation rows that the kept weights write exactly"),
+        Column("best_epoch", int, "epoch whose weights were kept, 0 for none"),
+        Column("num_examples", int, "rows trained on"),
+        Column("num_test", int, "held-out test rows"),
+        Column("num_repeats", int, "rows in no set, because a held-out row repeats them or nearly does"),
+        Column("num_cut", int, "rows cut at their end because they are too long"),
+        Column("num_left_out", int, "rows left out because they are too long"),
+        _share("base_exact_match", "test completions that the base writes token by token, decoding greedily"),
+        _share(
+            "final_exact_match",
+            "test completions written token by token after training, decoding greedily",
+            "exact match of completions",
+            "base_exact_match",
+        ),
+        _share("base_token_accuracy", "tokens of test completions right before training, the true prefix given"),
+        _share(
+            "final_token_accuracy",
+            "tokens of test completions right after training, the true prefix given",
+            "token accuracy",
+            "base_token_accuracy",
+        ),
+        Column("base_test_loss", float, "mean cross-entropy of a token of the test rows before training, in nats"),
+        Column(
+            "final_test_loss",
+            float,
+            "mean cross-entropy of a token of the test rows after training, in nats",
+            "test loss",
+            "min",
+            "base_test_loss",
+        ),
+        _share("base_answer_score", "score of the answers that the base generates; where answers are asked for"),
+        _share(
+            "final_answer_score",
+            "score of the answers generated after training; where answers are asked for",
+            "score of generated answers",
+            "base_answer_score",
+        ),
     ),
 )
 

@@ -6,8 +6,8 @@ a plain list of jobs in a plain process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,21 +15,24 @@ from trainables.arc import Example, Task, fingerprint, load_tasks, training_exam
 from trainables.atomic_lora.bases import is_canvas, is_causal_lm
 from trainables.atomic_lora.canvas import load_canvas
 from trainables.atomic_lora.canvas_workload import CanvasWorkload
-from trainables.atomic_lora.config import choose_slots
+from trainables.atomic_lora.config import TextConfig, choose_slots
 from trainables.atomic_lora.model import load_champion
-from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload
+from trainables.atomic_lora.workload import ArcWorkload, ChampionWorkload, LoRAWorkload
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.common.jobs import JobQueue
 from trainables.common.precision import has_fast_bf16
 from trainables.pack.engine import PackEngine
 from trainables.pack.probe import probe_slots
+from trainables.texts import find_tasks, is_text
+
+E = TypeVar("E")
 
 # adapters evaluated at once, at least: a decoding step costs less per row the more rows share it
 EVALUATION_SLOTS = 16
 
 
-def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> PackEngine[Example]:
+def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> PackEngine[Any]:
     """Train the queue's jobs, packed, until there are no more.
 
     Args:
@@ -45,22 +48,53 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
     Raises:
         InputError: If base, data or layers are not what the settings say.
     """
+    if is_text(settings["data"]):
+        return _train_texts(settings, run, queue)
     tasks = load_tasks(settings["data"])
     chosen = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
-    folder = Folder(settings["folder"])
-    workload = load_workload(settings, chosen, folder, run.device)
+    workload = load_workload(settings, chosen, Folder(settings["folder"]), run.device)
     signature = f"base {workload.fingerprint}, data {fingerprint(tasks)}"
-    slots = choose_slots(settings["slots"], run.device)
+
+    def largest() -> Sequence[Example]:
+        task = max(chosen.values(), key=lambda task: task.tokens)
+        return training_examples(task, settings["batch_size"], 0, 1, task.train)
+
+    return _train(settings, workload, signature, largest, queue)
+
+
+def _train_texts(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> PackEngine[Any]:
+    # brings transformers, which takes a while to import
+    from trainables.atomic_lora.text_workload import TextWorkload, load_text_base
+
+    base, files = settings["base"], find_tasks(settings["data"])
+    chosen = {task_id: files[task_id] for task_id in settings["tasks"] or files}
+    workload = TextWorkload(
+        load_text_base(base, run.device), base, chosen, Folder(settings["folder"]), settings["target_modules"],
+        has_fast_bf16(run.device),
+    )  # fmt: skip
+
+    def largest() -> Sequence[Any]:
+        task_id = max(chosen, key=lambda task_id: chosen[task_id].size)
+        rows = workload.tokens(task_id, TextConfig()).train
+        return sorted(rows, key=lambda row: -len(row.ids))[: settings["batch_size"]]
+
+    return _train(settings, workload, f"base {workload.fingerprint}", largest, queue)
+
+
+def _train(
+    settings: Mapping[str, Any], workload: LoRAWorkload[E], signature: str, largest: Callable[[], Sequence[E]],
+    queue: JobQueue,
+) -> PackEngine[E]:  # fmt: skip
+    """Train the queue's jobs; ``largest`` gives a step's rows of the largest job, by which a GPU's slots are found."""
+    slots = choose_slots(settings["slots"], str(workload.device))
     if settings["slots"] == "auto" and workload.device.type == "cuda":
-        largest = max(chosen.values(), key=lambda task: task.tokens)
-        rows = training_examples(largest, settings["batch_size"], 0, 1, largest.train)
-        slots = probe_slots(workload.pack, workload, rows, settings["rank"], most=slots)
-    engine: PackEngine[Example] = PackEngine(
+        slots = probe_slots(workload.pack, workload, largest(), settings["rank"], most=slots)
+    engine: PackEngine[E] = PackEngine(
         workload.pack,
         workload,
         slots,
         settings["rank"],
-        folder,
+        workload.folder,
         signature,
         evaluation_slots=max(slots, EVALUATION_SLOTS),
         # as autocast would round them at every token

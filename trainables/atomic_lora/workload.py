@@ -1,4 +1,7 @@
-"""What a job means for the pack engine: a task's examples, the base's loss on them, and its held-out metrics."""
+"""What a job means for the pack engine: a task's examples, the base's loss on them, and its held-out metrics.
+
+Text tasks are in `trainables.atomic_lora.text_workload`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from trainables.arc import (
     Grid,
     Pair,
     Task,
+    fingerprint,
     grid_key,
     grid_tokens,
     pair_key,
@@ -27,6 +31,7 @@ from trainables.arc import (
     training_examples,
     validation_examples,
 )
+from trainables.atomic_lora.card import model_card
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.data import (
     example_tokens,
@@ -39,16 +44,21 @@ from trainables.atomic_lora.data import (
 )
 from trainables.atomic_lora.decoding import generate, grid_metrics
 from trainables.atomic_lora.evaluation import mean_metrics, modal_grid_accuracy
+from trainables.atomic_lora.family import FAMILY
 from trainables.atomic_lora.layout import Layout, attention_groups
 from trainables.atomic_lora.loss import all_right, cell_hits, row_losses
 from trainables.atomic_lora.model import Base, mean_of_pairs, mean_of_tokens
 from trainables.atomic_lora.prefixes import Prefixes
+from trainables.common.family import Family
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job
 from trainables.pack.bank import AdapterPack, to_device
 from trainables.pack.batching import COSTS, BatchCost
 from trainables.pack.checkpoint import Factors, save_peft
 from trainables.pack.plan import AdapterPlan, Evaluation, Size
+from trainables.pack.serving import unservable
+
+E = TypeVar("E")
 
 # Sequences are padded to multiples of this: on CPUs oneDNN makes a kernel for every new shape, which is dearer than
 # padding; on GPUs it has not been measured
@@ -70,21 +80,93 @@ class _Solved:
     answers: list[Grid | None]
 
 
-class ArcWorkload(ABC):
-    """Adapters of a frozen base on ARC tasks, as a `trainables.pack.plan.Workload`; a kind of base is a subclass.
+class LoRAWorkload(ABC, Generic[E]):
+    """Adapters of a frozen base, as a `trainables.pack.plan.Workload`: what all kinds of tasks and bases share.
 
     Args:
         model: The frozen base; its chosen layers are wrapped by `self.pack`.
         base_name: Recorded in the exported adapters.
         base_lr: Learning rate that ``lr_multiple`` is a multiple of.
-        tasks: Tasks by id.
         folder: The run's folder; adapters go to ``adapters/<trial_id>/``.
         target_modules: Every layer that any job adapts.
         bf16: Compute in bfloat16 (weights and optimizer state of the adapters stay in float32).
     """
 
     task_type: str | None = None
+    family: Family
     fingerprint: str
+
+    def __init__(
+        self, model: nn.Module, base_name: str, base_lr: float, folder: Folder, target_modules: Sequence[str],
+        bf16: bool,
+    ) -> None:  # fmt: skip
+        self.base_name, self.base_lr, self.folder, self.bf16 = base_name, base_lr, folder, bf16
+        self.pack = AdapterPack(model, target_modules)
+        self.device, self.base_dtype = next(model.parameters()).device, next(model.parameters()).dtype
+        self.cost = COSTS[self.device.type]
+
+    @abstractmethod
+    def plan(self, job: Job) -> AdapterPlan[E]:
+        """Derive everything that the engine needs from a job; the learning rate from the base's own."""
+
+    @abstractmethod
+    def size(self, row: E) -> Size:
+        """Return how large an example is."""
+
+    @abstractmethod
+    def score(self, rows: Sequence[E]) -> tuple[Tensor, Tensor]:
+        """Return cross-entropy summed over each row's target tokens, [N], and whether all of them are right, [N]."""
+
+    @abstractmethod
+    def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[E]]]) -> list[Evaluation]:
+        """Return the held-out metrics of each adapter, and those of the bare base beside them."""
+
+    @abstractmethod
+    def data_fingerprint(self, task_id: str) -> str:
+        """Return 16 hex digits of a task's examples."""
+
+    @staticmethod
+    def component(layer: str) -> str:
+        """Return the component that a layer's gradients are recorded under: here its top-level module."""
+        return layer.partition(".")[0]
+
+    def export(self, job: Job, plan: AdapterPlan[E], factors: Factors, evaluation: Evaluation) -> str:
+        """Write the adapter in PEFT's format, with its model card, and return its place within the run's folder.
+
+        The trial's id names the place, because it alone is unique: another sweep that extends the run numbers its
+        configurations of the same task from 0 again.
+        """
+        place = f"adapters/{job.trial_id}"
+        chosen = job.config["export_dtype"]
+        dtype = self.base_dtype if chosen == "base" else getattr(torch, chosen)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            targets = self.pack.endings(factors)
+            save_peft(
+                folder, factors, plan.alpha, self.base_name, targets, self.task_type, dtype,
+                fan_in_fan_out=self.pack.is_transposed(factors),
+            )  # fmt: skip
+            card = model_card(
+                self.family, job, self.base_name, self.fingerprint, self.data_fingerprint(job.task_id),
+                evaluation.metrics, unservable(folder) if self.task_type == "CAUSAL_LM" else None,
+            )  # fmt: skip
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            self.folder.upload(folder, place)
+        return place
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+class ArcWorkload(LoRAWorkload[Example]):
+    """Adapters of a frozen base on ARC tasks; a kind of base is a subclass.
+
+    Args:
+        model, base_name, base_lr, folder, target_modules, bf16: See `LoRAWorkload`.
+        tasks: Tasks by id.
+    """
+
+    family = FAMILY
 
     def __init__(
         self,
@@ -96,28 +178,17 @@ class ArcWorkload(ABC):
         target_modules: Sequence[str],
         bf16: bool,
     ) -> None:
-        self.base_name, self.base_lr, self.tasks, self.folder, self.bf16 = base_name, base_lr, tasks, folder, bf16
-        self.pack = AdapterPack(model, target_modules)
-        self.device, self.base_dtype = next(model.parameters()).device, next(model.parameters()).dtype
-        self.cost = COSTS[self.device.type]
+        super().__init__(model, base_name, base_lr, folder, target_modules, bf16)
+        self.tasks = tasks
         self._base_solved: dict[str, _Solved] = {}
-
-    @abstractmethod
-    def size(self, row: Example) -> Size:
-        """Return how large an example is."""
-
-    @abstractmethod
-    def score(self, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """Return cross-entropy summed over each row's target tokens, [N], and whether all of them are right, [N]."""
 
     @abstractmethod
     def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Return each row's answer, decoded autoregressively, and its teacher-forced hits among its colour cells."""
 
-    @classmethod
-    def component(cls, layer: str) -> str:
-        """Return the component that a layer's gradients are recorded under: here its top-level module."""
-        return layer.partition(".")[0]
+    def data_fingerprint(self, task_id: str) -> str:
+        """Return 16 hex digits of a task's grids."""
+        return fingerprint({task_id: self.tasks[task_id]})
 
     def plan(self, job: Job) -> AdapterPlan[Example]:
         """Derive everything that the engine needs from a job; the learning rate from the base's own."""
@@ -208,21 +279,6 @@ class ArcWorkload(ABC):
             official = mean_metrics(found[count:]) if task.official else {}
             results.append(_Solved(metrics, official, answers[span]))
         return results
-
-    def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
-        """Write the adapter in PEFT's format and return its place within the run's folder.
-
-        The trial's id names the place, because it alone is unique: another sweep that extends the run numbers its
-        configurations of the same task from 0 again.
-        """
-        place = f"adapters/{job.trial_id}"
-        chosen = adapter_config(job.config).export_dtype
-        dtype = self.base_dtype if chosen == "base" else getattr(torch, chosen)
-        with tempfile.TemporaryDirectory() as folder:
-            targets = self.pack.endings(factors)
-            save_peft(Path(folder), factors, plan.alpha, self.base_name, targets, self.task_type, dtype)
-            self.folder.upload(Path(folder), place)
-        return place
 
 
 class ChampionWorkload(ArcWorkload):
@@ -354,9 +410,6 @@ class ChampionWorkload(ArcWorkload):
 
     def _begin_pairs(self, tokens: Tensor, layout: Layout) -> Tensor:
         return self.model.context_encoder.begin(tokens, attention_groups(layout, layout))
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:

@@ -158,6 +158,13 @@ class PackedLoRALinear(nn.Module):
         # not a submodule: the pack holds the model already
         object.__setattr__(self, "pack", pack)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # the adapter would be passed over
+            raise AttributeError(f"the base reads {name!r} of the layer {self.name} instead of calling it") from None
+
     def forward(self, x: Tensor) -> Tensor:
         """x [N, ..., I] -> [N, ..., O]; or [N * K, ..., I], where each row of the batch became K neighbours."""
         bank, pack = self.pack.bank, self.pack
@@ -210,16 +217,19 @@ class _LinearOfRuns(torch.autograd.Function):
                 # for one adapter at a time: copies of a large base's weights for all would not fit
                 torch.mm(x[start:end], torch.cat([weight, a[slot]]).t(), out=both[start:end])
             # copies, or what the backward pass keeps would be all of it
-            y, hidden = both[:, :outputs], both[:, outputs:].contiguous()
-            y = y.contiguous() if bias is None else y + bias
+            hidden = both[:, outputs:].contiguous()
+            y = both[:, :outputs].unflatten(0, (rows, length)).clone(memory_format=torch.contiguous_format)
+            y = y if bias is None else y.add_(bias)
         else:
-            y, hidden = F.linear(x, weight, bias), x.new_empty(len(x), rank)
+            y, hidden = F.linear(x.view(rows, length, inputs), weight, bias), x.new_empty(len(x), rank)
             for slot, start, end in ctx.runs:
                 torch.mm(x[start:end], a[slot].t(), out=hidden[start:end])
+        flat = y.view(-1, outputs)
         for slot, start, end in ctx.runs:
-            y[start:end].addmm_(hidden[start:end], scaled[slot].t())
+            flat[start:end].addmm_(hidden[start:end], scaled[slot].t())
         ctx.save_for_backward(x, weight, a, scaled, scale, hidden)
-        return y.view(rows, length, outputs)
+        # no view: some models change a layer's output in place, which autograd allows of none
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -274,15 +284,33 @@ def _of_rows(factors: Tensor, owners: Tensor | None) -> Tensor:
     return factors if owners is None else factors.index_select(0, owners)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a layer can carry an adapter: ``nn.Linear``, or transformers' ``Conv1D``, which is one as well."""
+    # by its name: transformers takes seconds to import
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+
+
+def as_linear(module: nn.Module) -> nn.Linear:
+    """Return a layer of `is_linear` as ``nn.Linear``, with the same weights in memory."""
+    if isinstance(module, nn.Linear):
+        return module
+    weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+    inputs, outputs = weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")
+    linear.weight, linear.bias = (nn.Parameter(t.detach(), requires_grad=False) for t in (weight.t(), bias))
+    return linear
+
+
 class AdapterPack:
     """Puts packed adapters on the chosen linear layers of a frozen model, in place.
 
     The model is any module whose batch rows are independent of each other. With no bank in use it is the bare base.
 
     Args:
-        model: The frozen base; its chosen ``nn.Linear`` layers are wrapped in place.
+        model: The frozen base; its chosen layers, ``nn.Linear`` or GPT-2's ``Conv1D``, are wrapped in place.
         target_modules: Names, or dotted endings of names, of layers to adapt; ``all-linear`` for every one. Targets
             of several jobs may be given together, ``all-linear`` among them: then every layer that any of them means.
+            What a language model's text does not go through has none of them.
         path: ``bmm`` computes all rows at once, ``runs`` neighbours of one adapter together (the default on CPUs), and
             ``loop`` one row after another, the oracle that tests compare with.
 
@@ -305,11 +333,16 @@ class AdapterPack:
         self.runs: list[Run] | None = None
         self._owner_index: Tensor | None = None
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        # of a model that reads more than text, the layers that text goes through
+        inside = {id(module) for module in getattr(model, "get_decoder", lambda: model)().modules()}
+        modules = dict(model.named_modules())
+        linears = {name: as_linear(module) for name, module in modules.items() if is_linear(module)}
         self._linears = list(linears)
+        self._transposed = {name for name in linears if not isinstance(modules[name], nn.Linear)}
+        known = {name: linears[name] for name in linears if modules[name] is head or id(modules[name]) in inside}
         # As in PEFT, ``all-linear`` leaves the output head of a language model alone.
-        self._all_linear = [name for name, module in linears.items() if module is not head]
-        chosen = {name: linears[name] for name in matching(linears, target_modules, self._all_linear)}
+        self._all_linear = [name for name in known if modules[name] is not head]
+        chosen = {name: known[name] for name in matching(known, target_modules, self._all_linear)}
         self.layers = {name: (linear.in_features, linear.out_features) for name, linear in chosen.items()}
         for name in self.layers:
             parent, _, leaf = name.rpartition(".")
@@ -318,6 +351,10 @@ class AdapterPack:
     def select(self, target_modules: Sequence[str]) -> list[str]:
         """Return the wrapped layers that ``target_modules`` mean. Raises InputError where one of them means none."""
         return matching(self.layers, target_modules, self._all_linear)
+
+    def is_transposed(self, names: Iterable[str]) -> bool:
+        """Return whether layers keep their weights as [I, O], as GPT-2's do."""
+        return any(name in self._transposed for name in names)
 
     def endings(self, names: Iterable[str]) -> list[str]:
         """Return the last parts of layers' names where they mean exactly these layers of the model, else the names.

@@ -70,6 +70,7 @@ def save_peft(
     target_modules: Sequence[str] | None = None,
     task_type: str | None = None,
     dtype: torch.dtype = torch.float32,
+    fan_in_fan_out: bool = False,
 ) -> None:
     """Write an adapter as PEFT does, for `PeftModel.from_pretrained(base, folder)`.
 
@@ -81,6 +82,7 @@ def save_peft(
         target_modules: Names or endings that mean the layers of ``factors``; their full names by default.
         task_type: PEFT's name for the kind of model, such as ``CAUSAL_LM``.
         dtype: Floating-point type of the file's tensors.
+        fan_in_fan_out: Whether the base's layers keep their weights transposed, as GPT-2's do.
     """
     # takes longer to import than torch, and a driver that only checks its input writes no adapter
     from peft import LoraConfig
@@ -90,6 +92,7 @@ def save_peft(
     config = LoraConfig(
         r=rank, lora_alpha=cast(int, alpha), lora_dropout=0.0, bias="none", task_type=cast(Any, task_type),
         target_modules=list(target_modules or factors), base_model_name_or_path=base_name, inference_mode=True,
+        fan_in_fan_out=fan_in_fan_out,
     )  # fmt: skip
     config.save_pretrained(str(folder))
     tensors = {

@@ -54,6 +54,7 @@ class PoolBroker:
         self._barren: Counter[int] = Counter()
         self._last_error: str | None = None
         self._gave_up: str | None = None
+        self._refusal: str | None = None
         self._draining = False
         self._closed = False
         self._restarts = 0
@@ -214,6 +215,15 @@ class PoolBroker:
         """Note why a worker is about to end."""
         self._last_error = traceback
 
+    async def refuse(self, reason: str) -> None:
+        """Stop in order, because what a worker was given is wrong and will be: trying again is of no use."""
+        self._refusal = self._refusal or reason
+        await self.drain()
+
+    async def refusal(self) -> str | None:
+        """Return what a worker said was wrong with what it was given, None where nothing is."""
+        return self._refusal
+
     async def is_over(self) -> bool:
         """Whether workers should end because no more jobs will come."""
         return self._over
@@ -236,6 +246,7 @@ class PoolBroker:
             "worker_restarts": self._restarts,
             "duplicates": self._duplicates,
             "gave_up": self._gave_up is not None,
+            "refused": self._refusal is not None,
         }
 
     def _recover(self, token: int) -> None:

@@ -26,6 +26,7 @@ from sweeps.backend.asha import GROUP, UNIT, GroupedASHA, Panel, Unit
 from sweeps.backend.pool.broker import PoolBroker
 from sweeps.backend.pool.workers import AdapterPool, PoolError
 from sweeps.backend.trials import TRIAL_RESOURCES, InOrder, Search, StopFlag, diverged, run_tune
+from trainables.common.errors import InputError
 from trainables.common.jobs import Report
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def run_pool_sweep(
             takes a temporary one, which is right on one machine.
 
     Raises:
+        InputError: If a worker raised one. What was reported until then has been handed over.
         PoolError: If the broker died. What was reported until then has been handed over.
     """
     started = time.monotonic()
@@ -145,6 +147,7 @@ def run_pool_sweep(
                 reuse_actors=True,
             )
         driver.finish()
+        driver.require_accepted()
     finally:
         try:
             pool.close(10.0)
@@ -199,6 +202,11 @@ class _Driver:
         while self.stopping and self.counts["running"] and time.monotonic() < deadline:
             time.sleep(0.1)
             self._collect()
+
+    def require_accepted(self) -> None:
+        """Raise InputError where a worker said that what it was given is wrong."""
+        if self.counts.get("refused"):
+            raise InputError(self._get(self._broker.refusal.remote()))
 
     # events from Tune, on the thread that called run_pool_sweep
 
@@ -265,6 +273,8 @@ class _Driver:
     def _hand_over(self) -> None:
         answer, self._answer = self._answer, None
         self._collected, reports, self.counts = self._get(answer)
+        # a refusal stops the sweep as a user does
+        self.stopping = self.stopping or bool(self.counts.get("refused"))
         self._listener.on_counts(self.counts)
         self._listener.on_reports([self._hear(report) for report in reports])
         self._unfinished -= sum(report.status != "running" for report in reports)

@@ -22,6 +22,7 @@ import ray.train
 from sweeps.backend.pool.queue import BrokerQueue
 from sweeps.backend.ray_private import data_parallel_trainer
 from sweeps.backend.runs import TrainRun, use_threads
+from trainables.common.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class AdapterPool:
     """A Ray Train run whose workers train the jobs of a broker until it is closed.
 
     Args:
-        pool_loop: ``pool_loop(settings, run, queue)`` or its name, ``"package.module:function"``.
+        pool_loop: ``pool_loop(settings, run, queue)`` or its name, ``"package.module:function"``. An InputError that
+            it raises ends the pool at once; after any other error its worker starts again.
         settings: Passed to the loop.
         num_workers: One for each GPU, or for each CPU to compute on.
         elastic: Whether to go on with fewer workers, at least one, while machines come and go. Train looks once a
@@ -139,6 +141,8 @@ def _work(broker: Any, pool_loop: PoolLoop, settings: dict[str, Any]) -> None:
             raise PoolError("The pool loop returned before the queue was closed.")
     except ray.exceptions.RayActorError:
         return
+    except InputError as error:
+        ray.get(broker.refuse.remote(str(error)))
     except Exception:
         ray.get(broker.crashed.remote(token, traceback.format_exc()))
         raise

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)  # fmt: skip
 
 CORPUS = ["0123456789 12 345 a grid of 00 and 11", "I am an Output and an Input\n\nof lines\n"] * 3
 SIZES: dict[str, Any] = {
@@ -29,6 +36,18 @@ def save_qwen2(folder: Path, **sizes: Any) -> Path:
     torch.manual_seed(0)
     config = Qwen2Config(**SIZES | sizes, vocab_size=320, tie_word_embeddings=True)
     Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+CHAT = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|end|>\n' }}{% endfor %}"
+CHAT += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+
+
+def save_chat(folder: Path) -> Path:
+    """`save_qwen2` with a chat template."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(save_qwen2(folder))
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -42,8 +42,10 @@ def test_what_a_machine_must_have_for_a_base(
 def test_a_causal_lm_is_checked_in_another_process(tmp_path: Path) -> None:
     base = f"hf:{save_llama(tmp_path)}"
     skeleton = causal_lm.skeleton(base)
-    expected = causal_lm.fingerprint(base), sum(p.numel() for p in skeleton.parameters())
-    assert bases.check_base(base, [("all-linear",), ("q_proj",)]) == expected
+    found = bases.check_base(base, [("q_proj",), ("all-linear",)])
+    assert found.fingerprint == causal_lm.fingerprint(base)
+    assert found.parameters == sum(p.numel() for p in skeleton.parameters())
+    assert str(found) == f"The base has {found.parameters:,} parameters: adapts 14 layers, {found.share:.1%} of them."
     with pytest.raises(InputError, match=r"'q_prj' names no linear layer of the base; did you mean .*'q_proj'"):
         bases.check_base(base, [("all-linear",), ("q_prj",)])
 
@@ -64,4 +66,6 @@ print([name for name in ("torch", "transformers", "peft", "gguf") if name in sys
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:2] == [f"smollm2 b179c9523d0e6a0f {4 * 134_515_008}", "[]"]
+    said, *lines = done.stdout.split("\n")
+    assert said == "The base has 134,515,008 parameters: adapts 210 layers, 78.9% of them."
+    assert lines[:2] == [f"smollm2 b179c9523d0e6a0f {4 * 134_515_008}", "[]"]

@@ -156,8 +156,13 @@ def test_a_prompt_as_text_has_the_tokens_of_training(
 def test_context_pairs_that_do_not_fit_are_left_out(tasks: dict[str, Task]) -> None:
     example = test_examples(tasks["007bbfb7"])[0]
     whole, _ = write(example, starts=False, limit=10**6)
-    part, _ = write(example, starts=False, limit=len(whole) + 900)
-    assert len(part) < len(whole) and part == whole[:0] + part and part[-13:] == whole[-13:]
+    # outputs are nine times the inputs, as the shown pairs say: 9 x 10 tokens and the end
+    room = causal_lm.answer_room(example)
+    assert room == 91 and write(example, starts=False, limit=len(whole) + room)[0] == whole
+    part, _ = write(example, starts=False, limit=len(whole) + room - 1)
+    assert len(part) < len(whole) and part[-13:] == whole[-13:]
+    assert causal_lm.context_pairs(example, False, len(whole) + room - 1) == len(example.context) - 1
+    assert causal_lm.context_pairs(example, False, 50) == 0
     with pytest.raises(ValueError, match="reads at most 50"):
         write(example, starts=False, limit=50)
 
@@ -230,7 +235,7 @@ def test_a_pack_equals_peft(
         def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
             return [Evaluation({}) for _ in finished]
 
-        def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors) -> str:
+        def export(self, job: Job, plan: AdapterPlan[Example], factors: Factors, evaluation: Evaluation) -> str:
             exported[job.trial_id] = factors
             return ""
 
@@ -272,6 +277,8 @@ def test_adapters_trained_on_a_folder_load_in_peft(
     row = ends[0].metrics
     for column in ("base_cell_accuracy", "final_cell_accuracy", "copy_cell_accuracy", "teacher_forced_cell_accuracy"):
         assert 0.0 <= row[column] <= 1.0
+    shown = [len(example.context) for example in test_examples(load_tasks()[smallest[0]])]
+    assert row["context_pairs"] == sum(shown) / len(shown)
     epochs = [epoch for report in queue.reports for epoch in report.history]
     assert all(epoch["grad_norm/down_proj"] > 0 for epoch in epochs)
     place = tmp_path / row["checkpoint"]

@@ -401,7 +401,7 @@ def test_two_trials_of_a_task_never_share_a_place(tmp_path: Path, smallest: list
     assert places == {job.trial_id: f"adapters/{job.trial_id}" for job in jobs}
     for place in places.values():
         names = sorted(p.name for p in (tmp_path / "run" / place).iterdir() if p.is_file())
-        assert names == ["adapter_config.json", "adapter_model.safetensors"]
+        assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 
 
 # ------------------------------------------------------------------------------------------------------------- the loop

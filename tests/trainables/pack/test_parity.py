@@ -278,9 +278,9 @@ def _train_champion(
     exported: dict[str, Factors] = {}
 
     class Keeping(ChampionWorkload):
-        def export(self, job: Job, plan: AdapterPlan[Any], factors: Factors) -> str:
+        def export(self, job: Job, plan: AdapterPlan[Any], factors: Factors, evaluation: Evaluation) -> str:
             exported[job.trial_id] = factors
-            return super().export(job, plan, factors)
+            return super().export(job, plan, factors, evaluation)
 
     workload = Keeping(_champion(dtype, device), "champion", load_tasks(), Folder(folder), EVERY, bf16=False)
     queue = ListQueue(jobs)
@@ -387,7 +387,7 @@ class LlamaWorkload:
             self.logits[done.trial_id] = row
         return [Evaluation({}) for _ in finished]
 
-    def export(self, job: Job, plan: AdapterPlan[list[int]], factors: Factors) -> str:
+    def export(self, job: Job, plan: AdapterPlan[list[int]], factors: Factors, evaluation: Evaluation) -> str:
         self.exported[job.trial_id] = factors
         return job.trial_id
 

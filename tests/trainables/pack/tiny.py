@@ -178,7 +178,7 @@ class TinyWorkload:
             self.logits[job.trial_id] = own
         return [Evaluation({"final_cell_accuracy": 0.5}, [{"pair": 0, "adapted": [[1]]}]) for _ in finished]
 
-    def export(self, job: Job, plan: AdapterPlan[Row], factors: Factors) -> str:
+    def export(self, job: Job, plan: AdapterPlan[Row], factors: Factors, evaluation: Evaluation) -> str:
         if job.config["fault"] == "export":
             raise OSError("no space left")
         self.exported[job.trial_id] = factors

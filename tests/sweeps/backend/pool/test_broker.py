@@ -50,6 +50,19 @@ async def is_waiting(task: asyncio.Task[None]) -> bool:
 
 
 @with_broker
+async def test_a_refusal_ends_everything_and_no_job_has_failed(broker: PoolBroker) -> None:
+    token = await filled(broker, "a", "b", limit=1)
+    waiting = asyncio.create_task(broker.end_of("a"))
+    assert await is_waiting(waiting)
+    await broker.refuse("the base is none")
+    await broker.refuse("and again")
+    await waiting
+    assert await broker.refusal() == "the base is none" and await broker.is_over()
+    assert await broker.push(token, []) == {"a"} and await broker.register(0, 1) is None
+    assert await sent(broker) == [] and (await broker.collect(0))[2]["refused"]
+
+
+@with_broker
 async def test_reports_go_to_the_driver_and_a_trial_sees_the_end_of_its_unit(broker: PoolBroker) -> None:
     waiting = asyncio.create_task(broker.end_of("a"))
     assert await is_waiting(waiting)  # it may ask before the unit is there

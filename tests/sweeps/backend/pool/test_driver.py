@@ -26,6 +26,7 @@ from sweeps.backend.pool.workers import AdapterPool
 from sweeps.backend.trials import Search
 from tests.sweeps.stub_pool import make_job
 from trainables.common.environment import environment_without_ray
+from trainables.common.errors import InputError
 from trainables.common.jobs import Job, Report
 
 pytestmark = pytest.mark.slow
@@ -175,6 +176,14 @@ def test_a_pool_that_cannot_run_fails_every_trial(cluster: ClusterInfo, tmp_path
     assert {r.status for r in reports} == {"failed"}
     assert "base checkpoint cannot be read" in str(reports[0].error)
     assert "Traceback" in str(reports[0].traceback)
+
+
+def test_what_a_worker_refuses_ends_the_sweep_at_once(cluster: ClusterInfo, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(InputError, match="the base checkpoint is of another kind"):
+        sweep([make_job(f"job-{i}") for i in range(6)], tmp_path, {"refused": True})
+    # a worker that breaks otherwise is started five times
+    assert time.monotonic() - started < 60
 
 
 class Given(Searcher):

@@ -1,0 +1,86 @@
+"""Language models of many kinds: adapters of a pack equal PEFT's, and load where PEFT's do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.trainables.atomic_lora.architectures import make
+from tests.trainables.atomic_lora.language_models import save_qwen2
+from tests.trainables.pack.test_parity import Predictions, compare, start_of, train_alone
+from trainables.atomic_lora.config import TextConfig
+from trainables.atomic_lora.text_tokens import TextExample
+from trainables.atomic_lora.text_workload import TextBase, TextWorkload
+from trainables.common.folder import Folder
+from trainables.common.jobs import Job, ListQueue
+from trainables.pack.checkpoint import Factors
+from trainables.pack.engine import PackEngine
+from trainables.pack.plan import AdapterPlan, Evaluation
+from trainables.texts import find_tasks
+
+torch.set_num_threads(1)
+
+
+class Keeping(TextWorkload):
+    """Exports, and keeps the factors as well."""
+
+    kept: dict[str, Factors]
+
+    def export(
+        self, job: Job, plan: AdapterPlan[TextExample], factors: Factors, evaluation: Evaluation
+    ) -> str:  # fmt: skip
+        self.kept[job.trial_id] = factors
+        return super().export(job, plan, factors, evaluation)
+
+
+def predict(model: nn.Module, examples: Sequence[TextExample]) -> Predictions:
+    """Logits and tokens of each completion, one example after another, nothing padded."""
+    pieces = []
+    for example in examples:
+        logits = model(input_ids=torch.tensor([example.ids])).logits[0]
+        pieces.append((logits[-example.targets - 1 : -1], torch.tensor(example.ids[-example.targets :])))
+    return pieces
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2", "gemma", "phi", "opt", "falcon", "gemma3"])
+def test_a_pack_equals_peft_on(
+    kind: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:  # fmt: skip
+    tokenizer: Any = AutoTokenizer.from_pretrained(save_qwen2(tmp_path / "model"))
+    make(kind).save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"{'a grid ' * (i % 3)}{i}", "completion": "of 00" if i % 2 else "Input"} for i in range(24)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = TextBase(make(kind).double(), tokenizer, tokenizer.eos_token_id, 64, "none")
+    tasks = find_tasks(f"jsonl:{tmp_path}")
+    name = f"hf:{tmp_path / 'model'}"
+    workload = Keeping(base, name, tasks, Folder(tmp_path / "run"), ("all-linear",), bf16=False)
+    workload.kept = {}
+    values = vars(TextConfig(rank=3, epochs=3, batch_size=5, lr_multiple=2.0, export_dtype="float32"))
+    jobs = [Job("a", "t", 1, values), Job("b", "t", 2, {**values, "rank": 2, "loss": "all", "clip_norm": 0.1})]
+    alone = {}
+    for job in jobs:
+        plan = workload.plan(job)
+        alone[job.trial_id] = train_alone(make(kind).double(), plan, start_of(workload.pack, plan, job), predict)
+    queue = ListQueue(jobs)
+    PackEngine(workload.pack, workload, 2, 3, dtype=torch.float64).run(queue)
+    assert max(compare(workload.kept, queue.reports, alone, record_property, kind)) < 1e-9
+
+    place = tmp_path / "run" / "adapters" / "a"
+    whole: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    adapted: Any = PeftModel.from_pretrained(whole, str(place))
+    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == len(workload.pack.layers)
+    example = workload.plan(jobs[0]).validation[0]
+    bank = PackEngine(workload.pack, workload, 1, 3, dtype=torch.float64).bank
+    bank.write(0, workload.kept["a"], values["alpha"])
+    ids = torch.tensor([example.ids])
+    with torch.no_grad(), workload.pack.use(bank, [0]):
+        expected = base.model(input_ids=ids).logits
+    torch.testing.assert_close(adapted(input_ids=ids).logits.double(), expected, rtol=1e-4, atol=1e-4)
