@@ -52,6 +52,7 @@ def recording(sweep: Sweep, work: Work) -> Iterator[Session]:
         cluster.connect(args.address, args.num_gpus) as info,
         cluster.stop_on_signals() as stop,
     ):
+        store.lock.on_lost = stop.set
         if info.num_gpus or info.nodes > 1:
             checks.require(*checks.machines(info, args.results_dir, sweep.inputs.places))
         if getattr(args, "workers_per_trial", 0):
@@ -63,7 +64,8 @@ def recording(sweep: Sweep, work: Work) -> Iterator[Session]:
 
 
 def close(sweep: Sweep, store: ResultsStore, interrupted: bool = False, jobs: Iterable[Job] = ()) -> int:
-    """Print the closing table and return the exit code; ``jobs`` are those of this session."""
+    """Give up the run's lock, print the closing table and return the exit code; ``jobs`` are those of this session."""
+    store.lock.release()
     print_summary(summarise(store))
     again = f"run the same command with --run-id {sweep.args.run_id}"
     if interrupted:

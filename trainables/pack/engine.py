@@ -31,7 +31,7 @@ from trainables.common.monitor import DeadComponentError, require_gradients
 from trainables.common.schedules import DECAYS
 from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.pack.batching import BatchCost, group
-from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
+from trainables.pack.checkpoint import Factors, dump_slot, read_slot, write_slot
 from trainables.pack.optimizer import SlotStep, StackedAdamW
 from trainables.pack.plan import Evaluation, Workload
 from trainables.pack.slots import KEPT, EngineStats, Finished, Row, Slot
@@ -167,13 +167,9 @@ class PackEngine(Generic[E]):
         self.norm_sums[:, i] = 0
         self.bank.write(i, initial_factors(self.pack.layers, slot.names, plan.rank, slot.job.seed), plan.alpha)
         self.initial[i] = self.bank.flat[i]
-        data = self.folder.read(f"checkpoints/{slot.job.trial_id}.safetensors") if self.folder else None
-        if data is not None:
-            try:
-                states, facts = parse_slot(data, self.signature)
-            except CheckpointError as error:
-                log.warning("%s starts anew: %s", slot.job.trial_id, error)
-                return
+        kept = read_slot(self.folder.sub("checkpoints"), slot.job.trial_id, self.signature) if self.folder else None
+        if kept is not None:
+            states, facts = kept
             # the weights come last and stay
             for state, buffer in self._buffers().items():
                 self.bank.write(i, states[state], plan.alpha)
@@ -189,7 +185,8 @@ class PackEngine(Generic[E]):
         rows = {name: buffer[slot.index] for name, buffer in self._buffers().items()}
         states = {name: self.bank.read(row, slot.names, slot.plan.rank) for name, row in rows.items()}
         facts = {name: getattr(slot, name) for name in (*KEPT, "seconds")}
-        self.folder.write(f"checkpoints/{slot.job.trial_id}.safetensors", dump_slot(states, facts, self.signature))
+        data = dump_slot(states, facts, self.signature)
+        write_slot(self.folder.sub("checkpoints"), slot.job.trial_id, data)
 
     def _buffers(self) -> dict[str, Tensor]:
         first, second = self.optimizer.first_moment, self.optimizer.second_moment
