@@ -11,10 +11,12 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -25,8 +27,8 @@ from typing import Any
 
 import ray
 
-from sweeps.backend.ray_private import JOB_CONFIG_VARIABLE, dashboard_url, gpus_here
-from trainables.common.environment import TRAINING_ENVIRONMENT
+from sweeps.backend.ray_private import JOB_CONFIG_VARIABLE, dashboard_url, gpus_here, own_process_groups
+from trainables.common.environment import TRAINING_ENVIRONMENT, keep_local_addresses_from_proxies
 from trainables.common.errors import InputError
 
 # the label that autoscalers, Ray's own and KubeRay's, put on every node, the head included
@@ -36,6 +38,10 @@ PACKAGES = ("sweeps", "search_spaces", "trainables")
 
 # Memory of one worker of an ordinary trial on CPUs: about 1.3 GB of interpreter, torch and Ray Train, and its model.
 TRIAL_WORKER_BYTES = 2 << 30
+
+# the longest of the sockets in Ray's folder, and how long their paths may be
+SOCKET = "/ray/session_2000-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+SOCKET_BYTES = 107
 
 # read by the driver, Tune's trials, Train's controller and its workers, so it goes into this process and all others
 ENVIRONMENT = {
@@ -130,9 +136,10 @@ def connect(
         num_cpus: CPUs of a cluster that is started here, None for all; ignored when attaching.
 
     Raises:
-        InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, or the address does
-            not answer.
+        InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, the address does not
+            answer, or Ray cannot start processes with this interpreter or keep its files where it is told to.
     """
+    refuse_white_space()
     if num_gpus is not None and num_gpus < 0:
         raise InputError(f"--num-gpus is {num_gpus}; give 0 to use the CPU, or the number of GPUs to use.")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -141,6 +148,7 @@ def connect(
     aside: str | None = None
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    keep_local_addresses_from_proxies(_addresses(address))
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if local:
@@ -157,7 +165,7 @@ def connect(
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Set an event on SIGTERM or Ctrl-C, for the length of a ``with`` block; a second signal interrupts at once.
+    """Set an event on SIGTERM, SIGHUP or Ctrl-C, for the length of a ``with`` block; a second one interrupts at once.
 
     Enter it after `connect`, because ``ray.init`` installs a SIGTERM handler of its own. Outside the main thread
     nothing is installed.
@@ -172,7 +180,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    # nohup has SIGHUP ignored
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
     previous = [signal.signal(number, handle) for number in signals]
     try:
         yield stop
@@ -191,10 +201,9 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     cpus = num_cpus or max(len(os.sched_getaffinity(0)), num_gpus or 1) + 1
     # Ray warns on the terminal about four times as many processes as it starts at once, by default as there are CPUs
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, cpus)))
-    aside = None
-    if os.path.exists("/tmp/ray") and not os.access("/tmp/ray", os.W_OK):
-        # another user's; sockets need a short path, so TMPDIR is no choice
-        aside = options["_temp_dir"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    aside = _short_temp_dir()
+    if aside:
+        options["_temp_dir"] = aside
     # the cluster's processes inherit what is set here, at no cost; a runtime_env would keep Ray from using the workers
     # that it starts ahead
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -202,8 +211,45 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     port = _free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-    ray.init(address="local", num_cpus=cpus, **options)
+    with own_process_groups():
+        ray.init(address="local", num_cpus=cpus, **options)
     return aside
+
+
+def refuse_white_space() -> None:
+    """Raise InputError where the interpreter's path has white space: Ray cannot start a worker with it."""
+    if re.search(r"\s", sys.executable):
+        raise InputError(
+            f"The Python interpreter is {sys.executable!r}, and Ray starts no worker from a path with white space; "
+            "make the virtual environment in a folder without."
+        )
+
+
+def _short_temp_dir() -> str | None:
+    """Return a folder to make for Ray's files, where its usual one does not do; the caller removes it.
+
+    Raises:
+        InputError: If ``RAY_TMPDIR`` is too long for the sockets that Ray makes in it.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    usual = os.environ[name] if name else "/tmp"
+    too_long = len(os.fsencode(f"{usual}{SOCKET}")) - SOCKET_BYTES
+    if too_long > 0 and name == "RAY_TMPDIR":
+        raise InputError(
+            f"RAY_TMPDIR is {len(os.fsencode(usual))} characters long, {too_long} more than Ray's sockets leave for "
+            "it; choose a shorter one, such as /tmp."
+        )
+    files = Path(usual, "ray")
+    if too_long <= 0 and (not files.exists() or os.access(files, os.W_OK)):
+        return None
+    # that one is too long for sockets, or another user's
+    return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+
+
+def _addresses(address: str) -> list[str]:
+    """Return the hosts that a cluster's processes reach each other at, as far as they are known before it is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    return [ray.util.get_node_ip_address(), *([host.strip("[]")] if host and port.isdecimal() else [])]
 
 
 def in_job() -> bool:
@@ -215,7 +261,8 @@ def _attach(address: str, options: dict[str, Any]) -> None:
     # Ray refuses a variable that the job's own runtime environment sets as well
     job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
     given = (job.get("runtime_env") or {}).get("env_vars") or {}
-    runtime_env: dict[str, Any] = {"env_vars": {n: os.environ[n] for n in ENVIRONMENT if n not in given}}
+    names = (*ENVIRONMENT, "no_proxy", "NO_PROXY")
+    runtime_env: dict[str, Any] = {"env_vars": {n: os.environ[n] for n in names if n not in given}}
     if not in_job():
         # a submitted job brings its working directory; without one the other machines get the code from here
         runtime_env["py_modules"] = [str(ROOT / name) for name in PACKAGES]

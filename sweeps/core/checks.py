@@ -92,6 +92,15 @@ def require(*checks: Check) -> None:
             raise InputError(check.missing)
 
 
+def interpreter() -> Check:
+    """Whether Ray can start workers with this interpreter."""
+    try:
+        cluster.refuse_white_space()
+    except InputError as error:
+        return Check("Python", sys.executable, str(error))
+    return Check("Python", sys.executable)
+
+
 def results(location: str) -> Check:
     """Write a file to the folder of all results, read it and delete it."""
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.space import SearchSpace
@@ -107,7 +107,9 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
         )
         units = work.begin(recorder)
         finished = run_ordinary(
-            replace(units, make=suggested) if isinstance(units, Search) else [trial(unit.jobs[0]) for unit in units],
+            Search(units.searcher, suggested, units.num_samples)
+            if isinstance(units, Search)
+            else [trial(unit.jobs[0]) for unit in units],
             training,
             _Rows(sweep, recorder),
             metric=sweep.space.metric,
