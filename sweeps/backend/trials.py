@@ -26,6 +26,7 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from sweeps.backend.asha import UNIT, Decision, GroupedASHA, InTurn
+from sweeps.backend.patience import Patience
 from sweeps.backend.runs import EARLIER, REPORT, TrainLoop, TrainRun, TuneRun, use_threads
 from trainables.common.family import number
 from trainables.common.folder import Folder
@@ -370,7 +371,7 @@ def run_ordinary(
     # A Train run reserves its own resources and restarts its own workers.
     alone = not training.workers_per_trial
     scratch = tempfile.mkdtemp(prefix="sweep-")
-    watcher = _Ordinary(search, listener, metric, asha, should_stop)
+    watcher = _Ordinary(search, listener, metric, asha, should_stop, training.grows)
     try:
         run_tune(
             ray.tune.with_resources(train_trial, training.resources if alone else TRIAL_RESOURCES),
@@ -409,10 +410,12 @@ class _Ordinary:
         metric: str,
         asha: GroupedASHA | None,
         should_stop: StopFlag | None,
+        grows: bool,
     ) -> None:
         self._search, self._listener, self._metric, self._asha = search, listener, metric, asha
         self._should_stop = should_stop
         self._last: dict[str, dict[str, Any]] = {}
+        self._patience, self._alive = Patience(grows), set[str]()
         # Tune's ids of the trials that reported what ASHA compares
         self._compared: set[str] = set()
 
@@ -421,10 +424,10 @@ class _Ordinary:
         return self._should_stop is not None and self._should_stop.is_set()
 
     def look(self) -> None:
-        pass
+        self._patience.look(waiting=not self._alive)
 
     def began(self, trial: Trial) -> None:
-        pass
+        self._alive.add(trial.trial_id)
 
     def reported(self, trial: Trial, result: dict[str, Any]) -> None:
         # Tune keeps what is left in the result, so each metric would be kept twice.
@@ -435,6 +438,7 @@ class _Ordinary:
         self._listener.on_report(self._search.make(trial.config)[0], dict(metrics), earlier)
 
     def ended(self, trial: Trial, error: str | None) -> None:
+        self._alive.discard(trial.trial_id)
         metrics = self._last.pop(trial.trial_id, {})
         decision = self._asha.decision(trial.config[UNIT]) if self._asha else None
         traceback, error = error, error.splitlines()[-1] if error is not None else diverged(metrics, self._metric)

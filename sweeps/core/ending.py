@@ -7,48 +7,70 @@ that is gone), or a defect, which keeps its traceback.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
 from sweeps.monitoring.streams import steady_streams
 from trainables.common.environment import keep_local_addresses_from_proxies
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, SurroundingsError
 
 # exit codes: 0 all good, 1 something failed, 2 bad input, 130 interrupted
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
-# What errors of the surroundings say, in this process or in another one whose error came as text, and what to do.
-# Ray's memory monitor is asked for first: its message holds much else.
-SURROUNDINGS: dict[str, tuple[str, ...]] = {
-    "Memory is nearly used up, so Ray ended a process: train fewer at once (--slots, --num-gpus, --workers-per-trial), "
-    "lower batch_size, end what else takes memory, or raise RAY_memory_usage_threshold ({limit}).": (
-        "node running low on memory", "ray.exceptions.OutOfMemoryError",
+
+@dataclass(frozen=True)
+class Trouble:
+    """A kind of error of the surroundings.
+
+    Attributes:
+        sentence: What is wrong and what to do; ``{error}`` is the error's own line, ``{limit}`` Ray's share of memory.
+        marks: What such an error says, in this process or in another one from which it comes as text.
+        everybodys: Whether every other trial meets it as well, so that it ends the sweep and is no trial's failure.
+    """
+
+    sentence: str
+    marks: tuple[str, ...]
+    everybodys: bool = False
+
+
+TROUBLES = (
+    # its message holds much else, so it is looked for first
+    Trouble(
+        "Memory is nearly used up, so Ray ended a process: train fewer at once (--slots, --num-gpus, "
+        "--workers-per-trial), lower batch_size, end what else takes memory, or raise RAY_memory_usage_threshold "
+        "({limit}).",
+        ("node running low on memory", "ray.exceptions.OutOfMemoryError"),
     ),
-    "There is not enough memory ({error}): train fewer at once (--slots, --num-gpus, --workers-per-trial) or lower "
-    "batch_size.": (
-        "MemoryError", "Cannot allocate memory", "can't allocate memory", "CUDA out of memory", "bad_alloc",
-        "alloc of size",
+    Trouble(
+        "There is not enough memory ({error}): train fewer at once (--slots, --num-gpus, --workers-per-trial) or lower "
+        "batch_size.",
+        ("MemoryError", "Cannot allocate memory", "can't allocate memory", "CUDA out of memory", "bad_alloc"),
     ),
-    "A disk is full ({error}): make room, or choose another --results-dir or RAY_TMPDIR.": (
-        "No space left on device", "Disk quota exceeded", "OutOfDiskError", "ENOSPC",
+    Trouble(
+        "A disk is full ({error}): make room, or choose another --results-dir or RAY_TMPDIR.",
+        ("No space left on device", "Disk quota exceeded", "OutOfDiskError"),
+        everybodys=True,
     ),
-    "A folder cannot be written ({error}): see to its permissions, or choose another --results-dir.": (
-        "Read-only file system", "Permission denied", "Stale file handle", "Input/output error",
+    Trouble(
+        "A folder cannot be written ({error}): see to its permissions, or choose another --results-dir.",
+        ("Read-only file system", "Permission denied", "Stale file handle", "Input/output error"),
     ),
-    "Too many files are open ({error}): raise the limit with 'ulimit -n 65536'.": ("Too many open files",),
-    "The results cannot be reached ({error}): see to the network and the credentials.": (
-        "AWS Error", "Could not connect to", "NETWORK_CONNECTION", "Name or service not known", "Connection timed out",
+    Trouble("Too many files are open ({error}): raise the limit with 'ulimit -n 65536'.", ("Too many open files",)),
+    Trouble(
+        "The results cannot be reached ({error}): see to the network and the credentials.",
+        ("AWS Error", "NETWORK_CONNECTION", "Name or service not known", "Connection timed out"),
     ),
-    "Ray's cluster is gone ({error}): see to the machines, or to who ended it.": (
-        "died because its node has died", "Failed to connect to GCS", "RaySystemError", "raylet died", "RpcError: ",
+    Trouble(
+        "Ray's cluster is gone ({error}): see to its machines, or to who ended it.",
+        ("died because its node has died", "Failed to connect to GCS", "RaySystemError", "raylet died", "RpcError: "),
     ),
-}  # fmt: skip
+)
 
 
 class RunEndedError(Exception):
@@ -111,23 +133,22 @@ def explaining(again: str) -> Iterator[None]:
 def explained(error: BaseException) -> str | None:
     """Return what is wrong with the surroundings, and what to do, in a sentence; None for any other error."""
     for one in _chain(error):
-        if isinstance(one, MemoryError):
-            return explained_text("MemoryError")
-        number = one.errno if isinstance(one, OSError) else None
-        name = f"{errno.errorcode.get(number, '')} " if number else ""
-        sentence = explained_text(f"{name}{type(one).__module__}.{type(one).__name__}: {one}")
-        if sentence:
-            return sentence
+        if isinstance(one, SurroundingsError):
+            return str(one)
+        name = f"{type(one).__module__}.{type(one).__name__}".removeprefix("builtins.")
+        found = trouble_in(f"{name}: {one}" if str(one) else name)
+        if found:
+            return found[0]
     return None
 
 
-def explained_text(text: str) -> str | None:
-    """Return the same of an error that came as text, a traceback perhaps."""
-    for sentence, marks in SURROUNDINGS.items():
+def trouble_in(text: str) -> tuple[str, Trouble] | None:
+    """Return the sentence and the kind of an error that came as text, a traceback perhaps; None for any other."""
+    for trouble in TROUBLES:
         for line in text.splitlines():
-            if any(mark in line for mark in marks):
+            if any(mark in line for mark in trouble.marks):
                 limit = os.environ.get("RAY_memory_usage_threshold", "0.95")
-                return sentence.format(error=" ".join(line.split())[:200], limit=limit)
+                return trouble.sentence.format(error=" ".join(line.split())[:200], limit=limit), trouble
     return None
 
 

@@ -65,7 +65,7 @@ class EfeConfig:
         max_batches: Steps after which training ends, whatever ``epochs`` says; 0 sets no limit.
         eval_every: Epochs between evaluations, which are also ASHA's rungs.
         checkpoint_every: Steps between checkpoints.
-        keep_checkpoints: Last checkpoints that are kept, besides the best; two at least.
+        keep_checkpoints: Last checkpoints that are kept, besides the best; two in all at least.
         precision: ``auto`` computes in bfloat16 where the device is fast in it, on other GPUs in float16 with scaling.
         no_prompt_baseline: Whether an agent without a prompt is trained beside it for as many steps.
     """

@@ -22,7 +22,7 @@ from trainables.common.folder import Folder
 
 log = logging.getLogger(__name__)
 
-# kept at least, so that a damaged file costs some steps and not the run
+# kept at least, the best included, so that a damaged file costs some steps and not the run
 LEAST_KEPT = 2
 
 
@@ -46,11 +46,11 @@ class Checkpoints:
 
     Args:
         folder: Where they lie.
-        keep: How many of the last ones are kept, besides the best; there are at least two.
+        keep: How many of the last ones are kept, besides the best; two in all at least.
     """
 
     def __init__(self, folder: Folder, keep: int) -> None:
-        self._folder, self._keep = folder, max(keep, LEAST_KEPT)
+        self._folder, self._keep = folder, keep
 
     def save(self, note: CheckpointMeta, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, then remove those that are no longer wanted."""
@@ -62,6 +62,8 @@ class Checkpoints:
         wanted = {kept.step for kept in notes[-self._keep :]}
         best = best_of(notes)
         wanted |= {best.step} if best else set()
+        if len(wanted) < LEAST_KEPT:
+            wanted |= {note.step for note in notes[-LEAST_KEPT:]}
         for old in notes:
             if old.step not in wanted:
                 # the note first: a checkpoint without one does not exist

@@ -58,7 +58,7 @@ class ReasonerConfig:
         arc_side: Longest side of the ARC grids that are taken; of these, all are.
         eval_every: Epochs between evaluations, which are also ASHA's rungs.
         checkpoint_every: Steps between checkpoints.
-        keep_checkpoints: Last checkpoints that are kept, besides the best; two at least.
+        keep_checkpoints: Last checkpoints that are kept, besides the best; two in all at least.
         precision: ``auto`` computes in bfloat16 where the device is fast in it.
         compile: Whether the network is compiled for training, which needs a C++ compiler and on GPUs Triton.
         direct_baseline: Whether a model of the same parameters that answers in one pass is trained beside it.

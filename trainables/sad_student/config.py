@@ -46,7 +46,7 @@ class SadConfig:
         validation_problems, test_problems: Problems on which success is measured, at evaluations and at the end.
         mode: ``production`` measures divergence by span at evaluations, ``research`` in every epoch, ``fast`` never.
         checkpoint_every: Steps between checkpoints.
-        keep_checkpoints: Last checkpoints that are kept, besides the best; two at least.
+        keep_checkpoints: Last checkpoints that are kept, besides the best; two in all at least.
         precision: ``auto`` computes in bfloat16 where the device is fast in it.
         save_student: Whether the trained student is written, uncut, for ``from_pretrained``.
     """

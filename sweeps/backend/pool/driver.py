@@ -23,6 +23,7 @@ import ray.tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend.asha import GROUP, UNIT, GroupedASHA, Panel, Unit
+from sweeps.backend.patience import Patience
 from sweeps.backend.pool.broker import PoolBroker
 from sweeps.backend.pool.workers import AdapterPool, PoolError
 from sweeps.backend.trials import TRIAL_RESOURCES, InOrder, Search, StopFlag, diverged, run_tune
@@ -94,6 +95,7 @@ def run_pool_sweep(
     max_concurrent: int = 1,
     backlog: int = 1,
     storage_path: str | None = None,
+    grows: bool = False,
 ) -> PoolOutcome:
     """Run units of jobs as Tune trials through an adapter pool, until all are done or a stop is asked for.
 
@@ -115,6 +117,7 @@ def run_pool_sweep(
             slots of all workers, none waits for the driver.
         storage_path: A folder that all machines of the cluster reach, for notes that are of no use afterwards; None
             takes a temporary one, which is right on one machine.
+        grows: Whether an autoscaler may have to start machines first.
 
     Raises:
         PoolError: If the broker died. What was reported until then has been handed over.
@@ -127,7 +130,7 @@ def run_pool_sweep(
     here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
     options = {"name": name, "num_cpus": 0, "max_concurrency": 10_000, "scheduling_strategy": here}
     broker = ray.remote(PoolBroker).options(**options).remote()
-    driver = _Driver(broker, work, listener, metric, asha, should_stop, backlog)
+    driver = _Driver(broker, work, listener, metric, asha, should_stop, backlog, grows)
     pool.start(broker, storage)
     try:
         if driver.search.num_samples:
@@ -169,6 +172,7 @@ class _Driver:
         asha: GroupedASHA | None,
         should_stop: StopFlag | None,
         backlog: int,
+        grows: bool,
     ) -> None:
         self._broker, self._listener, self._metric, self._asha = broker, listener, metric, asha
         self._should_stop, self._backlog = should_stop, backlog
@@ -176,6 +180,7 @@ class _Driver:
         self.search = work if isinstance(work, Search) else _in_turn(work)
         self.stopping = False
         self.counts: Mapping[str, int] = {"unfinished": 0, "running": 0, "workers": 0, "gave_up": 0}
+        self._patience = Patience(grows)
         self._submitted: set[str] = set()
         self._next = 0  # Index of the first unit of the list that may not have been submitted.
         self._unfinished = 0  # Number of jobs that the pool has.
@@ -203,7 +208,8 @@ class _Driver:
     # events from Tune, on the thread that called run_pool_sweep
 
     def look(self) -> None:
-        """Fetch reports, without waiting for them, and see whether to stop."""
+        """Fetch reports, without waiting for them, and see whether to stop, or to wait no longer for a worker."""
+        self._patience.look(waiting=not (self.counts["workers"] or self.counts["gave_up"] or self.stopping))
         if not self.stopping and self._should_stop is not None and self._should_stop.is_set():
             self.stopping = True
             self._get(self._broker.drain.remote())
