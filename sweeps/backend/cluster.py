@@ -49,6 +49,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stop_on_signals handles it, and SIGTERM too
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the results store is the ledger, Tuner.restore is not used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # why a trial failed is in its row, and in one line of progress
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the command line stay valid
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # or the dashboard's Train page answers with error 500
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from search_spaces.reasoning_agents import SMOKE_VALUES
+from tests.sweeps.killed import rows_after_kills
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
@@ -71,6 +72,13 @@ def test_self_play_that_is_killed_goes_on_and_a_finished_phase_is_not_run_again(
     assert (cached / "result.json").stat().st_mtime_ns == before and len(list((tmp_path / "phases").iterdir())) == 1
     assert [report["optimal_moves"] for report in again.reports] == [r["optimal_moves"] for r in whole.reports]
     assert json.loads((tmp_path / "trial" / "shown.json").read_text())["selfplay_curve"]
+
+
+def test_a_trial_that_is_killed_when_nothing_is_stored_has_a_row_for_every_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_after_kills(train_loop, settings(tmp_path), tmp_path, monkeypatch)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
 
 
 def test_a_damaged_round_costs_that_round_and_a_damaged_phase_is_run_again(
