@@ -188,6 +188,8 @@ def test_long_prompts_are_cut_and_counted_and_embeddings_are_kept(language_model
     (kept,) = cache.glob("*.npz")
     again, cut = language.frozen_embeddings(language_model, 1, 8, "cpu", texts)
     assert cut == 1 and torch.equal(again, found) and [kept] == list(cache.glob("*.npz"))
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert torch.equal(language.frozen_embeddings(language_model, 1, 8, "cpu", texts)[0], found)
     alone = language.frozen_embeddings(language_model, 1, 8, "cpu", ["b" * 5])[0]
     assert torch.allclose(alone[0], found[1], atol=2e-2)
 
