@@ -140,7 +140,7 @@ def connect(
         InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, the address does not
             answer, or Ray cannot start processes with this interpreter or keep its files where it is told to.
     """
-    refuse_white_space()
+    require_startable(address)
     if num_gpus is not None and num_gpus < 0:
         raise InputError(f"--num-gpus is {num_gpus}; give 0 to use the CPU, or the number of GPUs to use.")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -217,31 +217,35 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     return aside
 
 
-def refuse_white_space() -> None:
-    """Raise InputError where the interpreter's path has white space: Ray cannot start a worker with it."""
+def require_startable(address: str | None) -> None:
+    """Raise InputError where Ray could not start processes with this interpreter, or keep its files where it is told.
+
+    Args:
+        address: As for `connect`; a cluster that is there already keeps its files where it wants.
+    """
     if re.search(r"\s", sys.executable):
         raise InputError(
             f"The Python interpreter is {sys.executable!r}, and Ray starts no worker from a path with white space; "
             "make the virtual environment in a folder without."
         )
+    folder = os.environ.get("RAY_TMPDIR")
+    local = (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    if folder and local and (too_long := _too_long(folder)) > 0:
+        raise InputError(
+            f"RAY_TMPDIR is {len(os.fsencode(folder))} characters long, {too_long} more than Ray's sockets leave for "
+            "it; choose a shorter one, such as /tmp."
+        )
+
+
+def _too_long(folder: str) -> int:
+    return len(os.fsencode(f"{folder}{SOCKET}")) - SOCKET_BYTES
 
 
 def _short_temp_dir() -> str | None:
-    """Return a folder to make for Ray's files, where its usual one does not do; the caller removes it.
-
-    Raises:
-        InputError: If ``RAY_TMPDIR`` is too long for the sockets that Ray makes in it.
-    """
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
-    usual = os.environ[name] if name else "/tmp"
-    too_long = len(os.fsencode(f"{usual}{SOCKET}")) - SOCKET_BYTES
-    if too_long > 0 and name == "RAY_TMPDIR":
-        raise InputError(
-            f"RAY_TMPDIR is {len(os.fsencode(usual))} characters long, {too_long} more than Ray's sockets leave for "
-            "it; choose a shorter one, such as /tmp."
-        )
+    """Return a folder for Ray's files, to be removed by the caller, where their usual one does not do."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     files = Path(usual, "ray")
-    if too_long <= 0 and (not files.exists() or os.access(files, os.W_OK)):
+    if _too_long(usual) <= 0 and (not files.exists() or os.access(files, os.W_OK)):
         return None
     # that one is too long for sockets, or another user's
     return tempfile.mkdtemp(prefix="ray-", dir="/tmp")

@@ -92,10 +92,10 @@ def require(*checks: Check) -> None:
             raise InputError(check.missing)
 
 
-def interpreter() -> Check:
-    """Whether Ray can start workers with this interpreter."""
+def startable(address: str | None) -> Check:
+    """Whether Ray can start processes with this interpreter, and keep its files where it is told to."""
     try:
-        cluster.refuse_white_space()
+        cluster.require_startable(address)
     except InputError as error:
         return Check("Python", sys.executable, str(error))
     return Check("Python", sys.executable)

@@ -133,13 +133,11 @@ def explaining(again: str) -> Iterator[None]:
 def explained(error: BaseException) -> str | None:
     """Return what is wrong with the surroundings, and what to do, in a sentence; None for any other error."""
     for one in _chain(error):
-        if isinstance(one, SurroundingsError):
-            return str(one)
         name = f"{type(one).__module__}.{type(one).__name__}".removeprefix("builtins.")
         found = trouble_in(f"{name}: {one}" if str(one) else name)
         if found:
             return found[0]
-    return None
+    return next((str(one) for one in _chain(error) if isinstance(one, SurroundingsError)), None)
 
 
 def trouble_in(text: str) -> tuple[str, Trouble] | None:

@@ -99,7 +99,7 @@ class Sweep:
         """
         args, inputs = self.args, self.inputs
         asked = checks.wandb(args.wandb, args.wandb_per_trial)
-        checks.require(checks.interpreter(), checks.results(args.results_dir), asked, *inputs.checks)
+        checks.require(checks.startable(args.address), checks.results(args.results_dir), asked, *inputs.checks)
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         settings = {
             **{name: value for name, value in vars(args).items() if name not in RESOLVED},

@@ -152,7 +152,7 @@ def run_pool_sweep(
         try:
             pool.close(10.0)
         except ray.exceptions.RayError as error:
-            logger.warning("The adapter pool did not close: %s", error)
+            logger.warning("The adapter pool did not close: %s", str(error).partition("\n")[0])
         shutil.rmtree(scratch, ignore_errors=True)
     return PoolOutcome(driver.stopping, driver.counts, time.monotonic() - started)
 
@@ -316,7 +316,8 @@ class _Driver:
         try:
             return ray.get(answer, timeout=60)
         except ray.exceptions.RayError as error:
-            raise PoolError(f"The broker of the pool does not answer: {error}") from error
+            said = str(error).partition("\n")[0]
+            raise PoolError(f"The broker of the adapter pool does not answer any more ({said}).") from error
 
 
 def _in_turn(units: Sequence[Unit]) -> Search[Unit]:
