@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 COLLECT_S = 0.5
 # Seconds that workers get to notice a stop that the user asked for; they look once an epoch.
 DRAIN_S = 8.0
+# Seconds that the Train run gets to end when all is done, and when somebody waits for the end.
+CLOSE_S, STOP_S = 10.0, 2.0
 
 
 class Listener(Protocol):
@@ -150,7 +152,7 @@ def run_pool_sweep(
         driver.finish()
     finally:
         try:
-            pool.close(10.0)
+            pool.close(STOP_S if driver.stopping else CLOSE_S)
         except ray.exceptions.RayError as error:
             logger.warning("The adapter pool did not close: %s", str(error).partition("\n")[0])
         shutil.rmtree(scratch, ignore_errors=True)
