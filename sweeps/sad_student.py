@@ -94,7 +94,12 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
         if not args.teacher_server:
             raise InputError("--server-command needs --teacher-server, the address at which the server will answer.")
         stack.enter_context(started(args.server_command, args.teacher_server))
-    source = Source(args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, cache)
+    # workers may run in another folder
+    teacher, student = (
+        str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
+        for model in (args.teacher, args.student)
+    )
+    source = Source(teacher, student, args.seed, given, args.skip_malformed, args.teacher_server, cache)
     check_source(source)
     # the cache only saves asking the teacher again
     settings = {"source": dataclasses.asdict(source)}
