@@ -30,7 +30,7 @@ from sweeps.backend.shards import build
 from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
 from sweeps.core.sweep import Inputs
-from trainables.common.checkpoints import Checkpoints, require_same
+from trainables.common.checkpoints import Checkpoints
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.puzzles.kinds import KINDS, kind_of
@@ -95,10 +95,11 @@ def prepare(args: Namespace, config: ReasonerConfig, domains: Mapping[str, Any])
             raise InputError(
                 f"--checkpoint {args.checkpoint} goes with one trial; leave --num-samples and --sweep out."
             )
-        notes = Checkpoints(Folder(args.checkpoint).sub("checkpoints"), config.keep_checkpoints).notes()
-        if not notes:
-            raise InputError(f"--checkpoint {args.checkpoint} holds no checkpoint; give RUN_DIR/models/TRIAL.")
-        require_same(notes[-1], identity(config, dataset, args.seed), args.checkpoint)
+        kept = Checkpoints(Folder(args.checkpoint).sub("checkpoints"), config.keep_checkpoints)
+        if not kept.newest(identity(config, dataset, args.seed)):
+            raise InputError(
+                f"--checkpoint {args.checkpoint} holds no checkpoint to go on from; give RUN_DIR/models/TRIAL."
+            )
     settings = {
         "dataset": name,
         "data_seed": args.seed,

@@ -101,8 +101,13 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
         if not args.teacher_server:
             raise InputError("--server-command needs --teacher-server, the address at which the server will answer.")
         stack.enter_context(started(args.server_command, args.teacher_server))
+    # workers may run in another folder
+    teacher, student = (
+        str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
+        for model in (args.teacher, args.student)
+    )
     source = Source(
-        args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, cache, args.environment
+        teacher, student, args.seed, given, args.skip_malformed, args.teacher_server, cache, args.environment
     )
     check_source(source)
     # the cache only saves asking the teacher again

@@ -92,6 +92,15 @@ def require(*checks: Check) -> None:
             raise InputError(check.missing)
 
 
+def startable(address: str | None) -> Check:
+    """Whether Ray can start processes with this interpreter, and keep its files where it is told to."""
+    try:
+        cluster.require_startable(address)
+    except InputError as error:
+        return Check("Python", sys.executable, str(error))
+    return Check("Python", sys.executable)
+
+
 def results(location: str) -> Check:
     """Write a file to the folder of all results, read it and delete it."""
     try:

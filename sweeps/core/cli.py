@@ -1,4 +1,4 @@
-"""The command line that all sweeps share: its options, and how errors leave the program.
+"""The command line that all sweeps share: its options. How errors leave the program is in `sweeps.core.ending`.
 
 Every option is defined once, here; a sweep's script adds the groups that apply to it (`worker_options` for families
 that train one trial at a time, `sweeps.core.arc_options` for sweeps over ARC tasks). Values are checked for form while
@@ -11,14 +11,17 @@ import argparse
 import os
 import re
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from search_spaces.space import SearchSpace
 from sweeps.backend.cluster import in_job
-from trainables.common.errors import InputError, did_you_mean
+from sweeps.core.ending import run_main
+from trainables.common.errors import did_you_mean
+
+__all__ = ["Parser", "common_parser", "location", "new_run_id", "place_options", "run_main", "tracker_options",
+           "whole_number", "worker_options"]  # fmt: skip
 
 WANDB_MODES = ("off", "offline", "online")
 SEARCHES = ("random", "optuna")
@@ -154,23 +157,6 @@ def worker_options(parser: argparse.ArgumentParser) -> None:
 def location(text: str) -> str:
     """Return a local path in full, because workers may run in another folder, and a URI as it is."""
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
-
-
-def run_main(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call ``main(argv)`` and leave the program with its exit code.
-
-    An `InputError` becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130; any other exception is a
-    defect and keeps its traceback.
-    """
-    try:
-        code = main(argv)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code or 0)
 
 
 def new_run_id(now: datetime | None = None) -> str:

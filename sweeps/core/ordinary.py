@@ -126,8 +126,8 @@ class _Rows:
     def __init__(self, sweep: Sweep, recorder: Recorder) -> None:
         self._recorder, self._budget = recorder, sweep.space.budget_setting
 
-    def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
-        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [metrics])])
+    def on_report(self, trial_id: str, metrics: dict[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
+        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [*earlier, metrics])])
 
     def on_trial_end(self, end: TrialEnd) -> None:
         epoch, status = end.metrics.get("epoch", 0), end.status

@@ -11,12 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from search_spaces.settings import config_hash
+from sweeps.core.ending import trouble_in
 from sweeps.core.sweep import Sweep
 from sweeps.monitoring.metrics import SweepMetrics
 from sweeps.monitoring.progress import Progress
 from sweeps.monitoring.trackers import Trackers
 from sweeps.store.schema import Kind, fitting
 from sweeps.store.store import ResultsStore, RowWriter
+from trainables.common.errors import SurroundingsError
 from trainables.common.family import number
 from trainables.common.jobs import Job, Report
 
@@ -66,7 +68,11 @@ class Recorder:
         """Store the reports' history and predictions, and a row for each job that is over.
 
         Called with nothing, write what is due.
+
+        Raises:
+            SurroundingsError: If a job failed by what every other one meets as well; it has no row then.
         """
+        reports = [_explained(report) if report.status == "failed" else report for report in reports]
         reports = [self._record(self._without_known_epochs(report)) for report in reports]
         if not reports:
             self._writer.add()
@@ -159,6 +165,17 @@ class Recorder:
             "finished_at": ended,
             **{name: _finite(value) for name, value in metrics.items()},
         }
+
+
+def _explained(report: Report) -> Report:
+    """Return a failed report that says what to do, where the surroundings are the reason."""
+    found = trouble_in(f"{report.error}\n{report.traceback}")
+    if found is None:
+        return report
+    sentence, trouble = found
+    if trouble.everybodys:
+        raise SurroundingsError(sentence)
+    return replace(report, error=sentence)
 
 
 @dataclass

@@ -103,10 +103,14 @@ class Sweep:
         return max(Counter(job.task_id for job in jobs).values(), default=0) > 1 and not ablates
 
     def open_store(self) -> ResultsStore:
-        """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
+        """Open the run's folder, take its lock and record this session.
+
+        Raises:
+            InputError: If it is another run's, another process is at work on it, or it cannot be written.
+        """
         args, inputs = self.args, self.inputs
         asked = checks.wandb(args.wandb, args.wandb_per_trial)
-        checks.require(checks.results(args.results_dir), asked, *inputs.checks)
+        checks.require(checks.startable(args.address), checks.results(args.results_dir), asked, *inputs.checks)
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         settings = {
             **{name: value for name, value in vars(args).items() if name not in RESOLVED},
@@ -116,5 +120,12 @@ class Sweep:
         }
         command = [Path(sys.executable).name, *sys.argv]
         extendable = (*EXTENDABLE, *inputs.extendable)
-        store.create(run_record(command, settings, extendable, inputs.data_fingerprint, args.seed, self.space.family))
+        store.lock.acquire()
+        try:
+            store.create(
+                run_record(command, settings, extendable, inputs.data_fingerprint, args.seed, self.space.family)
+            )
+        except BaseException:
+            store.lock.release()
+            raise
         return store

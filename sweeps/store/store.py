@@ -7,8 +7,9 @@ any moment the same work can be handed in again and a plain ``pandas.read_parque
 of a table have the same columns, because Parquet readers take them from the first file: when a row brings a new column,
 the files already written get it too, one atomic replacement at a time.
 
-Two processes that write one run at the same time are not kept apart here. What the rows add up to is in
-`sweeps.store.summary`, which ``python -m sweeps.results`` prints.
+A lock keeps two processes that would write one run apart (`sweeps.store.lock`); should a key be there twice all the
+same, readers take its first row. What the rows add up to is in `sweeps.store.summary`, which ``python -m
+sweeps.results`` prints.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from sweeps.store.lock import RunLock
 from sweeps.store.schema import (
     KEYS,
     Kind,
@@ -61,6 +63,7 @@ class ResultsStore:
     Attributes:
         folder: The run's folder, ``<results_dir>/<sweep>/<run_id>``.
         family: What the run's family declares of its columns.
+        lock: To be held by who writes.
 
     Raises:
         InputError: If no file system handles ``results_dir``.
@@ -69,6 +72,7 @@ class ResultsStore:
     def __init__(self, results_dir: str | os.PathLike[str], sweep: str, run_id: str) -> None:
         self.sweep, self.run_id = sweep, run_id
         self.folder = open_folder(results_dir).sub(f"{sweep}/{run_id}")
+        self.lock = RunLock(self.folder)
         self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
         self._written: dict[Kind, _Written] = {}
 
@@ -195,8 +199,8 @@ class ResultsStore:
     def delete_checkpoints(self, trial_ids: Container[str]) -> None:
         """Remove what trials would go on from: the file of a packed adapter, the folder of another family's trial."""
         checkpoints = self.folder.sub("checkpoints")
-        for name in checkpoints.names(".safetensors"):
-            if name.removesuffix(".safetensors") in trial_ids:
+        for name in checkpoints.names():
+            if name.removesuffix(".before").removesuffix(".safetensors") in trial_ids:
                 checkpoints.delete(name)
         for name in checkpoints.folders():
             if name in trial_ids:
@@ -273,7 +277,7 @@ class ResultsStore:
         tables, own = self._map(kind, lambda file: file.read()), self.family.columns
         extra = merge_extra(*(extra_of(table.schema, kind, own) for table in tables))
         empty = schema_of(kind, extra, own).empty_table()
-        return pa.concat_tables([empty, *(upgrade(table, kind, extra, own) for table in tables)])
+        return _once(pa.concat_tables([empty, *(upgrade(table, kind, extra, own) for table in tables)]), kind)
 
     def _map(self, kind: Kind, read: Callable[[pq.ParquetFile], Any]) -> list[Any]:
         """Apply ``read`` to each file of a table as a ParquetFile, in order of name, several at a time."""
@@ -359,6 +363,14 @@ def _read_part(folder: Folder, name: str, read: Callable[[pq.ParquetFile], Any])
         raise InputError(
             f"{folder.path(name)} is not a readable Parquet file ({error}); move it away: what it held is done again."
         ) from error
+
+
+def _once(table: pa.Table, kind: Kind) -> pa.Table:
+    """Return a table with the first row of each key."""
+    keys = table.select(KEYS[kind])
+    rows = pa.array(range(len(table)), pa.int64())
+    first = keys.append_column("row", rows).group_by(list(KEYS[kind])).aggregate([("row", "min")])["row_min"]
+    return table if len(first) == len(table) else table.take(first.sort())
 
 
 def _parquet(table: pa.Table) -> bytes:

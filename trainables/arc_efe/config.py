@@ -129,7 +129,7 @@ class EfeConfig:
     checkpoint_every: PositiveInt = 50
     """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 5
-    """Last checkpoints that are kept, besides the best."""
+    """Last checkpoints that are kept, besides the best; two in all at least."""
     precision: Literal["auto", "float32"] = "auto"
     """``auto`` computes in bfloat16 where the device is fast in it, on other GPUs in float16 with scaling."""
     no_prompt_baseline: bool = True

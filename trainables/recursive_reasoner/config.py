@@ -122,7 +122,7 @@ class ReasonerConfig:
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2
-    """Last checkpoints that are kept, besides the best."""
+    """Last checkpoints that are kept, besides the best; two in all at least."""
     precision: Literal["auto", "float32"] = "auto"
     """``auto`` computes in bfloat16 where the device is fast in it."""
     compile: bool = False

@@ -91,7 +91,7 @@ class SadConfig:
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 1
-    """Last checkpoints that are kept, besides the best."""
+    """Last checkpoints that are kept, besides the best; two in all at least."""
     precision: Literal["auto", "float32"] = "auto"
     """``auto`` computes in bfloat16 where the device is fast in it."""
     save_student: bool = True

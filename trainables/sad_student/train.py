@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.common.checkpoints import CheckpointMeta, Checkpoints, require_same
+from trainables.common.checkpoints import CheckpointMeta, Checkpoints
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.sad_student.config import SadConfig
@@ -61,9 +61,10 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             with trainer.aside():
                 checkpoints.save(CheckpointMeta(trainer.step, metric, own), trainer.state_dict())
 
-    for note in checkpoints.notes()[-1:]:
-        require_same(note, own, settings["folder"])
-        trainer.load_state_dict(checkpoints.load(note, run.device))
+    found = checkpoints.newest(own, run.device)
+    if found:
+        trainer.load_state_dict(found[1])
+        run.recall(trainer.metrics)
         if trainer.step == trainer.total:
             # killed between its end and the note of it
             publish()

@@ -140,6 +140,21 @@ def test_ctrl_c_just_after_a_file_is_complete_does_not_write_its_rows_again(stor
     assert store.history().num_rows == 2
 
 
+def test_readers_see_the_first_row_of_a_key_that_two_writers_wrote(store, tmp_path):
+    store.create(record())
+    other = ResultsStore(tmp_path, "sweep", "run")
+    # each looks what there is before the other writes
+    for writer in (store, other):
+        writer.append()
+        writer._loaded("trials"), writer._loaded("history"), writer._loaded("predictions")
+    store.append([trial("a", seed=1)], epochs("a", 3), answers("a", 2))
+    other.append([trial("a", seed=2), trial("b")], epochs("a", 4), answers("a", 1))
+    reader = ResultsStore(tmp_path, "sweep", "run")
+    assert [(row["trial_id"], row["seed"]) for row in reader.trials().to_pylist()] == [("a", 1), ("b", None)]
+    assert reader.history()["epoch"].to_pylist() == [1, 2, 3, 4] and len(reader.predictions()) == 2
+    assert summarise(reader)["trials"] == 2
+
+
 def test_grids_come_back_as_they_were_and_their_files_are_not_written_again(store):
     store.append([trial("a")], predictions=answers("a"))
     file = next(Path(store.folder.root, "predictions").iterdir())
