@@ -21,12 +21,12 @@ if __name__ == "__main__":
 from search_spaces.atomic_lora import SPACE
 from search_spaces.space import SearchSpace, extremes
 from sweeps.core import cli
-from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
+from sweeps.core.arc_options import choose_tasks, read_taxonomy, task_options
 from sweeps.core.pooled import Pool, run_pool
 from sweeps.core.sweep import Inputs, Sweep
 from sweeps.core.work import listed
 from sweeps.monitoring.pace import Cost
-from trainables.arc import Task, fingerprint, load_tasks, shape_category
+from trainables.arc import Task, fingerprint, shape_category
 from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import choose_slots
 from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
@@ -68,41 +68,45 @@ def prepare(
     config, domains = space.resolve(
         args.preset, args.config, args.sets, args.sweeps, args.num_samples, bases.defaults(base)
     )
-    everything = load_tasks(args.data)
-    sizes = {task_id: task.tokens for task_id, task in everything.items()}
     taxonomy = read_taxonomy(args.taxonomy)
-    categories = {task_id: taxonomy.get(task_id) or shape_category(task) for task_id, task in everything.items()}
-    chosen = parse_tasks(
-        args.tasks or space.presets[args.preset].tasks,
-        list(everything),
-        sizes,
-        (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
-    )
+
+    def category(task: Task) -> str:
+        return taxonomy.get(task.id) or shape_category(task)
+
+    def choose(tasks: Mapping[str, Task], count: int) -> tuple[str, ...]:
+        sizes = {task_id: task.tokens for task_id, task in tasks.items()}
+        return panel({task_id: category(task) for task_id, task in tasks.items()}, sizes, count, args.seed)
+
+    preset = args.preset, space.presets[args.preset].tasks
+    held = domains.get("validation_pairs")
+    kept_out = max(extremes(held)) if held else config.validation_pairs
+    tasks, left_out = choose_tasks(args.data, args.tasks, preset, choose if panel else None, kept_out)
     swept = domains.get("target_modules")
-    bases.require_tasks(base, {task_id: everything[task_id] for task_id in chosen}, args.data)
+    bases.require_tasks(base, tasks, args.data)
     base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
     inputs = Inputs(
-        fingerprint(everything),
-        {"tasks": list(chosen), "base": base, "base_fingerprint": base_fingerprint},
+        fingerprint(tasks),
+        {"tasks": list(tasks), "base": base, "base_fingerprint": base_fingerprint},
         # data and base are known by their fingerprints, wherever they lie
         extendable=("tasks", "slots", "taxonomy", "data", "base"),
         places=bases.places(base),
+        fingerprints={task_id: fingerprint({task_id: task}) for task_id, task in tasks.items()},
+        left_out=left_out,
     )
     costs = {
-        task_id: Cost(
-            epoch_tokens(everything[task_id], config.examples_per_epoch), end=evaluation_tokens(everything[task_id])
-        )
-        for task_id in chosen
+        task_id: Cost(epoch_tokens(task, config.examples_per_epoch), end=evaluation_tokens(task))
+        for task_id, task in tasks.items()
     }
+    categories = {task_id: category(task) for task_id, task in tasks.items()}
     sweep = Sweep(name, space, args, config, domains, inputs, categories, costs)
     pool = Pool(
         "trainables.atomic_lora.train:train_adapters",
-        {"base": base, "data": args.data, "tasks": list(chosen), "slots": args.slots},
+        {"base": base, "data": args.data, "tasks": list(tasks), "slots": args.slots},
         limits,
         lambda on_gpu: choose_slots(args.slots, "cuda" if on_gpu else "cpu"),
         WORKER_BYTES + 4 * parameters,
     )
-    return sweep, pool, {task_id: everything[task_id] for task_id in chosen}
+    return sweep, pool, tasks
 
 
 def limits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

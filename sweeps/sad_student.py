@@ -96,16 +96,19 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
         stack.enter_context(started(args.server_command, args.teacher_server))
     source = Source(args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, cache)
     check_source(source)
-    # the cache only saves asking the teacher again
+    # models and trajectories are known by their fingerprint, wherever they lie; the cache only saves asking again
     settings = {"source": dataclasses.asdict(source)}
-    extendable = ("teacher_cache", "server_command")
+    extendable = ("teacher", "student", "trajectories", "teacher_cache", "server_command")
     if source.file is None:
         return Prepared(train_loop, settings, Inputs(source.fingerprint, extendable=extendable))
     loaded = load_file(source.file, source.skip_malformed)
     dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items()) or "none"
     print(f"{source.file}: {len(loaded.trajectories)} trajectories, dropped: {dropped}", flush=True)
-    identity, places = {"dropped": dict(loaded.dropped)}, {"--trajectories": str(source.file)}
-    return Prepared(train_loop, settings, Inputs(source.fingerprint, identity, extendable, places=places))
+    inputs = Inputs(
+        source.fingerprint, {}, extendable, places={"--trajectories": str(source.file)},
+        left_out={"trajectories": loaded.dropped} if loaded.dropped else {},
+    )  # fmt: skip
+    return Prepared(train_loop, settings, inputs)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from trainables.common.errors import InputError, did_you_mean
 
 WANDB_MODES = ("off", "offline", "online")
 SEARCHES = ("random", "optuna")
+# the largest that Optuna's samplers take
+MAX_SEED = 2**32 - 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,7 +95,7 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         metavar="ID",
         help="name of the run; the name of an earlier one continues it (default: a new name)",
     )
-    add("--seed", type=whole_number(0), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
+    add("--seed", type=whole_number(0, MAX_SEED), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
     tracker_options(parser)
     return parser
 
@@ -168,14 +170,16 @@ def new_run_id(now: datetime | None = None) -> str:
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def whole_number(minimum: int) -> Callable[[str], int]:
+def whole_number(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = minimum - 1
         if number < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {minimum}")
+            raise argparse.ArgumentTypeError(f"{text!r:.60} must be a whole number of at least {minimum}")
+        if number > maximum:
+            raise argparse.ArgumentTypeError(f"{text!r:.60} must be a whole number of at most {maximum}")
         return number
 
     return parse
@@ -193,7 +197,14 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 def _results_dir(text: str) -> str:
     # the working directory of a job is Ray's copy of the upload: what is written there is removed with it
-    return os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
+    text = os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
+    # readers of Parquet take a folder called name=value for a column
+    if any("=" in part for part in location(text).partition("?")[0].split("/")):
+        raise argparse.ArgumentTypeError(
+            f"{location(text)!r} has a '=' in its path, which readers of Parquet files take for a column; "
+            "choose a folder without one"
+        )
+    return text
 
 
 def _run_id(text: str) -> str:

@@ -38,6 +38,9 @@ class Inputs:
         extendable: Options of the family's own that a later session of the run may change.
         checks: What the family needs before anything is trained, as it was found; what is missing refuses the sweep.
         places: Paths that must be there on every machine of a cluster, by what they are.
+        fingerprints: Of each task's data, where a later session may train others: then those of the same tasks must be
+            equal, and ``data_fingerprint`` is that of the tasks of the last session.
+        left_out: By task, or whatever data are in parts of, how much of it is not used, by reason.
     """
 
     data_fingerprint: str
@@ -45,6 +48,8 @@ class Inputs:
     extendable: Sequence[str] = ()
     checks: Sequence[Check] = ()
     places: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,5 +110,10 @@ class Sweep:
         }
         command = [Path(sys.executable).name, *sys.argv]
         extendable = (*EXTENDABLE, *inputs.extendable)
-        store.create(run_record(command, settings, extendable, inputs.data_fingerprint, args.seed, self.space.family))
+        store.create(
+            run_record(
+                command, settings, extendable, inputs.data_fingerprint, args.seed, self.space.family,
+                inputs.fingerprints, inputs.left_out,
+            )
+        )  # fmt: skip
         return store

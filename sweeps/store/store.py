@@ -36,13 +36,15 @@ from sweeps.store.schema import (
     check_version,
     extra_of,
     merge_extra,
+    missing_key,
     schema_of,
     to_table,
     upgrade,
 )
 from trainables.common.errors import InputError
 from trainables.common.family import UNKNOWN, Family, find_family
-from trainables.common.folder import Folder
+from trainables.common.folder import Folder, remove_empty
+from trainables.common.text import json_kind, parse_json
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -71,6 +73,8 @@ class ResultsStore:
         self.folder = open_folder(results_dir).sub(f"{sweep}/{run_id}")
         self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
         self._written: dict[Kind, _Written] = {}
+        # what `create` made that was not there before, None where it continued a run
+        self._made: list[str] | None = None
 
     @cached_property
     def family(self) -> Family:
@@ -98,23 +102,30 @@ class ResultsStore:
 
     def run(self) -> dict[str, Any] | None:
         """Return the record of the run, or None before `create`. Raises InputError if run.json is not readable."""
+        where = self.folder.path("run.json")
+        self._require_folders()
         try:
             data = self.folder.read("run.json")
-            return None if data is None else dict(json.loads(data))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.folder.path('run.json')} cannot be read ({error}); repair it or choose another --run-id."
-            ) from error
+        except OSError as error:
+            raise InputError(f"{where} cannot be read ({error}); repair it or choose another --run-id.") from error
+        if data is None:
+            return None
+        record = parse_json(data, where)
+        wrong = record_flaw(record)
+        if wrong:
+            raise InputError(f"{where} is not the record of a run ({wrong}); repair it or choose another --run-id.")
+        return dict(record)
 
     def create(self, run: Mapping[str, Any]) -> None:
         """Begin a session of the run: write run.json, or check that the run in the folder is the same and continue it.
 
         ``settings`` and ``data_fingerprint`` of ``run`` must equal the stored ones but for the names in
         ``run["extendable"]`` (a nested setting is named ``outer.inner``; naming ``outer`` covers it), and for options
-        that the stored run does not know and that this one leaves out. ``sessions`` lists each session with its
-        command; of the other fields ``settings``, ``extendable`` and ``family`` are the last session's, the rest the
-        first's. What a kill may have left is removed: half-written Parquet files, and checkpoints of units that are
-        finished.
+        that the stored run does not know and that this one leaves out. Where ``fingerprints`` has those of single
+        tasks, they must be equal for the tasks of both instead. ``sessions`` lists each session with its command; of
+        the other fields ``settings``, ``extendable``, ``family`` and ``data_fingerprint`` are the last session's,
+        ``fingerprints`` and ``left_out`` are of the tasks of all sessions, the rest is the first's. What a kill may
+        have left is removed: half-written Parquet files, and checkpoints of units that are finished.
 
         Args:
             run: What `sweeps.store.record.run_record` returns.
@@ -127,17 +138,29 @@ class ResultsStore:
         session = {name: new.get(name) for name in ("command", "started_at", "settings", "git", "versions", "hardware")}
         stored = self.run()
         if stored is None:
-            stored = {**new, "sessions": [session]}
+            stored, self._made = {**new, "sessions": [session]}, self.folder.absent()
         else:
             self._check_same(stored, new)
             sessions = [*stored.get("sessions", []), session]
-            last = {name: new[name] for name in ("settings", "extendable", "family")}
-            stored = {**stored, **last, "sessions": sessions}
+            last = {name: new[name] for name in ("settings", "extendable", "family", "data_fingerprint")}
+            joined = {name: {**stored.get(name, {}), **new.get(name, {})} for name in ("fingerprints", "left_out")}
+            stored = {**stored, **last, **joined, "sessions": sessions}
         self.__dict__.pop("family", None)
         self.folder.write("run.json", json.dumps(stored, indent=2).encode())
         for folder in self._parts.values():
             self._remove_half_written(folder)
         self.delete_checkpoints(self.finished())
+
+    def withdraw(self) -> None:
+        """Take back what `create` wrote of a new run in which nothing else was written since: its start was refused."""
+        work = {*KEYS, "checkpoints", "adapters", "models"}
+        if self._made is None or work & set(self.folder.folders()):
+            return
+        if self.folder.root in self._made:
+            self.folder.delete_folder("")
+        else:
+            self.folder.delete("run.json")
+        remove_empty(self._made[1:])
 
     def append(self, trials: Rows = (), history: Rows = (), predictions: Rows = ()) -> None:
         """Write rows whose keys are not in the store yet: history, predictions, then trials, each as one whole file.
@@ -202,6 +225,16 @@ class ResultsStore:
             if name in trial_ids:
                 checkpoints.delete_folder(name)
 
+    def _require_folders(self) -> None:
+        """Raise InputError where something else lies in the place of the run's folder, one within it, or run.json."""
+        root = self.folder.root
+        folders = [root.rpartition("/")[0], root, *(f"{root}/{name}" for name in (*KEYS, "checkpoints"))]
+        for info in self.folder.fs.get_file_info([*folders, f"{root}/run.json"]):
+            is_record = info.base_name == "run.json"
+            if info.type == (pafs.FileType.Directory if is_record else pafs.FileType.File):
+                lies, belongs = ("a folder", "a file") if is_record else ("a file", "a folder")
+                raise InputError(f"{info.path} is {lies} where {belongs} of a run belongs; move it away.")
+
     def _remove_half_written(self, folder: Folder) -> None:
         # Polars refuses a folder that holds files of other kinds, hidden ones included
         for info in folder.fs.get_file_info(pafs.FileSelector(folder.root, allow_not_found=True)):
@@ -210,8 +243,7 @@ class ResultsStore:
 
     def _check_same(self, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         extendable = set(new["extendable"])
-        old = {"data_fingerprint": stored.get("data_fingerprint"), **_flat(stored.get("settings", {}))}
-        now = {"data_fingerprint": new.get("data_fingerprint"), **_flat(new["settings"])}
+        old, now = ({**_data(one, other), **_flat(one["settings"])} for one, other in ((stored, new), (new, stored)))
         for name in [*now, *(name for name in old if name not in now)]:
             parts = name.split(".")
             if extendable & {".".join(parts[: n + 1]) for n in range(len(parts))}:
@@ -265,7 +297,7 @@ class ResultsStore:
         folder, own = self._parts[kind], self.family.columns
         schema = schema_of(kind, extra, own)
         for name in folder.names(".parquet"):
-            table = _read_part(folder, name, lambda file: file.read())
+            table = _read_part(folder, name, kind, lambda file: file.read())
             if not table.schema.equals(schema):
                 folder.write(name, _parquet(upgrade(table, kind, extra, own)))
 
@@ -279,7 +311,7 @@ class ResultsStore:
         """Apply ``read`` to each file of a table as a ParquetFile, in order of name, several at a time."""
         folder = self._parts[kind]
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda name: _read_part(folder, name, read), folder.names(".parquet")))
+            return list(pool.map(lambda name: _read_part(folder, name, kind, read), folder.names(".parquet")))
 
 
 class RowWriter:
@@ -351,10 +383,14 @@ class _Written:
     extra: dict[str, pa.DataType]
 
 
-def _read_part(folder: Folder, name: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
+def _read_part(folder: Folder, name: str, kind: Kind, read: Callable[[pq.ParquetFile], Any]) -> Any:
     try:
         with folder.fs.open_input_file(folder.path(name)) as stream:
-            return read(pq.ParquetFile(stream))
+            file = pq.ParquetFile(stream)
+            lacks = missing_key(file.schema_arrow, kind)
+            if lacks:
+                raise InputError(f"{folder.path(name)} holds no rows of {kind}: it has no {lacks}; move it away.")
+            return read(file)
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{folder.path(name)} is not a readable Parquet file ({error}); move it away: what it held is done again."
@@ -365,6 +401,30 @@ def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def record_flaw(record: Any) -> str:
+    """Return why a JSON value is not what `ResultsStore.create` writes to run.json; empty where it is."""
+    if not isinstance(record, dict):
+        return f"it is {json_kind(record)}"
+    kinds = {"settings": dict, "extendable": list, "sessions": list, "fingerprints": dict, "left_out": dict}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name, None if name == "settings" else kind()), kind):
+            return f"{name!r} is {json_kind(record[name])}" if name in record else f"it has no {name!r}"
+    if record.get("family"):
+        try:
+            Family.from_declaration(record["family"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return f"its family is not declared as one: {type(error).__name__}: {error}"
+    return ""
+
+
+def _data(run: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprints of a run's data that another session must have too: of the tasks of both, or the one."""
+    own, others = run.get("fingerprints") or {}, other.get("fingerprints") or {}
+    if own and others:
+        return {f"the data of {task_id}": own[task_id] for task_id in sorted(own.keys() & others.keys())}
+    return {"data_fingerprint": run.get("data_fingerprint")}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from trainables.common import embedded
+from trainables.common import embedded, pretrained
 from trainables.common.errors import InputError
 from trainables.common.precision import has_fast_bf16
 
@@ -160,8 +160,8 @@ def write_rules(name: str, limit: int, device: str, requests: Sequence[str]) -> 
 
 
 def fingerprint(name: str) -> str:
-    """Return what tells models apart in the cache: a digest of an embedded model's weights, or the name."""
-    return embedded.MODELS[name].fingerprint if name in embedded.MODELS else name
+    """Return what tells models apart in the cache, wherever they lie."""
+    return pretrained.fingerprint(name.removeprefix(HUB))
 
 
 @torch.no_grad()

@@ -122,6 +122,5 @@ def identity(config: EfeConfig, data: str, seed: int) -> dict[str, Any]:
 @cache
 def load_dataset(data: str, tasks: Sequence[str], max_side: int, prompt_pairs: int) -> tuple[Dataset, str]:
     """Return the dataset of some tasks of a source, and the fingerprint of the tasks."""
-    every = load_tasks(data)
-    some = {task_id: every[task_id] for task_id in tasks}
+    some = load_tasks(data, tasks)
     return make_dataset(some, max_side, prompt_pairs), fingerprint(some)

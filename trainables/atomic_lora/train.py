@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainables.arc import Example, Task, fingerprint, load_tasks, training_examples
+from trainables.arc import Example, Task, load_tasks, training_examples
 from trainables.atomic_lora.bases import is_canvas, is_causal_lm
 from trainables.atomic_lora.canvas import load_canvas
 from trainables.atomic_lora.canvas_workload import CanvasWorkload
@@ -45,11 +45,9 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
     Raises:
         InputError: If base, data or layers are not what the settings say.
     """
-    tasks = load_tasks(settings["data"])
-    chosen = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
+    chosen = load_tasks(settings["data"], settings["tasks"])
     folder = Folder(settings["folder"])
     workload = load_workload(settings, chosen, folder, run.device)
-    signature = f"base {workload.fingerprint}, data {fingerprint(tasks)}"
     slots = choose_slots(settings["slots"], run.device)
     if settings["slots"] == "auto" and workload.device.type == "cuda":
         largest = max(chosen.values(), key=lambda task: task.tokens)
@@ -61,7 +59,7 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
         slots,
         settings["rank"],
         folder,
-        signature,
+        f"base {workload.fingerprint}",
         evaluation_slots=max(slots, EVALUATION_SLOTS),
         # as autocast would round them at every token
         evaluation_dtype=torch.bfloat16 if workload.bf16 else torch.float32,

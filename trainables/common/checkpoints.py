@@ -17,6 +17,7 @@ import torch
 
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
+from trainables.common.text import json_kind, parse_json
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,16 @@ class Checkpoints:
                 self._folder.delete(f"{_name(old.step)}.pt")
 
     def notes(self) -> list[CheckpointMeta]:
-        """Return what is known of all checkpoints, by step."""
+        """Return what is known of all checkpoints, by step. Raises InputError where that cannot be read."""
         found = []
         for name in self._folder.names(".json"):
-            data = self._folder.read(name)
-            if data is not None:
-                found.append(CheckpointMeta(**json.loads(data)))
+            data, where = self._folder.read(name), self._folder.path(name)
+            if data is None:
+                continue
+            known = parse_json(data, where)
+            if not isinstance(known, dict) or known.keys() != {"step", "metric", "identity"}:
+                raise InputError(f"{where} holds {json_kind(known)}, not what is known of a checkpoint; delete it.")
+            found.append(CheckpointMeta(**known))
         return sorted(found, key=lambda note: note.step)
 
     def load(self, note: CheckpointMeta, device: str = "cpu") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -105,10 +106,26 @@ class Folder:
         except FileNotFoundError:
             pass
 
+    def absent(self) -> list[str]:
+        """Return this folder and those around it that do not exist, innermost first; none in an object store."""
+        found, path = [], self.root
+        while self.is_local and path and not os.path.lexists(path):
+            found.append(path)
+            path = os.path.dirname(path)
+        return found
+
     def upload(self, local: Path, name: str) -> None:
         """Copy the files of a local directory (not its sub-directories) into the folder ``name``."""
         for file in sorted(local.iterdir()):
             self.write(f"{name}/{file.name}", file.read_bytes())
+
+
+def remove_empty(folders: Iterable[str]) -> None:
+    """Remove local folders, innermost first, up to one that holds something or does not exist."""
+    for folder in folders:
+        if not os.path.isdir(folder) or os.listdir(folder):
+            return
+        os.rmdir(folder)
 
 
 def _from_uri(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -33,7 +33,7 @@ from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.pack.batching import BatchCost, group
 from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
 from trainables.pack.optimizer import SlotStep, StackedAdamW
-from trainables.pack.plan import Evaluation, Workload
+from trainables.pack.plan import AdapterPlan, Evaluation, Workload
 from trainables.pack.slots import KEPT, EngineStats, Finished, Row, Slot
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class PackEngine(Generic[E]):
         data = self.folder.read(f"checkpoints/{slot.job.trial_id}.safetensors") if self.folder else None
         if data is not None:
             try:
-                states, facts = parse_slot(data, self.signature)
+                states, facts = parse_slot(data, self._signature(plan))
             except CheckpointError as error:
                 log.warning("%s starts anew: %s", slot.job.trial_id, error)
                 return
@@ -189,7 +189,11 @@ class PackEngine(Generic[E]):
         rows = {name: buffer[slot.index] for name, buffer in self._buffers().items()}
         states = {name: self.bank.read(row, slot.names, slot.plan.rank) for name, row in rows.items()}
         facts = {name: getattr(slot, name) for name in (*KEPT, "seconds")}
-        self.folder.write(f"checkpoints/{slot.job.trial_id}.safetensors", dump_slot(states, facts, self.signature))
+        data = dump_slot(states, facts, self._signature(slot.plan))
+        self.folder.write(f"checkpoints/{slot.job.trial_id}.safetensors", data)
+
+    def _signature(self, plan: AdapterPlan[E]) -> str:
+        return ", ".join(filter(None, (self.signature, plan.signature)))
 
     def _buffers(self) -> dict[str, Tensor]:
         first, second = self.optimizer.first_moment, self.optimizer.second_moment

@@ -36,6 +36,7 @@ class AdapterPlan(Generic[E]):
         examples: Gives the examples of an absolute epoch (from 1), the same ones whenever it is asked.
         validation: Examples that the evaluation loss, and the share answered exactly, are measured on.
         facts: Columns of the job's row that are known beforehand.
+        signature: Names the data; a checkpoint of other data is not continued.
     """
 
     rank: int
@@ -54,6 +55,7 @@ class AdapterPlan(Generic[E]):
     examples: Callable[[int], Sequence[E]]
     validation: Sequence[E]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    signature: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.errors import InputError
+from trainables.common.text import parse_json, read_text
 from trainables.sad_student.trajectories import Segment, Span, Trajectory
 
 # characters of a trajectory above which it is dropped
@@ -47,10 +48,7 @@ def load_file(path: Path, skip_malformed: bool = False) -> Loaded:
     Raises:
         InputError: If the file is not there, a line cannot be read, or no trajectory is left.
     """
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--trajectories {path} cannot be read ({error}).") from error
+    lines = read_text(path, f"--trajectories {path}").split("\n")
     kept: list[Trajectory] = []
     dropped: Counter[str] = Counter()
     texts: set[str] = set()
@@ -58,7 +56,7 @@ def load_file(path: Path, skip_malformed: bool = False) -> Loaded:
         if not line.strip():
             continue
         try:
-            trajectory = parse(json.loads(line), f"{path.name}:{number}")
+            trajectory = parse(parse_json(line, "the line"), f"{path.name}:{number}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if not skip_malformed:
                 missing = isinstance(error, KeyError)
