@@ -107,7 +107,8 @@ def prepare(args: Namespace, config: ReasonerConfig, domains: Mapping[str, Any])
     }
     # the puzzles are known by their fingerprint, wherever they lie
     extendable = ("dataset_dir", "dataset_only")
-    return Prepared(train_loop, settings, Inputs(dataset.fingerprint, {"dataset": name}, extendable))
+    inputs = Inputs(dataset.fingerprint, {"dataset": name}, extendable, left_out=dataset.left_out)
+    return Prepared(train_loop, settings, inputs)
 
 
 if __name__ == "__main__":

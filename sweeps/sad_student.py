@@ -31,6 +31,7 @@ from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
 from sweeps.core.sweep import Inputs
 from trainables.common.errors import InputError
+from trainables.common.family import counts_text
 from trainables.sad_student.config import SadConfig
 from trainables.sad_student.data import Source, check_source
 from trainables.sad_student.files import load_file
@@ -102,8 +103,7 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
     if source.file is None:
         return Prepared(train_loop, settings, Inputs(source.fingerprint, extendable=extendable))
     loaded = load_file(source.file, source.skip_malformed)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items()) or "none"
-    print(f"{source.file}: {len(loaded.trajectories)} trajectories, dropped: {dropped}", flush=True)
+    print(f"{source.file}: {len(loaded.trajectories)} trajectories, dropped: {counts_text(loaded.dropped) or 'none'}")
     inputs = Inputs(
         source.fingerprint, {}, extendable, places={"--trajectories": str(source.file)},
         left_out={"trajectories": loaded.dropped} if loaded.dropped else {},

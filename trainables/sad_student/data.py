@@ -94,7 +94,7 @@ class Material:
     Attributes:
         vocabulary: Of all tokens below.
         train, train_targets: Training trajectories, and what the teacher says of them.
-        held_out, held_out_targets: The same of validation problems, or of every tenth line of a file.
+        held_out, held_out_targets: The same of validation problems, or of every tenth task of a file.
         practice: Training problems that are played on-policy.
         teacher: Judges further trajectories and plays.
         student: To be trained, its vocabulary cut like the teacher's.
@@ -151,10 +151,8 @@ def load_material(source: Source, config: SadConfig, device: str) -> Material:
     trajectories, held_out = ([expert_trajectory(problem) for problem in some] for some in (practice, validation))
     texts = [trajectory.text for trajectory in [*trajectories, *held_out]]
     if source.file:
-        given = load_file(source.file, source.skip_malformed).trajectories[: config.trajectories]
-        held_out = list(given[::10])
-        trajectories = [trajectory for place, trajectory in enumerate(given) if place % 10]
-        texts += [trajectory.text for trajectory in given]
+        trajectories, held_out = load_file(source.file, source.skip_malformed).split(config.trajectories)
+        texts += [trajectory.text for trajectory in (*trajectories, *held_out)]
     vocabulary = Vocabulary.of(tokenizer, texts)
     teacher: LocalTeacher | ServerTeacher
     if source.server:

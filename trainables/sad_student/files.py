@@ -37,6 +37,19 @@ class Loaded:
     trajectories: tuple[Trajectory, ...]
     dropped: Mapping[str, int]
 
+    def split(self, most: int) -> tuple[list[Trajectory], list[Trajectory]]:
+        """Return what of the first ``most`` is trained on, and what is held out: all trajectories of every tenth task.
+
+        A file of one task has no other to hold out; then it is every tenth trajectory.
+        """
+        given = self.trajectories[:most]
+        tasks = list(dict.fromkeys(one.task for one in given))
+        held_out = set(tasks[::10]) if len(tasks) > 1 else set()
+        sides: tuple[list[Trajectory], list[Trajectory]] = ([], [])
+        for place, one in enumerate(given):
+            sides[one.task in held_out if held_out else place % 10 == 0].append(one)
+        return sides
+
 
 def load_file(path: Path, skip_malformed: bool = False) -> Loaded:
     """Read a file and drop what nothing can be learned from.
@@ -56,7 +69,7 @@ def load_file(path: Path, skip_malformed: bool = False) -> Loaded:
         if not line.strip():
             continue
         try:
-            trajectory = parse(parse_json(line, "the line"), f"{path.name}:{number}")
+            trajectory = parse(parse_json(line, "it"), f"{path.name}:{number}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if not skip_malformed:
                 missing = isinstance(error, KeyError)
