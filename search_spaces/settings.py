@@ -104,9 +104,13 @@ def load_config_file(path: str | Path, config_class: type) -> ConfigFile:
         content = yaml.safe_load(text)
     except RecursionError as error:
         raise InputError(f"The configuration file {path} is not valid YAML: it is nested too deeply.") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The configuration file {path} is not valid YAML: {reason}.") from error
+    except ValueError as error:
+        raise InputError(
+            f"The configuration file {path} is not valid YAML: it holds a number of thousands of digits."
+        ) from error
     if not isinstance(content, dict) or not content:
         raise InputError(f"The configuration file {path} must hold the sections 'set' or 'sweep', or both.")
     for section, body in content.items():

@@ -50,7 +50,7 @@ def add_options(parser: cli.Parser) -> None:
     )
     parser.add_argument(
         "--phase-dir",
-        type=cli.location,
+        type=cli.folder,
         metavar="DIR",
         help="folder or URI of finished phases, for all runs (default: reasoning_agents-phases in --results-dir)",
     )

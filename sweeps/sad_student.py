@@ -72,8 +72,10 @@ def add_options(parser: cli.Parser) -> None:
         help="ask the OpenAI-compatible server at http://HOST:PORT/v1, which serves the model of --teacher",
     )
     parser.add_argument("--server-command", metavar="COMMAND", help="start this server first, and stop it at the end")
-    parser.add_argument("--teacher-cache", metavar="DIR", help="local folder of what teachers said")
-    parser.add_argument("--train-teacher", metavar="DIR", help="train the teacher's adapter, write it to DIR and stop")
+    parser.add_argument("--teacher-cache", type=cli.folder, metavar="DIR", help="local folder of what teachers said")
+    parser.add_argument(
+        "--train-teacher", type=cli.folder, metavar="DIR", help="train the teacher's adapter, write it to DIR and stop"
+    )
 
 
 def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mapping[str, Any]) -> Prepared | None:
@@ -87,7 +89,6 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
             f"--workers-per-trial {args.workers_per_trial} cannot share a batch_size of {config.batch_size} evenly; "
             "make one a multiple of the other."
         )
-    cache = str(Path(args.teacher_cache).expanduser().absolute()) if args.teacher_cache else None
     given = args.trajectories
     if given not in ("expert", "teacher"):
         given = str(Path(given).expanduser().absolute())
@@ -95,7 +96,9 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
         if not args.teacher_server:
             raise InputError("--server-command needs --teacher-server, the address at which the server will answer.")
         stack.enter_context(started(args.server_command, args.teacher_server))
-    source = Source(args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, cache)
+    source = Source(
+        args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, args.teacher_cache
+    )
     check_source(source)
     # models and trajectories are known by their fingerprint, wherever they lie; the cache only saves asking again
     settings = {"source": dataclasses.asdict(source)}

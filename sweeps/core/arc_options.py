@@ -16,6 +16,9 @@ from trainables.common.errors import InputError
 from trainables.common.family import counts_text
 from trainables.common.text import parse_json, read_text
 
+# characters of --tasks in a message
+MAX_SHOWN = 200
+
 
 def task_options(parser: argparse.ArgumentParser) -> None:
     """Add ``tasks`` (None: the preset's), ``data``, ``base``, ``slots`` and ``taxonomy``, for sweeps over ARC tasks."""
@@ -128,6 +131,7 @@ def parse_tasks(
         InputError: If an id is unknown, nothing is named, a file cannot be read or N is not possible.
     """
     text = text.strip()
+    shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
     kind, colon, number = text.partition(":")
     if text == "all":
         return tuple(known_ids)
@@ -136,16 +140,16 @@ def parse_tasks(
         count = int(number) if number.isdecimal() and len(number) < 10 else 0
         if not 1 <= count <= len(known_ids):
             instead = "" if option == "--tasks" else ", or name the tasks with --tasks"
-            raise InputError(f"{option} {text}: give a number from 1 to {len(known_ids)} after '{kind}:'{instead}.")
+            raise InputError(f"{option} {shown}: give a number from 1 to {len(known_ids)} after '{kind}:'{instead}.")
         if kind == "smallest":
             return tuple(sorted(known_ids, key=lambda task: ((sizes or {})[task], task))[:count])
         if panel is None:
-            raise InputError(f"--tasks {text}: only searches have panels; use smallest:{number} or list the ids.")
+            raise InputError(f"--tasks {shown}: only searches have panels; use smallest:{number[:9]} or list the ids.")
         return panel(count)
     ids = [part.strip() for part in text.split(",") if part.strip()]
-    source, known = f"{option} {text}", set(known_ids)
+    source, known = f"{option} {shown}", set(known_ids)
     if any(task not in known for task in ids) and _is_path(text):
-        ids, source = _read_ids(Path(text)), f"--tasks {text}, the file"
+        ids, source = _read_ids(Path(text)), f"--tasks {shown}, the file"
     if not ids:
         raise InputError(f"{source} names no task; write all, smallest:N, ids separated by commas or a file of ids.")
     unknown = [task for task in ids if task not in known]

@@ -14,6 +14,7 @@ import secrets
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from search_spaces.space import SearchSpace
@@ -148,6 +149,16 @@ def location(text: str) -> str:
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
+def folder(text: str) -> str:
+    """Return the `location` of a folder, which need not exist; refuse a path on which there is a file."""
+    place = location(text)
+    if "://" not in place:
+        there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
+        if not there.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is no folder: {there} is a file")
+    return place
+
+
 def run_main(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Call ``main(argv)`` and leave the program with its exit code.
 
@@ -177,9 +188,9 @@ def whole_number(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]
         except ValueError:
             number = minimum - 1
         if number < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r:.60} must be a whole number of at least {minimum}")
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} must be a whole number of at least {minimum}")
         if number > maximum:
-            raise argparse.ArgumentTypeError(f"{text!r:.60} must be a whole number of at most {maximum}")
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} must be a whole number of at most {maximum}")
         return number
 
     return parse
@@ -198,10 +209,11 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
 def _results_dir(text: str) -> str:
     # the working directory of a job is Ray's copy of the upload: what is written there is removed with it
     text = os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
+    place = folder(text)
     # readers of Parquet take a folder called name=value for a column
-    if any("=" in part for part in location(text).partition("?")[0].split("/")):
+    if "=" in place.partition("?")[0]:
         raise argparse.ArgumentTypeError(
-            f"{location(text)!r} has a '=' in its path, which readers of Parquet files take for a column; "
+            f"{place!r} has a '=' in its path, which readers of Parquet files take for a column; "
             "choose a folder without one"
         )
     return text

@@ -276,8 +276,8 @@ def check_version(schema: pa.Schema, kind: Kind) -> None:
 
 
 def missing_key(schema: pa.Schema, kind: Kind) -> str:
-    """Return the part of the key of a table that a file with this schema does not have, empty where it has all."""
-    for name in KEYS[kind]:
+    """Return the column that rows of a table must have and a file with this schema does not; empty where it has all."""
+    for name in (*KEYS[kind], *(("status",) if kind == "trials" else ())):
         index, dtype = schema.get_field_index(name), _DECLARED[kind][name][0]
         if index < 0:
             return f"column {name!r}"

@@ -110,8 +110,11 @@ class ResultsStore:
             raise InputError(f"{where} cannot be read ({error}); repair it or choose another --run-id.") from error
         if data is None:
             return None
-        record = parse_json(data, where)
-        wrong = record_flaw(record)
+        try:
+            record = parse_json(data, "it")
+            wrong = record_flaw(record)
+        except InputError as error:
+            wrong = str(error).rstrip(".")
         if wrong:
             raise InputError(f"{where} is not the record of a run ({wrong}); repair it or choose another --run-id.")
         return dict(record)

@@ -123,9 +123,10 @@ def fingerprint(base: str) -> str:
 
 def skeleton(base: str) -> nn.Module:
     """Return the model without its weights, to check names of layers at no cost. Raises InputError as loading does."""
+    config = _config(base)
     with torch.device("meta"):
         try:
-            return AutoModelForCausalLM.from_config(_config(base))
+            return AutoModelForCausalLM.from_config(config)
         except ValueError as error:
             raise _refused(base, error) from error
 

@@ -70,7 +70,8 @@ def test_what_is_dropped_is_counted_by_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "Expecting property name"),
+        ("{", "it is not valid JSON: Expecting property name"),
+        ("[" * 100_000, "it is not valid JSON: it is nested too deeply"),
         ("[1]", "it is no JSON object"),
         ({"content": "x"}, "it has neither messages, prompt and completion, nor text"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "there is no role 'robot'"),
