@@ -249,7 +249,7 @@ class Found:
 
 def _read_json(file: Path) -> Found:
     """Return the pairs of a file in re-ARC's format. Raises InputError where it is another kind of file."""
-    entries = parse_json(read_text(file, str(file)), str(file))
+    entries = parse_json(read_text(file, str(file)), f"{file}, which should be in re-ARC's format,")
     if not isinstance(entries, list):
         found = json_kind(entries)
         values = list(entries.values()) if isinstance(entries, dict) else []

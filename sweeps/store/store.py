@@ -73,8 +73,9 @@ class ResultsStore:
         self.folder = open_folder(results_dir).sub(f"{sweep}/{run_id}")
         self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
         self._written: dict[Kind, _Written] = {}
-        # what `create` made that was not there before, None where it continued a run
+        # folders that `create` made, and the record that it replaced; None where there is nothing to take back
         self._made: list[str] | None = None
+        self._replaced: bytes | None = None
 
     @cached_property
     def family(self) -> Family:
@@ -144,26 +145,28 @@ class ResultsStore:
             stored, self._made = {**new, "sessions": [session]}, self.folder.absent()
         else:
             self._check_same(stored, new)
+            self._replaced = self.folder.read("run.json")
             sessions = [*stored.get("sessions", []), session]
             last = {name: new[name] for name in ("settings", "extendable", "family", "data_fingerprint")}
             joined = {name: {**stored.get(name, {}), **new.get(name, {})} for name in ("fingerprints", "left_out")}
             stored = {**stored, **last, **joined, "sessions": sessions}
+        finished = self.finished()
         self.__dict__.pop("family", None)
         self.folder.write("run.json", json.dumps(stored, indent=2).encode())
         for folder in self._parts.values():
             self._remove_half_written(folder)
-        self.delete_checkpoints(self.finished())
+        self.delete_checkpoints(finished)
 
     def withdraw(self) -> None:
-        """Take back what `create` wrote of a new run in which nothing else was written since: its start was refused."""
-        work = {*KEYS, "checkpoints", "adapters", "models"}
-        if self._made is None or work & set(self.folder.folders()):
-            return
-        if self.folder.root in self._made:
-            self.folder.delete_folder("")
-        else:
-            self.folder.delete("run.json")
-        remove_empty(self._made[1:])
+        """Take back what `create` wrote, if nothing else was written of the run since: its start was refused."""
+        if self._replaced is not None:
+            self.folder.write("run.json", self._replaced)
+        elif self._made is not None and not {*KEYS, "checkpoints", "adapters", "models"} & set(self.folder.folders()):
+            if self.folder.root in self._made:
+                self.folder.delete_folder("")
+            else:
+                self.folder.delete("run.json")
+            remove_empty(self._made[1:])
 
     def append(self, trials: Rows = (), history: Rows = (), predictions: Rows = ()) -> None:
         """Write rows whose keys are not in the store yet: history, predictions, then trials, each as one whole file.
@@ -174,6 +177,8 @@ class ResultsStore:
             TypeError: If a row does not fit the schema; then nothing is written.
             OSError: If the folder cannot be written; the same rows may be handed in again.
         """
+        if trials or history or predictions:
+            self._made = self._replaced = None
         # a trial's row says that it is done, so it comes after everything that belongs to it
         given: dict[Kind, Rows] = {"history": history, "predictions": predictions, "trials": trials}
         fresh = {kind: self._fresh(kind, rows) for kind, rows in given.items()}
