@@ -301,7 +301,7 @@ def hold_out(pairs: Sequence[Pair], held_out: Sequence[Pair], views: bool) -> tu
     """
     inputs = {grid_key(pair.input) for pair in held_out}
     # few pairs have the sizes and the numbers of cells in a colour of another
-    alike = {_colour_counts(pair): [] for pair in held_out if views}
+    alike: dict[Hashable, list[Pair]] = {_colour_counts(pair): [] for pair in held_out if views}
     for pair in held_out if views else ():
         alike[_colour_counts(pair)].append(pair)
 
