@@ -51,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"--watch serves the report and writes no file; leave out --output {args.output!r}.")
         if args.port is not None and not args.watch:
             raise InputError(f"--port {args.port} has no meaning without --watch; add --watch or leave it out.")
-        if args.port is not None and not 0 <= args.port < 2**16:
-            raise InputError(f"--port {args.port} is no port; give a number from 0 to 65535.")
         stores = [ResultsStore.open(run_dir) for run_dir in args.run_dir]
         if args.watch:
             port = 8300 if args.port is None else args.port

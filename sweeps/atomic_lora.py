@@ -31,6 +31,8 @@ from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import choose_slots
 from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
 
+# chooses tasks from categories, sizes, count and seed
+Panel = Callable[[Mapping[str, str], Mapping[str, int], int, int], tuple[str, ...]]
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
 WORKER_BYTES = 4 << 30
 
@@ -47,7 +49,7 @@ def prepare(
     space: SearchSpace,
     description: str,
     argv: Sequence[str] | None,
-    panel: Callable[[Mapping[str, str], Mapping[str, int], int, int], tuple[str, ...]] | None = None,
+    panel: Panel | None = None,
 ) -> tuple[Sweep, Pool, dict[str, Task]]:
     """Parse a command line over ARC tasks and check all of it: settings, data, tasks, base.
 
@@ -73,14 +75,11 @@ def prepare(
     def category(task: Task) -> str:
         return taxonomy.get(task.id) or shape_category(task)
 
-    def choose(tasks: Mapping[str, Task], count: int) -> tuple[str, ...]:
-        sizes = {task_id: task.tokens for task_id, task in tasks.items()}
-        return panel({task_id: category(task) for task_id, task in tasks.items()}, sizes, count, args.seed)
-
     preset = args.preset, space.presets[args.preset].tasks
     held = domains.get("validation_pairs")
     kept_out = max(extremes(held)) if held else config.validation_pairs
-    tasks, left_out = choose_tasks(args.data, args.tasks, preset, choose if panel else None, kept_out)
+    choose = _by_category(panel, category, args.seed) if panel else None
+    tasks, left_out = choose_tasks(args.data, args.tasks, preset, choose, kept_out)
     swept = domains.get("target_modules")
     bases.require_tasks(base, tasks, args.data)
     base_fingerprint, parameters = bases.check_base(base, extremes(swept) if swept else [config.target_modules])
@@ -107,6 +106,16 @@ def prepare(
         WORKER_BYTES + 4 * parameters,
     )
     return sweep, pool, tasks
+
+
+def _by_category(
+    panel: Panel, category: Callable[[Task], str], seed: int
+) -> Callable[[Mapping[str, Task], int], tuple[str, ...]]:
+    def choose(tasks: Mapping[str, Task], count: int) -> tuple[str, ...]:
+        categories = {task_id: category(task) for task_id, task in tasks.items()}
+        return panel(categories, {task_id: task.tokens for task_id, task in tasks.items()}, count, seed)
+
+    return choose
 
 
 def limits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
