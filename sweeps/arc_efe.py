@@ -32,7 +32,7 @@ from sweeps.core.sweep import Inputs
 from trainables.arc import fingerprint
 from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import make_dataset
-from trainables.arc_efe.language import read_config
+from trainables.arc_efe.language import known_as, read_config
 from trainables.arc_efe.train import train_loop
 from trainables.common.errors import InputError
 
@@ -58,11 +58,18 @@ def prepare(args: Namespace, config: EfeConfig, domains: Mapping[str, Any]) -> P
     tasks, left_out = choose_tasks(args.data, args.tasks, (args.preset, SPACE.presets[args.preset].tasks))
     sides = extremes(domains["max_side"]) if "max_side" in domains else [config.max_side]
     dataset = make_dataset(tasks, min(sides), config.prompt_pairs)
-    for name in extremes(domains["lm"]) if "lm" in domains else [config.lm]:
+    models = extremes(domains["lm"]) if "lm" in domains else [config.lm]
+    for name in models:
         read_config(name, config.lm_layers)
     ids = list(tasks)
     # data are known by their fingerprint, wherever they lie
-    inputs = Inputs(fingerprint(tasks), {"tasks": ids}, ("data",), left_out=combined_counts(left_out, dataset.left_out))
+    inputs = Inputs(
+        fingerprint(tasks),
+        {"tasks": ids},
+        ("data",),
+        left_out=combined_counts(left_out, dataset.left_out),
+        known_as={name: known_as(name) for name in models},
+    )
     return Prepared(train_loop, {"data": args.data, "tasks": ids}, inputs)
 
 

@@ -41,6 +41,7 @@ class Inputs:
         fingerprints: Of each task's data, where a later session may train others: then those of the same tasks must be
             equal, and ``data_fingerprint`` is that of the tasks of the last session.
         left_out: By task, or whatever data are in parts of, how much of it is not used, by reason.
+        known_as: What values of settings that are places are known by, wherever those are.
     """
 
     data_fingerprint: str
@@ -50,6 +51,11 @@ class Inputs:
     places: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    known_as: Mapping[str, str] = field(default_factory=dict)
+
+    def known(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a configuration with its places as they are known."""
+        return {n: self.known_as.get(value, value) if isinstance(value, str) else value for n, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,8 @@ class Sweep:
 
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
-        return Job(f"{task_id}-{config_hash(dict(values), seed)}", task_id, seed, dict(values), sample=sample)
+        digits = config_hash(self.inputs.known(values), seed)
+        return Job(f"{task_id}-{digits}", task_id, seed, dict(values), sample=sample)
 
     def suggested_job(self, task_id: str, suggestion: Mapping[str, Any]) -> Job:
         """Return the unit of work of a task and what a search suggests (see `sweeps.backend.optuna_search`)."""
@@ -104,7 +111,7 @@ class Sweep:
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         settings = {
             **{name: value for name, value in vars(args).items() if name not in RESOLVED},
-            "config": vars(self.config),
+            "config": inputs.known(vars(self.config)),
             "domains": {name: str(domain) for name, domain in self.domains.items()},
             **inputs.identity,
         }

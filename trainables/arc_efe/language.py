@@ -159,6 +159,12 @@ def write_rules(name: str, limit: int, device: str, requests: Sequence[str]) -> 
     return [str(rule) for rule in _cached(key, compute)["rules"]]
 
 
+def known_as(name: str) -> str:
+    """Return what a run knows a model by: its content where it lies in a folder, else its name."""
+    folder = Path(name.removeprefix(HUB)).expanduser()
+    return fingerprint(name) if name.startswith(HUB) and folder.is_dir() else name
+
+
 def fingerprint(name: str) -> str:
     """Return what tells models apart in the cache, wherever they lie."""
     return pretrained.fingerprint(name.removeprefix(HUB))

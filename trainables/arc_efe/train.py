@@ -17,6 +17,7 @@ from trainables.arc import fingerprint, load_tasks
 from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import Dataset, make_dataset
 from trainables.arc_efe.family import FAMILY
+from trainables.arc_efe.language import known_as
 from trainables.arc_efe.trainer import Trainer, shown
 from trainables.common.checkpoints import CheckpointMeta, Checkpoints, require_same
 from trainables.common.context import Run
@@ -116,7 +117,7 @@ def no_prompt_baseline(
 def identity(config: EfeConfig, data: str, seed: int) -> dict[str, Any]:
     """Return what a checkpoint and the run that goes on from it must have in common."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FAMILY.not_identity}
-    return {"data_fingerprint": data, "seed": seed, **settings}
+    return {"data_fingerprint": data, "seed": seed, **settings, "lm": known_as(config.lm)}
 
 
 @cache

@@ -17,7 +17,7 @@ import torch
 
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
-from trainables.common.text import json_kind, parse_json
+from trainables.common.text import json_kind
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,9 @@ class Checkpoints:
         """Return what is known of all checkpoints, by step. Raises InputError where that cannot be read."""
         found = []
         for name in self._folder.names(".json"):
-            data, where = self._folder.read(name), self._folder.path(name)
-            if data is None:
-                continue
-            known = parse_json(data, where)
+            known = self._folder.read_json(name)
             if not isinstance(known, dict) or known.keys() != {"step", "metric", "identity"}:
+                where = self._folder.path(name)
                 raise InputError(f"{where} holds {json_kind(known)}, not what is known of a checkpoint; delete it.")
             found.append(CheckpointMeta(**known))
         return sorted(found, key=lambda note: note.step)

@@ -10,8 +10,11 @@ import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
+
+from trainables.common.text import parse_json
 
 # of these file systems: they have no folders, and making one costs three requests
 OBJECT_STORES = ("s3", "gcs")
@@ -79,6 +82,11 @@ class Folder:
             return None
         with self.fs.open_input_stream(path, compression=None) as stream:
             return stream.read()
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file says, or None where there is none. Raises InputError where it is no JSON."""
+        data = self.read(name)
+        return None if data is None else parse_json(data, self.path(name))
 
     def delete(self, name: str) -> None:
         """Remove a file; one that does not exist is no error."""

@@ -141,8 +141,8 @@ def alone(folder: Folder) -> Iterator[None]:
 
 def result_of(folder: Folder) -> dict[str, Any] | None:
     """Return what a finished phase came to, None where it is not finished."""
-    data = folder.read("result.json")
-    return None if data is None else json.loads(data)
+    result: dict[str, Any] | None = folder.read_json("result.json")
+    return result
 
 
 def require_predecessors(phases: Sequence[int], cache: Folder, config: AgentsConfig, seed: int, backbone: str) -> None:

@@ -88,6 +88,24 @@ def test_another_model_has_another(model: Path, change: Callable[[Path], None]) 
     assert folder_fingerprint(model) != before
 
 
+def test_every_family_knows_a_model_by_its_content(model: Path, tmp_path: Path) -> None:
+    from trainables.arc_efe import language
+    from trainables.reasoning_agents.needs import check_backbone
+    from trainables.sad_student.data import Source, model_fingerprint, student_fingerprint
+
+    def known(folder: Path) -> list[str]:
+        place = str(folder)
+        source = Source(teacher=place, student=place).fingerprint
+        names = check_backbone(place), model_fingerprint(place), student_fingerprint(place), source
+        return [*names, language.fingerprint(f"hf:{place}"), language.known_as(f"hf:{place}")]
+
+    before, moved = known(model), shutil.copytree(model, tmp_path / "moved")
+    assert known(moved) == before
+    last_bit(moved)
+    assert not set(known(moved)) & set(before)
+    assert language.known_as("smollm2") == "smollm2" and student_fingerprint("layers:6") == "layers:6"
+
+
 def test_files_that_are_no_weights_have_a_fingerprint_and_a_bad_index_is_refused(model: Path) -> None:
     found = set()
     for content in (b"", b"version https://git-lfs.github.com/spec/v1", b"\x08\0\0\0\0\0\0\0[1, 2, 3"):
