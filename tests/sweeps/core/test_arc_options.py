@@ -87,6 +87,8 @@ def test_hidden_files_folders_and_byte_order_marks_are_no_obstacle(folder: Path)
     (folder / "._good1.json").write_bytes(b"\x00\x05\x16\x07")
     (folder / "folder.json").mkdir()
     (folder / "good1.json").write_text(json.dumps(entries(12)), encoding="utf-8-sig")
+    with pytest.raises(InputError, match="is a single JSON file; give the folder it is in"):
+        choose_tasks(f"re-arc:{folder / 'good1.json'}", "all", PRESET)
     tasks, left_out = choose_tasks(f"re-arc:{folder}", "all", PRESET)
     assert sorted(tasks) == ["good1", "good2"] and not left_out
 
