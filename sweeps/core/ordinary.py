@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.space import SearchSpace
@@ -106,8 +106,13 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             grows=info.grows,
         )
         units = work.begin(recorder)
+        trials: Search[Trial] | list[Trial]
+        if isinstance(units, Search):
+            trials = Search(units.searcher, suggested, units.num_samples)
+        else:
+            trials = [trial(unit.jobs[0]) for unit in units]
         finished = run_ordinary(
-            replace(units, make=suggested) if isinstance(units, Search) else [trial(unit.jobs[0]) for unit in units],
+            trials,
             training,
             _Rows(sweep, recorder),
             metric=sweep.space.metric,
