@@ -281,7 +281,10 @@ def _split_pairs(task_id: str, found: Found, official: tuple[Pair, ...], where: 
     known = {grid_key(pair.input) for pair in official}
     apart = [pair for pair in found.pairs if grid_key(pair.input) not in known]
     # no input is in two of the sets: of equal ones the first counts
-    pairs = tuple({grid_key(pair.input): pair for pair in reversed(apart)}.values())[::-1]
+    first: dict[Hashable, Pair] = {}
+    for pair in apart:
+        first.setdefault(grid_key(pair.input), pair)
+    pairs = tuple(first.values())
     left_out = _counts(
         malformed=found.malformed, held_out=len(found.pairs) - len(apart), repeated=len(apart) - len(pairs)
     )
@@ -305,15 +308,17 @@ def hold_out(pairs: Sequence[Pair], held_out: Sequence[Pair], views: bool) -> tu
     shows no view that is a held-out pair (`training_examples`).
     """
     inputs = {grid_key(pair.input) for pair in held_out}
+    others = tuple(pair for pair in pairs if grid_key(pair.input) not in inputs)
+    if not views:
+        return others
     # few pairs have the sizes and the numbers of cells in a colour of another
-    alike: dict[Hashable, list[Pair]] = {_colour_counts(pair): [] for pair in held_out if views}
-    for pair in held_out if views else ():
-        alike[_colour_counts(pair)].append(pair)
+    alike: dict[Hashable, list[Pair]] = {}
+    for pair in held_out:
+        alike.setdefault(_colour_counts(pair), []).append(pair)
 
     def is_view(pair: Pair) -> bool:
         return any(view_key(pair) == view_key(held) for held in alike.get(_colour_counts(pair), ()))
 
-    others = tuple(pair for pair in pairs if grid_key(pair.input) not in inputs)
     apart = tuple(pair for pair in others if not is_view(pair))
     return apart if len(apart) >= 2 else others
 

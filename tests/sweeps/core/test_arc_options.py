@@ -110,6 +110,9 @@ def test_no_input_is_in_two_sets(folder: Path, output: list[list[int]]) -> None:
     (task,), left_out = choose_tasks(f"re-arc:{folder}", "twice", PRESET)[0].values(), {"repeated": 2}
     sets = [{grid_key(pair.input) for pair in some} for some in (task.train, task.validation, task.test)]
     assert task.left_out == left_out and sum(map(len, sets)) == len(set.union(*sets)) == 18
+    # in the places, and with the outputs, of the first ones
+    kept = [pair.output.tolist() for pair in (*task.train, *task.validation, *task.test)]
+    assert kept == [entry["output"] for entry in pairs[:18]]
 
 
 def test_a_file_of_pairs_is_read_by_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
