@@ -19,7 +19,6 @@ from sweeps.monitoring.progress import Progress
 from sweeps.monitoring.trackers import Trackers, sinks_for
 from sweeps.store.store import ResultsStore, RowWriter
 from sweeps.store.summary import print_summary, summarise
-from trainables.common.errors import InputError
 from trainables.common.jobs import Job
 
 # exit codes: 0 all good, 1 something failed, 130 interrupted (2 is bad input, see sweeps/core/cli.py)
@@ -47,25 +46,21 @@ def recording(sweep: Sweep, work: Work) -> Iterator[Session]:
     store = work.store
     log = Path(store.folder.root, "progress.log") if store.folder.is_local else None
     args = sweep.args
-    try:
-        with (
-            # outermost: what trackers still have to do keeps no machine waiting
-            Trackers(sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard, _report)) as trackers,
-            cluster.connect(args.address, args.num_gpus) as info,
-            cluster.stop_on_signals() as stop,
-        ):
-            if info.num_gpus or info.nodes > 1:
-                checks.require(*checks.machines(info, args.results_dir, sweep.inputs.places))
-            if getattr(args, "workers_per_trial", 0):
-                checks.require(checks.state_api(info))
-            family = sweep.space.family
-            with RowWriter(store) as writer, Progress(work.total, work.done, log, family=family) as progress:
-                metrics = SweepMetrics(sweep.name, family, work.total, work.done)
-                yield Session(Recorder(sweep, writer, progress, metrics, trackers), info, stop)
-    except InputError:
-        # a start that is refused leaves nothing
-        store.withdraw()
-        raise
+    with (
+        store.withdrawn_if_refused(),
+        # outermost: what trackers still have to do keeps no machine waiting
+        Trackers(sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard, _report)) as trackers,
+        cluster.connect(args.address, args.num_gpus) as info,
+        cluster.stop_on_signals() as stop,
+    ):
+        if info.num_gpus or info.nodes > 1:
+            checks.require(*checks.machines(info, args.results_dir, sweep.inputs.places))
+        if getattr(args, "workers_per_trial", 0):
+            checks.require(checks.state_api(info))
+        family = sweep.space.family
+        with RowWriter(store) as writer, Progress(work.total, work.done, log, family=family) as progress:
+            metrics = SweepMetrics(sweep.name, family, work.total, work.done)
+            yield Session(Recorder(sweep, writer, progress, metrics, trackers), info, stop)
 
 
 def close(sweep: Sweep, store: ResultsStore, interrupted: bool = False, jobs: Iterable[Job] = ()) -> int:

@@ -18,8 +18,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -156,6 +157,15 @@ class ResultsStore:
         for folder in self._parts.values():
             self._remove_half_written(folder)
         self.delete_checkpoints(finished)
+
+    @contextmanager
+    def withdrawn_if_refused(self) -> Iterator[None]:
+        """`withdraw` where the ``with`` block raises InputError."""
+        try:
+            yield
+        except InputError:
+            self.withdraw()
+            raise
 
     def withdraw(self) -> None:
         """Take back what `create` wrote, if nothing else was written of the run since: its start was refused."""
