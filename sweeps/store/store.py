@@ -149,7 +149,11 @@ class ResultsStore:
             self._replaced = self.folder.read("run.json")
             sessions = [*stored.get("sessions", []), session]
             last = {name: new[name] for name in ("settings", "extendable", "family", "data_fingerprint")}
-            joined = {name: {**stored.get(name, {}), **new.get(name, {})} for name in ("fingerprints", "left_out")}
+            before, now = stored.get("fingerprints", {}), new.get("fingerprints", {})
+            counts = {
+                name: own for name, own in stored.get("left_out", {}).items() if name in before.keys() - now.keys()
+            }
+            joined = {"fingerprints": {**before, **now}, "left_out": {**counts, **new.get("left_out", {})}}
             stored = {**stored, **last, **joined, "sessions": sessions}
         finished = self.finished()
         self.__dict__.pop("family", None)
@@ -245,6 +249,9 @@ class ResultsStore:
 
     def _require_folders(self) -> None:
         """Raise InputError where something else lies in the place of the run's folder, one within it, or run.json."""
+        if not self.folder.is_local:
+            # object stores have no folders
+            return
         root = self.folder.root
         folders = [root.rpartition("/")[0], root, *(f"{root}/{name}" for name in (*KEYS, "checkpoints"))]
         for info in self.folder.fs.get_file_info([*folders, f"{root}/run.json"]):
