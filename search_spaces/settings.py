@@ -42,10 +42,13 @@ from ray.tune.search.sample import (
 )
 
 from trainables.common.errors import InputError, did_you_mean
+from trainables.common.text import read_text
 
 Config = TypeVar("Config")
 FLOAT_DOMAINS = ("uniform", "loguniform", "quniform")
 INTEGER_DOMAINS = ("randint", "lograndint")
+# characters of a value, and of what it was given with, in a message
+MAX_SHOWN = 200
 DOMAINS = ("choice", "grid", "ablate", *FLOAT_DOMAINS, *INTEGER_DOMAINS)
 
 
@@ -106,13 +109,18 @@ def load_config_file(path: str | Path, config_class: type) -> ConfigFile:
     Raises:
         InputError: If the file cannot be read, is not of that form, or holds a name, type or domain that is refused.
     """
+    text = read_text(Path(path), f"The configuration file {path}")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The configuration file {path} cannot be read: {error}.") from error
+        content = yaml.safe_load(text)
+    except RecursionError as error:
+        raise InputError(f"The configuration file {path} is not valid YAML: it is nested too deeply.") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The configuration file {path} is not valid YAML: {reason}.") from error
+    except ValueError as error:
+        raise InputError(
+            f"The configuration file {path} is not valid YAML: it holds a number of thousands of digits."
+        ) from error
     if not isinstance(content, dict) or not content:
         raise InputError(f"The configuration file {path} must hold the sections 'set' or 'sweep', or both.")
     for section, body in content.items():
@@ -295,7 +303,8 @@ def _typed(name: str, value: Any, config_class: type, source: str) -> Any:
     except ValueError:
         options = [str(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
         near = did_you_mean(str(value), options)
-        raise InputError(f"{source}: {name} must be {_describe(hint)}, not {value!r}{near or '.'}") from None
+        given, place = (text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..." for text in (repr(value), source))
+        raise InputError(f"{place}: {name} must be {_describe(hint)}, not {given}{near or '.'}") from None
 
 
 def _describe(hint: Any) -> str:
@@ -334,6 +343,9 @@ def _coerce(value: Any, hint: Any) -> Any:
     if hint is str and isinstance(value, str):
         return value
     if hint is int and isinstance(value, int | str) and not isinstance(value, bool):
+        # what the results' columns hold
+        if not -(2**63) <= int(value) < 2**63:
+            raise ValueError
         return int(value)
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool) and _finite(value):
         return float(value)

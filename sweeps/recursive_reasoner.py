@@ -49,14 +49,14 @@ def add_options(parser: cli.Parser) -> None:
     parser.add_argument("--dataset", metavar="|".join(KINDS), help="puzzles to train on (default: the preset's)")
     parser.add_argument(
         "--dataset-dir",
-        type=cli.location,
+        type=cli.folder,
         metavar="DIR",
         help="folder or URI of generated puzzles; what is missing in it is built first (default: keep them in memory)",
     )
     parser.add_argument("--dataset-only", action="store_true", help="build the puzzles in --dataset-dir and stop")
     parser.add_argument(
         "--checkpoint",
-        type=cli.location,
+        type=cli.folder,
         metavar="DIR",
         help="go on from the newest checkpoint of a trial of another run, RUN_DIR/models/TRIAL; one trial only",
     )
@@ -108,7 +108,8 @@ def prepare(args: Namespace, config: ReasonerConfig, domains: Mapping[str, Any])
     }
     # the puzzles are known by their fingerprint, wherever they lie
     extendable = ("dataset_dir", "dataset_only")
-    return Prepared(train_loop, settings, Inputs(dataset.fingerprint, {"dataset": name}, extendable))
+    inputs = Inputs(dataset.fingerprint, {"dataset": name}, extendable, left_out=dataset.left_out)
+    return Prepared(train_loop, settings, inputs)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from search_spaces.space import SearchSpace
@@ -25,6 +26,8 @@ __all__ = ["Parser", "common_parser", "location", "new_run_id", "place_options",
 
 WANDB_MODES = ("off", "offline", "online")
 SEARCHES = ("random", "optuna")
+# the largest that Optuna's samplers take
+MAX_SEED = 2**32 - 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,7 +109,7 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         metavar="ID",
         help="name of the run; the name of an earlier one continues it (default: a new name)",
     )
-    add("--seed", type=whole_number(0), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
+    add("--seed", type=whole_number(0, MAX_SEED), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
     tracker_options(parser)
     return parser
 
@@ -159,19 +162,31 @@ def location(text: str) -> str:
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
+def folder(text: str) -> str:
+    """Return the `location` of a folder, which need not exist; refuse a path on which there is a file."""
+    place = location(text)
+    if "://" not in place:
+        there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
+        if not there.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is no folder: {there} is a file")
+    return place
+
+
 def new_run_id(now: datetime | None = None) -> str:
     """Return a name for a new run: the UTC time and four random hex digits, as in ``20250131-235959-1a2b``."""
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def whole_number(minimum: int) -> Callable[[str], int]:
+def whole_number(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = minimum - 1
         if number < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {minimum}")
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} must be a whole number of at least {minimum}")
+        if number > maximum:
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} must be a whole number of at most {maximum}")
         return number
 
     return parse
@@ -203,7 +218,15 @@ def _settings_help(space: SearchSpace) -> str:
 
 def _results_dir(text: str) -> str:
     # the working directory of a job is Ray's copy of the upload: what is written there is removed with it
-    return os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
+    text = os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
+    place = folder(text)
+    # readers of Parquet take a folder called name=value for a column
+    if "=" in place.partition("?")[0]:
+        raise argparse.ArgumentTypeError(
+            f"{place!r} has a '=' in its path, which readers of Parquet files take for a column; "
+            "choose a folder without one"
+        )
+    return text
 
 
 def _run_id(text: str) -> str:

@@ -106,10 +106,13 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             grows=info.grows,
         )
         units = work.begin(recorder)
+        trials: Search[Trial] | list[Trial]
+        if isinstance(units, Search):
+            trials = Search(units.searcher, suggested, units.num_samples)
+        else:
+            trials = [trial(unit.jobs[0]) for unit in units]
         finished = run_ordinary(
-            Search(units.searcher, suggested, units.num_samples)
-            if isinstance(units, Search)
-            else [trial(unit.jobs[0]) for unit in units],
+            trials,
             training,
             _Rows(sweep, recorder),
             metric=sweep.space.metric,

@@ -137,7 +137,7 @@ class Recorder:
         return {"trial_id": job.trial_id, "attempt": job.attempt, "task_id": job.task_id}
 
     def _trial_row(self, report: Report) -> dict[str, Any]:
-        job, metrics = self.jobs[report.trial_id], dict(report.metrics)
+        job, metrics, inputs = self.jobs[report.trial_id], dict(report.metrics), self._sweep.inputs
         for name in ("train_loss", "eval_loss"):
             metrics.pop(name, None)
         ended, trained = datetime.now(UTC), self._trained[self._attempt(job)]
@@ -160,7 +160,7 @@ class Recorder:
             "stop_reason": reasons[report.status],
             "error": report.error,
             "traceback": report.traceback,
-            "data_fingerprint": self._sweep.inputs.data_fingerprint,
+            "data_fingerprint": inputs.fingerprints.get(job.task_id, inputs.data_fingerprint),
             "started_at": trained.began or ended - timedelta(seconds=metrics["seconds"] or 0.0),
             "finished_at": ended,
             **{name: _finite(value) for name, value in metrics.items()},

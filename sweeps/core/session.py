@@ -50,6 +50,7 @@ def recording(sweep: Sweep, work: Work) -> Iterator[Session]:
     args = sweep.args
     with (
         explaining(_again(sweep)),
+        store.withdrawn_if_refused(),
         # outermost of what listens: what trackers still have to do keeps no machine waiting
         Trackers(sinks_for(store, args.wandb, args.wandb_per_trial, args.tensorboard, _report)) as trackers,
         cluster.connect(args.address, args.num_gpus) as info,

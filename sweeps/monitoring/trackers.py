@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import logging
 import math
+import os
 import queue
 import re
 import shutil
@@ -19,12 +20,13 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from sweeps.store.store import ResultsStore
-from sweeps.store.summary import summarise
+from sweeps.store.summary import over_text, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ HURRY_S = 3.0
 WANDB_NAME = 120
 # so many trials in a row that a tracker fails to show are its own fault
 MOST_LOST = 3
+# names the folder in which W&B keeps the files of artifacts until they are uploaded
+DATA_VARIABLE = "WANDB_DATA_DIR"
 # columns of a history row that say which row it is
 KEYS = ("run_id", "trial_id", "attempt", "task_id")
 
@@ -55,7 +59,7 @@ class Sink(Protocol):
 
 
 class Trackers:
-    """Hands rows to sinks on a thread of its own.
+    """Hands rows to sinks on a thread of its own, which starts with the first rows or at the end.
 
     Args:
         sinks: Functions that make them, called on that thread.
@@ -71,12 +75,14 @@ class Trackers:
         self.dropped = 0
         # a daemon: a connection that hangs must not keep the command from ending
         self._thread = threading.Thread(target=self._work, args=(list(sinks),), name="trackers", daemon=True)
-        if sinks:
-            self._thread.start()
+        self._waits = bool(sinks)
 
     def rows(self, trials: Sequence[Row], history: Sequence[Row]) -> None:
         """Hand over rows, without waiting."""
-        if self._thread.is_alive() and (trials or history):
+        if not trials and not history:
+            return
+        self._start()
+        if self._thread.is_alive():
             self._queue.put((trials, history))
 
     def hurry(self) -> None:
@@ -85,6 +91,7 @@ class Trackers:
 
     def close(self) -> bool:
         """Let the sinks finish; return whether they did in time."""
+        self._start()
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join(self._close_s)
@@ -102,6 +109,11 @@ class Trackers:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
+
+    def _start(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._thread.start()
 
     def _work(self, makers: list[Callable[[], Sink]]) -> None:
         sinks = [sink for sink in (self._guarded(make) for make in makers) if sink is not None]
@@ -123,7 +135,9 @@ class WandbSweep:
     """One W&B run for a sweep: its progress while it runs, then tables of trials and epochs, the report, the summary.
 
     What earlier sessions stored comes first, each report a step, so that a run that goes on has all of its history; an
-    offline run replaces the files of its earlier sessions.
+    offline run replaces the files of its earlier sessions. W&B keeps `wandb.Table.MAX_ARTIFACT_ROWS` rows of a table
+    and shows `wandb.Table.MAX_ROWS`. Of a longer one the last rows are logged, with a warning; the summary has the rows
+    of each table, and those that W&B has.
 
     Args:
         store: The run's results.
@@ -142,7 +156,10 @@ class WandbSweep:
             self.rows(trials, history)
 
     def rows(self, trials: Sequence[Row], history: Sequence[Row]) -> None:
-        """Log the trials that have ended and the mean of the epochs' numbers, of rows that were not logged before."""
+        """Log the trials that have ended and the mean of the epochs' numbers, with the trials it is over.
+
+        Rows that were logged before are passed over.
+        """
         trials, history = self._fresh(trials), self._fresh(history)
         self._rows += len(trials) + len(history)
         self._ended += len(trials)
@@ -152,8 +169,9 @@ class WandbSweep:
         for row in history:
             for name, value in _numbers(row).items():
                 values.setdefault(f"mean/{name}", []).append(value)
+        over = {"mean_over_trials": len({row["trial_id"] for row in history})} if history else {}
         means = {name: sum(some) / len(some) for name, some in values.items()}
-        self._run.log({"trials": self._ended, **means}, step=self._rows - 1)
+        self._run.log({"trials": self._ended, **over, **means}, step=self._rows - 1)
 
     def _fresh(self, rows: Sequence[Row]) -> list[Row]:
         fresh = {key: row for row in rows if (key := _key(row)) not in self._known}
@@ -164,14 +182,30 @@ class WandbSweep:
         """Log the tables, the report and the summary."""
         import wandb
 
-        for name, table in (("trials", self._store.latest_trials()), ("history", self._store.history())):
-            # W&B's tables hold numbers and text
-            data = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
-            shown = wandb.Table(columns=table.column_names, data=data, allow_mixed_types=True)
-            self._run.log({f"{name}_table": shown})
-        self._run.log({"report": wandb.Html(self._render(self._store), inject=False)})
-        self._run.summary.update(_numbers(summarise(self._store)))
-        self._run.finish()
+        summary = summarise(self._store)
+        told = {**_numbers(summary), **means_of(summary)}
+        with _staged(self._store):
+            for name, table in (("trials", self._store.latest_trials()), ("history", self._store.history())):
+                told |= {f"{name}_rows": table.num_rows, f"{name}_table_rows": table.num_rows}
+                most = wandb.Table.MAX_ARTIFACT_ROWS
+                if table.num_rows > most:
+                    logger.warning(
+                        "W&B's table %s_table has the last %d of %d rows, because it keeps no more; all are in %s.",
+                        name, most, table.num_rows, self._store.folder.path(name),
+                    )  # fmt: skip
+                    table, told[f"{name}_table_rows"] = table.slice(table.num_rows - most), most
+                elif table.num_rows > wandb.Table.MAX_ROWS:
+                    logger.warning(
+                        "W&B's page shows %d of the %d rows of %s_table; all are in its artifact.",
+                        wandb.Table.MAX_ROWS, table.num_rows, name,
+                    )  # fmt: skip
+                # W&B's tables hold numbers and text
+                data = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
+                shown = wandb.Table(columns=table.column_names, data=data, allow_mixed_types=True)
+                self._run.log({f"{name}_table": shown})
+            self._run.log({"report": wandb.Html(self._render(self._store), inject=False)})
+            self._run.summary.update(told)
+            self._run.finish()
 
 
 class WandbTrials:
@@ -273,18 +307,42 @@ def sinks_for(
     return sinks
 
 
+def means_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the means of a run's summary for W&B's, each with what it is over."""
+    known = {name: value for name, value in summary["means"].items() if value is not None}
+    over = {f"mean_over/{name}": over_text(summary, name) for name in known}
+    return {f"mean/{name}": value for name, value in known.items()} | over
+
+
+@contextmanager
+def _staged(store: ResultsStore) -> Iterator[None]:
+    """Let W&B keep the files of artifacts, which it would put into the user's folder, beside its other files."""
+    given = os.environ.get(DATA_VARIABLE)
+    if given is not None:
+        yield
+        return
+    os.environ[DATA_VARIABLE] = str(Path(_wandb_folder(store), "wandb"))
+    try:
+        yield
+    finally:
+        del os.environ[DATA_VARIABLE]
+
+
+def _wandb_folder(store: ResultsStore) -> str:
+    return store.folder.root if store.folder.is_local else str(Path.home())
+
+
 def _wandb_run(store: ResultsStore, mode: str, **identity: str) -> Any:
     import wandb
 
     record = store.run() or {}
-    folder = store.folder.root if store.folder.is_local else Path.home()
     if mode == "offline":
         # all of the run is written again: two folders of one run would be two halves, or twice the same
-        for old in Path(folder, "wandb").glob(f"offline-run-*-{glob.escape(identity['id'])}"):
+        for old in Path(_wandb_folder(store), "wandb").glob(f"offline-run-*-{glob.escape(identity['id'])}"):
             shutil.rmtree(old)
     return wandb.init(
         project=PROJECT, job_type=store.sweep, mode=mode,  # type: ignore[arg-type]
-        dir=folder, config=record.get("settings"), reinit="create_new",
+        dir=_wandb_folder(store), config=record.get("settings"), reinit="create_new",
         settings=wandb.Settings(silent=True, console="off", init_timeout=CLOSE_S / 2, x_disable_stats=True),
         **identity,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from trainables.common import embedded
+from trainables.common import embedded, pretrained
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.precision import has_fast_bf16
@@ -161,9 +161,15 @@ def write_rules(name: str, limit: int, device: str, requests: Sequence[str]) -> 
     return [str(rule) for rule in _cached(key, compute)["rules"]]
 
 
+def known_as(name: str) -> str:
+    """Return what a run knows a model by: its content where it lies in a folder, else its name."""
+    folder = Path(name.removeprefix(HUB)).expanduser()
+    return fingerprint(name) if name.startswith(HUB) and folder.is_dir() else name
+
+
 def fingerprint(name: str) -> str:
-    """Return what tells models apart in the cache: a digest of an embedded model's weights, or the name."""
-    return embedded.MODELS[name].fingerprint if name in embedded.MODELS else name
+    """Return what tells models apart in the cache, wherever they lie."""
+    return pretrained.fingerprint(name.removeprefix(HUB))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from trainables.arc import fingerprint, load_tasks
 from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import Dataset, make_dataset
 from trainables.arc_efe.family import FAMILY
+from trainables.arc_efe.language import known_as
 from trainables.arc_efe.trainer import Trainer, shown
 from trainables.common.checkpoints import CheckpointMeta, Checkpoints
 from trainables.common.context import Run
@@ -116,12 +117,11 @@ def no_prompt_baseline(
 def identity(config: EfeConfig, data: str, seed: int) -> dict[str, Any]:
     """Return what a checkpoint and the run that goes on from it must have in common."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FAMILY.not_identity}
-    return {"data_fingerprint": data, "seed": seed, **settings}
+    return {"data_fingerprint": data, "seed": seed, **settings, "lm": known_as(config.lm)}
 
 
 @cache
 def load_dataset(data: str, tasks: Sequence[str], max_side: int, prompt_pairs: int) -> tuple[Dataset, str]:
     """Return the dataset of some tasks of a source, and the fingerprint of the tasks."""
-    every = load_tasks(data)
-    some = {task_id: every[task_id] for task_id in tasks}
+    some = load_tasks(data, tasks)
     return make_dataset(some, max_side, prompt_pairs), fingerprint(some)

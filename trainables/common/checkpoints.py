@@ -19,6 +19,7 @@ import torch
 
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
+from trainables.common.text import json_kind
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,14 @@ class Checkpoints:
         """Return what is known of all checkpoints, by step; one whose note cannot be read is passed over, and said."""
         found = []
         for name in self._folder.names(".json"):
-            data = self._folder.read(name)
-            if data is not None:
-                try:
-                    found.append(CheckpointMeta(**json.loads(data)))
-                except (ValueError, TypeError) as error:
-                    self._warn(name, error)
+            try:
+                known = self._folder.read_json(name)
+                if not isinstance(known, dict) or known.keys() != {"step", "metric", "identity"}:
+                    raise InputError(f"it holds {json_kind(known)}, not what is known of a checkpoint")
+            except InputError as error:
+                self._warn(name, error)
+            else:
+                found.append(CheckpointMeta(**known))
         return sorted(found, key=lambda note: note.step)
 
     def newest(self, identity: Mapping[str, Any], device: str = "cpu") -> tuple[CheckpointMeta, dict[str, Any]] | None:

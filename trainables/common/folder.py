@@ -9,9 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
+
+from trainables.common.text import parse_json
 
 # of these file systems: they have no folders, and making one costs three requests
 OBJECT_STORES = ("s3", "gcs")
@@ -92,6 +96,11 @@ class Folder:
         if self.fs.get_file_info(self.path(name)).type == pafs.FileType.File:
             self.fs.move(self.path(name), self.path(new))
 
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file says, or None where there is none. Raises InputError where it is no JSON."""
+        data = self.read(name)
+        return None if data is None else parse_json(data, self.path(name))
+
     def delete(self, name: str) -> None:
         """Remove a file; one that does not exist is no error."""
         try:
@@ -118,10 +127,26 @@ class Folder:
         except FileNotFoundError:
             pass
 
+    def absent(self) -> list[str]:
+        """Return this folder and those around it that do not exist, innermost first; none in an object store."""
+        found, path = [], self.root
+        while self.is_local and path and not os.path.lexists(path):
+            found.append(path)
+            path = os.path.dirname(path)
+        return found
+
     def upload(self, local: Path, name: str) -> None:
         """Copy the files of a local directory (not its sub-directories) into the folder ``name``."""
         for file in sorted(local.iterdir()):
             self.write(f"{name}/{file.name}", file.read_bytes())
+
+
+def remove_empty(folders: Iterable[str]) -> None:
+    """Remove local folders, innermost first, up to one that holds something or does not exist."""
+    for folder in folders:
+        if not os.path.isdir(folder) or os.listdir(folder):
+            return
+        os.rmdir(folder)
 
 
 def replace(aside: Path, final: Path) -> None:

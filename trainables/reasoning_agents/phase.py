@@ -148,15 +148,13 @@ def alone(folder: Folder) -> Iterator[None]:
 
 def result_of(folder: Folder) -> dict[str, Any] | None:
     """Return what a finished phase came to; None where it is not finished, or where a file of it is damaged."""
-    data = folder.read(RESULT)
-    if data is None:
-        return None
     try:
-        result = dict(json.loads(data))
-    except ValueError:
+        result: dict[str, Any] | None = folder.read_json(RESULT)
+    except InputError:
         damaged = [RESULT]
     else:
-        damaged = [name for name, digest in result.get("files", {}).items() if _digest(folder, name) != digest]
+        files = (result or {}).get("files", {})
+        damaged = [name for name, digest in files.items() if _digest(folder, name) != digest]
     if damaged:
         log.warning("%s is damaged: the phase is run again.", folder.path(damaged[0]))
         return None

@@ -18,7 +18,7 @@ from trainables.common.checkpoints import CheckpointMeta, Checkpoints
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.sad_student.config import SadConfig
-from trainables.sad_student.data import Material, Source, load_material
+from trainables.sad_student.data import Material, Source, load_material, student_fingerprint
 from trainables.sad_student.family import FAMILY
 from trainables.sad_student.trainer import Trainer
 
@@ -95,4 +95,4 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
 def identity(config: SadConfig, source: Source, material: Material, seed: int) -> dict[str, Any]:
     """Return what a checkpoint and the run that goes on from it must have in common."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FAMILY.not_identity}
-    return {"student": source.student, "material": material.fingerprint, "seed": seed, **settings}
+    return {"student": student_fingerprint(source.student), "material": material.fingerprint, "seed": seed, **settings}

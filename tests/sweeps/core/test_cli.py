@@ -95,6 +95,13 @@ def test_every_option_is_read(parser):
         ("--slots 0", ["--slots", "'0' must be a whole number of at least 1, or auto"]),
         ("--slots many", ["'many'", "or auto"]),
         ("--seed -1", ["--seed"]),
+        (f"--seed {2**32}", ["--seed", "'4294967296' must be a whole number of at most 4294967295"]),
+        (f"--seed {2**64}", ["--seed", "of at most 4294967295"]),
+        ("--seed " + "9" * 5000, ["--seed", "must be a whole number"]),
+        (f"--num-samples {2**64}", ["--num-samples", "at most"]),
+        ("--results-dir /a=b/results", ["--results-dir", "'/a=b/results' has a '=' in its path"]),
+        ("--results-dir s3://bucket/a=b/results?region=c", ["has a '=' in its path"]),
+        ("--results-dir /dev/null/results", ["--results-dir", "is no folder: /dev/null is a file"]),
         ("--workers-per-trial -1", ["--workers-per-trial"]),
         ("--preset smok", ["'smok' is not one of smoke, full; did you mean 'smoke'?"]),
         ("--wandb of", ["'of' is not one of off, offline, online; did you mean 'off'"]),
@@ -114,6 +121,15 @@ def test_bad_options_exit_with_2_and_one_line(parser, capsys, arguments, parts):
     assert error.count("\n") == 1
     for part in parts:
         assert part in error
+
+
+def test_the_folder_that_a_relative_results_folder_lies_in_counts(parser, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run=1").mkdir()
+    monkeypatch.chdir(tmp_path / "run=1")
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert "has a '=' in its path" in capsys.readouterr().err
+    assert parser.parse_args(["--results-dir", "s3://bucket/results?region=c"]).results_dir.endswith("?region=c")
 
 
 def test_help_names_every_preset(parser):
@@ -190,12 +206,13 @@ def test_tasks_by_name_and_by_size():
     assert parse_tasks("panel:2", IDS, SIZES, panel=lambda count: tuple(IDS[:count])) == ("007bbfb7", "00d62c1b")
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "byte-order mark"])
 @pytest.mark.parametrize(
     "content", ["# chosen\n017c7c7b\n\n007bbfb7 # first\n017c7c7b\n", json.dumps(["017c7c7b", "007bbfb7", "017c7c7b"])]
 )
-def test_tasks_from_a_file(tmp_path, content):
+def test_tasks_from_a_file(tmp_path, content, mark):
     path = tmp_path / "ids.txt"
-    path.write_text(content)
+    path.write_text(mark + content, encoding="utf-8")
     assert parse_tasks(str(path), IDS, SIZES) == ("017c7c7b", "007bbfb7")
 
 
@@ -231,6 +248,9 @@ def test_bad_tasks_are_refused(text, message):
         (b'["017c7c7b"', "not valid JSON"),
         (b"007bbfb9\n", "the file names the unknown task '007bbfb9'; the nearest are 007bbfb7"),
         (b"\xff\xfe", "cannot be read"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"1" * 5_000 + b"]", "thousands of digits"),
+        (b"[null]", "one JSON list of task ids"),
     ],
 )
 def test_bad_task_files_are_refused(tmp_path, content, message):

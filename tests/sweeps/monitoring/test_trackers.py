@@ -102,6 +102,30 @@ def test_one_wandb_run_for_a_sweep(store: ResultsStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_wandb_cuts_is_said_and_all_of_its_files_are_in_the_run(
+    store: ResultsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb.Table, "MAX_ARTIFACT_ROWS", 4)
+    home = tmp_path / "home"
+    for name, place in (("HOME", home), ("XDG_DATA_HOME", home / "data"), ("XDG_CACHE_HOME", home / "cache")):
+        monkeypatch.setenv(name, str(place))
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    with Trackers(sinks_for(store, "offline", False, False, render)) as trackers:
+        trackers.rows(TRIALS, HISTORY)
+    assert trackers.dropped == 0 and "has the last 4 of 6 rows" in caplog.text
+    [file] = Path(store.folder.root).glob("wandb/offline-run-*/*.wandb")
+    _, history, summary = logged(file)
+    assert (summary["history_rows"], summary["history_table_rows"]) == (6, 4)
+    assert summary["trials_rows"] == summary["trials_table_rows"] == 2
+    assert next(row["history_table.nrows"] for row in history if "history_table.nrows" in row) == 4
+    assert history[0]["mean_over_trials"] == 2
+    assert list(Path(store.folder.root, "wandb", "artifacts").rglob("*")), "where artifacts wait"
+    assert not [place for place in home.rglob("*") if place.is_file()]
+
+
+@pytest.mark.slow
 def test_one_wandb_run_for_each_trial(store: ResultsStore) -> None:
     assert main([store.folder.location, "--wandb", "offline", "--wandb-per-trial"]) == 0
     runs = [logged(file) for file in Path(store.folder.root).glob("wandb/offline-run-*/*.wandb")]

@@ -36,7 +36,7 @@ def _settings(config: EfeConfig, folder: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     train.load_dataset.cache_clear()
-    monkeypatch.setattr(train, "load_tasks", lambda data: make_tasks())
+    monkeypatch.setattr(train, "load_tasks", lambda data, ids: {i: make_tasks()[i] for i in ids})
 
 
 def _trained(config: EfeConfig, steps: int, dataset: Dataset | None = None) -> Trainer:

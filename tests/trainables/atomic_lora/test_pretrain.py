@@ -51,7 +51,7 @@ def tasks() -> dict[str, Task]:
 def _small_source(monkeypatch: pytest.MonkeyPatch, tasks: dict[str, Task], tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     # the tasks as they are, read once for all tests
-    monkeypatch.setattr(module, "load_tasks", lambda source: tasks)
+    monkeypatch.setattr(module, "load_tasks", lambda source, ids: {i: tasks[i] for i in ids or tasks})
 
 
 def _settings(**config: Any) -> dict[str, Any]:

@@ -65,3 +65,19 @@ def test_another_identity_is_refused_by_name() -> None:
         require_same(note, {"width": 16, "betas": (0.9, 0.95)}, "here")
     with pytest.raises(InputError, match="made with depth = null, but this run has 2"):
         require_same(note, {"width": 8, "betas": (0.9, 0.95), "depth": 2}, "here")
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        (b"", "not valid JSON"),
+        (b"null", "holds null"),
+        (b"{}", "holds an empty object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"step": 1, "metric": null}', "an object with 'step', 'metric'"),
+    ],
+)
+def test_a_note_that_says_nothing_is_refused_by_name(tmp_path: Path, note: bytes, said: str) -> None:
+    (tmp_path / "step-000000001.json").write_bytes(note)
+    with pytest.raises(InputError, match=r"step-000000001\.json .*" + said):
+        Checkpoints(Folder(tmp_path), 2).notes()
