@@ -59,12 +59,13 @@ def spaces() -> list[tuple[str, SearchSpace]]:
 
 def _section(by_script: Mapping[str, SearchSpace]) -> str:
     first = next(iter(by_script.values()))
-    lines = [f"## {', '.join(f'`{script}`' for script in by_script)}", "", _markdown(first.config.__doc__ or "")]
+    scripts = ", ".join(f"`{script}`" for script in by_script)
+    lines = [f"## {scripts}: `{first.config.__name__}`", "", _markdown(first.config.__doc__ or "")]
     for heading, settings in first.sections().items():
         lines += ["", *([f"### {heading.capitalize()}", ""] if heading else [])]
         lines += ["| setting | default | values | what it is |", "|---|---|---|---|", *map(_row, settings)]
     for script, space in by_script.items():
-        lines += ["", f"### Presets of `{script}`", ""]
+        lines += ["", f"### Presets of `{script}`: `{first.config.__name__}`", ""]
         lines += [_preset(name, preset, name == space.default_preset) for name, preset in space.presets.items()]
     return "\n".join(lines) + "\n"
 
