@@ -53,7 +53,7 @@ TEXT_SPACE = SearchSpace(
         "smoke": Preset("all text tasks, 16 rows in each of two epochs", {"epochs": 2, "examples_per_epoch": 16}),
         "demo": Preset(
             "all text tasks on a budget for two CPU cores",
-            {"epochs": 8, "examples_per_epoch": 64, "lr_multiple": 1.0},
+            {"epochs": 6, "examples_per_epoch": 48, "lr_multiple": 1.0},
             TEXT_SWEEP,
         ),
         "full": Preset("all rows of all text tasks", {"lr_multiple": 0.3}, TEXT_SWEEP),

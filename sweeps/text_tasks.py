@@ -1,7 +1,7 @@
 """Write 24 small text tasks, to try ``--data jsonl:DIR`` on: rewrites, extractions, formats, arithmetic in words.
 
 python -m sweeps.text_tasks DIR
-python sweeps/atomic_lora.py --base smollm2 --data jsonl:DIR --preset demo --set answers=exact
+python sweeps/atomic_lora.py --base smollm2 --data jsonl:DIR --preset demo --set answers=exact --set answer_tokens=32
 
 Every second task has messages, the others prompt and completion. Rows are drawn from a few dozen words; no prompt comes
 twice, and the same command writes the same files.

@@ -1,8 +1,8 @@
 """Text tasks on a Hugging Face causal LM, for the pack engine: loss on completions, and answers before and after.
 
 Whether a completion is written exactly is measured without decoding: where each of its tokens is the likeliest behind
-the true ones before it, greedy decoding writes exactly it. Where answers are asked for they are generated as well, and
-compared as text.
+the true ones before it, greedy decoding writes exactly it, but where two tokens are as likely up to rounding. Where
+answers are asked for they are generated as well, and compared as text: the same text may be written in other tokens.
 """
 
 from __future__ import annotations
