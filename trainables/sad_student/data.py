@@ -19,7 +19,7 @@ from trainables.common.embedded import cache_folder
 from trainables.common.errors import InputError
 from trainables.common.precision import has_fast_bf16
 from trainables.sad_student.config import SadConfig
-from trainables.sad_student.environments import KINDS, TEXTWORLD, Environment, Problem, Split, problems
+from trainables.sad_student.environments import KINDS, TEXTWORLD, Problem, Split, problems
 from trainables.sad_student.files import load_file
 from trainables.sad_student.models import (
     LAYERS,
@@ -32,6 +32,7 @@ from trainables.sad_student.models import (
     require_same_vocabulary,
     tokenizer_fingerprint,
 )
+from trainables.sad_student.protocol import Environment
 from trainables.sad_student.rollout import outcome, play
 from trainables.sad_student.server import ServerTeacher, check_server
 from trainables.sad_student.teacher import LocalTeacher, Targets, cached, fingerprint, judged, named, numbers

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.sad_student.environments import Environment, Problem
+from trainables.sad_student.environments import Problem
+from trainables.sad_student.protocol import Environment
 
 Span = Literal["reasoning", "action", "observation", "other"]
 SPANS: tuple[Span, ...] = ("reasoning", "action", "observation", "other")
