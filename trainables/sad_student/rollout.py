@@ -90,11 +90,11 @@ class Writer:
 
     @torch.inference_mode()
     def write(self, wanted: Sequence[bool]) -> list[list[int]]:
-        """Return the tokens of a turn for each wanted row, none for the others; all read what is pending for them."""
-        logits = self._read(
-            *(t.to(self.device) for t in padded([np.array(p, dtype=int) for p in self.pending], left=True))
-        )
-        self.pending = [[] for _ in self.pending]
+        """Return the tokens of a turn for each wanted row, which reads what is pending for it; none for the others."""
+        # a row that read ahead would have nothing to continue from when its turn comes
+        rows = [np.array(p if w else [], dtype=int) for p, w in zip(self.pending, wanted, strict=True)]
+        logits = self._read(*(t.to(self.device) for t in padded(rows, left=True)))
+        self.pending = [[] if w else p for p, w in zip(self.pending, wanted, strict=True)]
         written: list[list[int]] = [[] for _ in wanted]
         going = list(wanted)
         while any(going):
