@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 PROJECT = "arc-sweeps"
 # what a tracker may take after the sweep's last row, in seconds
 CLOSE_S = 60.0
-# names the folder in which W&B keeps the files of artifacts until they are uploaded
-DATA_VARIABLE = "WANDB_DATA_DIR"
+# variables that name W&B's folders of artifacts and of its own log, and what they are called beside its other files
+FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
 # columns of a history row that say which row it is
 KEYS = ("run_id", "trial_id", "attempt", "task_id")
 
@@ -147,7 +147,7 @@ class WandbSweep:
 
         summary = summarise(self._store)
         told = {**_numbers(summary), **means_of(summary)}
-        with _staged(self._store):
+        with _beside(self._store):
             for name, table in (("trials", self._store.latest_trials()), ("history", self._store.history())):
                 told |= {f"{name}_rows": table.num_rows, f"{name}_table_rows": table.num_rows}
                 most = wandb.Table.MAX_ARTIFACT_ROWS
@@ -243,17 +243,16 @@ def means_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _staged(store: ResultsStore) -> Iterator[None]:
-    """Let W&B keep the files of artifacts, which it would put into the user's folder, beside its other files."""
-    given = os.environ.get(DATA_VARIABLE)
-    if given is not None:
-        yield
-        return
-    os.environ[DATA_VARIABLE] = str(Path(_wandb_folder(store), "wandb"))
+def _beside(store: ResultsStore) -> Iterator[None]:
+    """Let W&B keep what it would put into the user's folders, such as the files of artifacts, beside its other files."""
+    own = {name: str(Path(_wandb_folder(store), "wandb", place)) for name, place in FOLDERS.items()}
+    chosen = {name: place for name, place in own.items() if name not in os.environ}
+    os.environ.update(chosen)
     try:
         yield
     finally:
-        del os.environ[DATA_VARIABLE]
+        for name in chosen:
+            del os.environ[name]
 
 
 def _wandb_folder(store: ResultsStore) -> str:
@@ -264,12 +263,13 @@ def _wandb_run(store: ResultsStore, mode: str, **identity: str) -> Any:
     import wandb
 
     record = store.run() or {}
-    return wandb.init(
-        project=PROJECT, job_type=store.sweep, mode=mode,  # type: ignore[arg-type]
-        dir=_wandb_folder(store), config=record.get("settings"), reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=CLOSE_S / 2, x_disable_stats=True),
-        **identity,  # type: ignore[arg-type]
-    )  # fmt: skip
+    with _beside(store):
+        return wandb.init(
+            project=PROJECT, job_type=store.sweep, mode=mode,  # type: ignore[arg-type]
+            dir=_wandb_folder(store), config=record.get("settings"), reinit="create_new",
+            settings=wandb.Settings(silent=True, console="off", init_timeout=CLOSE_S / 2, x_disable_stats=True),
+            **identity,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def _numbers(row: Row) -> dict[str, float]:
