@@ -244,7 +244,7 @@ def means_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _beside(store: ResultsStore) -> Iterator[None]:
-    """Let W&B keep what it would put into the user's folders, such as the files of artifacts, beside its other files."""
+    """Let W&B keep what it would put into the user's folders, such as files of artifacts, beside its other files."""
     own = {name: str(Path(_wandb_folder(store), "wandb", place)) for name, place in FOLDERS.items()}
     chosen = {name: place for name, place in own.items() if name not in os.environ}
     os.environ.update(chosen)
