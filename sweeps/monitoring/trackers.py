@@ -39,8 +39,8 @@ HURRY_S = 3.0
 WANDB_NAME = 120
 # so many trials in a row that a tracker fails to show are its own fault
 MOST_LOST = 3
-# names the folder in which W&B keeps the files of artifacts until they are uploaded
-DATA_VARIABLE = "WANDB_DATA_DIR"
+# variables that name W&B's folders of artifacts and of its own log, and what they are called beside its other files
+FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
 # columns of a history row that say which row it is
 KEYS = ("run_id", "trial_id", "attempt", "task_id")
 
@@ -184,7 +184,7 @@ class WandbSweep:
 
         summary = summarise(self._store)
         told = {**_numbers(summary), **means_of(summary)}
-        with _staged(self._store):
+        with _beside(self._store):
             for name, table in (("trials", self._store.latest_trials()), ("history", self._store.history())):
                 told |= {f"{name}_rows": table.num_rows, f"{name}_table_rows": table.num_rows}
                 most = wandb.Table.MAX_ARTIFACT_ROWS
@@ -315,17 +315,16 @@ def means_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _staged(store: ResultsStore) -> Iterator[None]:
-    """Let W&B keep the files of artifacts, which it would put into the user's folder, beside its other files."""
-    given = os.environ.get(DATA_VARIABLE)
-    if given is not None:
-        yield
-        return
-    os.environ[DATA_VARIABLE] = str(Path(_wandb_folder(store), "wandb"))
+def _beside(store: ResultsStore) -> Iterator[None]:
+    """Let W&B keep what it would put into the user's folders, such as files of artifacts, beside its other files."""
+    own = {name: str(Path(_wandb_folder(store), "wandb", place)) for name, place in FOLDERS.items()}
+    chosen = {name: place for name, place in own.items() if name not in os.environ}
+    os.environ.update(chosen)
     try:
         yield
     finally:
-        del os.environ[DATA_VARIABLE]
+        for name in chosen:
+            del os.environ[name]
 
 
 def _wandb_folder(store: ResultsStore) -> str:
@@ -340,12 +339,13 @@ def _wandb_run(store: ResultsStore, mode: str, **identity: str) -> Any:
         # all of the run is written again: two folders of one run would be two halves, or twice the same
         for old in Path(_wandb_folder(store), "wandb").glob(f"offline-run-*-{glob.escape(identity['id'])}"):
             shutil.rmtree(old)
-    return wandb.init(
-        project=PROJECT, job_type=store.sweep, mode=mode,  # type: ignore[arg-type]
-        dir=_wandb_folder(store), config=record.get("settings"), reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=CLOSE_S / 2, x_disable_stats=True),
-        **identity,  # type: ignore[arg-type]
-    )  # fmt: skip
+    with _beside(store):
+        return wandb.init(
+            project=PROJECT, job_type=store.sweep, mode=mode,  # type: ignore[arg-type]
+            dir=_wandb_folder(store), config=record.get("settings"), reinit="create_new",
+            settings=wandb.Settings(silent=True, console="off", init_timeout=CLOSE_S / 2, x_disable_stats=True),
+            **identity,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def _as_they_came(store: ResultsStore) -> Iterator[tuple[list[Row], list[Row]]]:

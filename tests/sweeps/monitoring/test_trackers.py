@@ -111,7 +111,8 @@ def test_what_wandb_cuts_is_said_and_all_of_its_files_are_in_the_run(
     home = tmp_path / "home"
     for name, place in (("HOME", home), ("XDG_DATA_HOME", home / "data"), ("XDG_CACHE_HOME", home / "cache")):
         monkeypatch.setenv(name, str(place))
-    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
     with Trackers(sinks_for(store, "offline", False, False, render)) as trackers:
         trackers.rows(TRIALS, HISTORY)
     assert trackers.dropped == 0 and "has the last 4 of 6 rows" in caplog.text
@@ -121,7 +122,7 @@ def test_what_wandb_cuts_is_said_and_all_of_its_files_are_in_the_run(
     assert summary["trials_rows"] == summary["trials_table_rows"] == 2
     assert next(row["history_table.nrows"] for row in history if "history_table.nrows" in row) == 4
     assert history[0]["mean_over_trials"] == 2
-    assert list(Path(store.folder.root, "wandb", "artifacts").rglob("*")), "where artifacts wait"
+    assert list(Path(store.folder.root, "wandb", "data", "artifacts").rglob("*")), "where artifacts wait"
     assert not [place for place in home.rglob("*") if place.is_file()]
 
 
