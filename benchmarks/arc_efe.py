@@ -23,8 +23,7 @@ sys.path[0] = str(ROOT)
 
 from benchmarks.machine import record
 from search_spaces.arc_efe import SPACE
-from sweeps.core.arc_options import data_option, parse_tasks
-from trainables.arc import load_tasks
+from sweeps.core.arc_options import choose_tasks, data_option
 from trainables.arc_efe.family import FAMILY
 from trainables.arc_efe.train import train_loop
 from trainables.common.context import PlainRun
@@ -43,9 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config, _ = SPACE.resolve(args.preset, sets=args.sets)
-    tasks = load_tasks(args.data)
-    sizes = {task_id: task.tokens for task_id, task in tasks.items()}
-    ids = parse_tasks(SPACE.presets[args.preset].tasks, list(tasks), sizes)
+    ids = list(choose_tasks(args.data, None, (args.preset, SPACE.presets[args.preset].tasks))[0])
     rows = []
     for seed in map(int, args.seeds.split(",")):
         started, run = time.process_time(), PlainRun(args.device)

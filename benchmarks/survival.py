@@ -1,99 +1,250 @@
-"""Whether a sweep survives kill -9: the driver is killed at a random moment, then the same command is run again.
+"""Whether a sweep survives what happens to it: a campaign over families and kinds of harm, at random moments.
 
     python benchmarks/survival.py --rounds 10 --seed 0
+    python benchmarks/survival.py --rounds 40 --families atomic_lora,recursive_reasoner --harms driver,cut
 
-Each round starts the smoke sweep under a new run id, kills the driver with SIGKILL after a random time, runs the same
+Each round starts a small sweep of a family under a new run id, does it one harm at a random moment, runs the same
 command to its end, and reads the Parquet files with pandas, without any code of this project. It counts trial and
-history rows that are missing, rows that are there twice, and finished work that was done again (a row that is not what
-it was). The sweep trains long enough that most kills come while it trains, on few enough slots that adapters finish all
-the time.
+history rows that are missing, rows that are there twice, finished work that was done again (a row that is not what it
+was), and ends that were no end: a traceback, or a process that is left. The harms:
+
+    driver   kill -9 of the command
+    worker   kill -9 of one of Ray's processes that trains
+    broker   kill -9 of the pool's broker
+    group    SIGTERM to the whole process group
+    hup      SIGHUP to the command, as a terminal's end
+    cut      kill -9 of the command, then the newest checkpoint file is cut in half
+    twice    the same command is started a second time beside the first, which must be refused
+    disk     the disk of the results is full, then has room again (as root: a disk is mounted)
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.machine import record
 
+HARMS = ("driver", "worker", "broker", "group", "hup", "cut", "twice", "disk")
+LONG = ("--set", "epochs=30")
+ONE_PROCESS = ("--workers-per-trial", "0")
+# what each family's sweep gets, so that it trains for about half a minute on two cores and checkpoints now and then
+FAMILIES = {
+    "atomic_lora": (
+        "--tasks", "smallest:24", "--slots", "2", "--set", "report_every=5", "--set", "epochs=40",
+        "--set", "patience=40",
+    ),
+    "recursive_reasoner": (*ONE_PROCESS, *LONG, "--set", "checkpoint_every=3"),
+    "arc_efe": (*ONE_PROCESS, *LONG, "--set", "checkpoint_every=3"),
+    "sad_student": (*ONE_PROCESS, *LONG, "--set", "checkpoint_every=3"),
+    # finished phases are shared by runs, so each has a folder of its own
+    "reasoning_agents": (*ONE_PROCESS, "--phases", "3", "--set", "epochs=40", "--phase-dir", "{folder}/phases-{name}"),
+    "champion": (*ONE_PROCESS, *LONG, "--set", "eval_every=4"),
+}  # fmt: skip
+# a sweep asks for a gibibyte of room before it starts
+DISK = 1200 << 20
+
+
+@dataclass
+class Round:
+    """What became of a sweep that was harmed.
+
+    Attributes:
+        family, harm: What was done to whom.
+        after_s: When, in seconds since its start.
+        exit_code: Of the command that was harmed; None where it was killed.
+        ended_s: Seconds from the harm to its end.
+        finished: Trials that had a row by then.
+        lost, twice, done_again: Rows, once the same command has ended.
+        faults: What else was wrong.
+    """
+
+    family: str
+    harm: str
+    after_s: float
+    exit_code: int | None = None
+    ended_s: float = 0.0
+    finished: int = 0
+    lost: int = 0
+    twice: int = 0
+    done_again: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        return not (self.lost or self.twice or self.done_again or self.faults)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--tasks", default="smallest:24")
+    parser.add_argument("--seed", type=int, default=0, help="of moments and of what is harmed")
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--harms", default=",".join(HARMS))
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    rng = random.Random(args.seed)
+    rng, rounds = random.Random(args.seed), []
+    families, harms = args.families.split(","), args.harms.split(",")
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        run(args, folder, "unbroken").wait()
-        whole_s = time.perf_counter() - started
-        trials, history = read(folder, "unbroken")
-        expected, curves = set(trials["trial_id"]), len(history)
-        print(f"unbroken: {whole_s:.0f} s, {len(expected)} trials, {curves} epochs")
-        lost = twice = redone = 0
-        rounds = []
-        for number in range(args.rounds):
-            name = f"round-{number}"
-            moment = rng.uniform(0.1, 1.0) * whole_s
-            process = run(args, folder, name)
+        whole = {family: unbroken(family, Path(folder)) for family in families}
+        pairs = [(f, h) for f, h in itertools.product(families, harms) if h != "broker" or f == "atomic_lora"]
+        rng.shuffle(pairs)
+        for number, (family, harm) in zip(range(args.rounds), itertools.cycle(pairs), strict=False):
+            found = harmed(family, harm, Path(folder), f"round-{number}", whole[family], rng)
+            rounds.append(found)
+            print(f"{'good' if found.is_good else 'BAD '} {vars(found)}", flush=True)
+    bad = [found for found in rounds if not found.is_good]
+    print(f"{len(rounds)} rounds, {len(bad)} of them bad")
+    record(args.json, {"unbroken_s": {f: s for f, (s, *_) in whole.items()}, "rounds": [vars(r) for r in rounds]})
+    sys.exit(1 if bad else 0)
+
+
+def unbroken(family: str, folder: Path) -> tuple[float, set[str], int]:
+    """Run a family's sweep without harm; return its seconds, its trials, and its epochs."""
+    began = time.perf_counter()
+    process = start(family, folder, "unbroken")
+    _, err = process.communicate()
+    trials, history = read(folder, family, "unbroken")
+    seconds = time.perf_counter() - began
+    print(f"{family}: {seconds:.0f} s, {len(trials)} trials, {len(history)} epochs", flush=True)
+    if process.returncode:
+        raise SystemExit(f"{family} does not even end by itself: {err[-2000:]}")
+    return seconds, set(trials["trial_id"]), len(history)
+
+
+def harmed(
+    family: str, harm: str, folder: Path, name: str, whole: tuple[float, set[str], int], rng: random.Random
+) -> Round:
+    """Start a sweep, harm it, run the same command to its end, and compare with what was to be."""
+    seconds, expected, epochs = whole
+    found = Round(family, harm, rng.uniform(0.2, 0.95) * seconds)
+    disk = folder / name
+    if harm == "disk" and not mounted(disk):
+        return found
+    place = disk if harm == "disk" else folder
+    process = start(family, place, name)
+    try:
+        process.wait(found.after_s)
+    except subprocess.TimeoutExpired:
+        began = time.perf_counter()
+        children = psutil.Process(process.pid).children(recursive=True)
+        found.faults += strike(process, harm, place / family / name, children, rng, lambda: start(family, place, name))
+        _, err = process.communicate()
+        found.ended_s = time.perf_counter() - began
+        if "Traceback" in err:
+            found.faults.append(err[-2000:])
+        if harm in ("group", "hup", "disk") and found.ended_s > 15:
+            found.faults.append(f"it took {found.ended_s:.0f} s to end")
+        _, alive = psutil.wait_procs(children, timeout=10)
+        if alive:
+            found.faults.append(f"{len(alive)} processes are left, such as {alive[0].name()}")
+    found.exit_code = process.returncode
+    if harm == "disk":
+        (disk / "filler").unlink(missing_ok=True)
+    before, _ = read(place, family, name)
+    found.finished = len(before)
+    again = start(family, place, name)
+    _, err = again.communicate()
+    if again.returncode or "Traceback" in err:
+        found.faults.append(f"exit code {again.returncode}: {err[-2000:]}")
+    trials, history = read(place, family, name)
+    last = history.drop_duplicates(["trial_id", "epoch"])
+    found.lost = len(expected - set(trials["trial_id"])) + max(0, epochs - len(last))
+    found.twice = int(trials.duplicated(["trial_id", "attempt"]).sum())
+    found.twice += int(history.duplicated(["trial_id", "attempt", "epoch"]).sum())
+    after = trials.drop_duplicates("trial_id", keep="last").set_index("trial_id")["finished_at"]
+    kept = before[before["status"] != "failed"]
+    found.done_again = sum(after.get(row.trial_id) != row.finished_at for row in kept.itertuples())
+    if harm == "disk":
+        subprocess.run(["umount", disk], check=True)
+    return found
+
+
+def strike(
+    process: subprocess.Popen[str], harm: str, run: Path, children: list[Any], rng: random.Random, second: Any
+) -> list[str]:
+    """Do a harm to a sweep; return what was not as it should be."""
+    if harm in ("driver", "cut"):
+        process.kill()
+        process.wait()
+        files = [f for f in run.rglob("*") if f.suffix in (".pt", ".safetensors", ".json") and "checkpoint" in str(f)]
+        if harm == "cut" and files:
+            newest = max(files, key=lambda file: file.stat().st_mtime_ns)
+            newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    elif harm in ("worker", "broker"):
+        names = {child: " ".join(child.cmdline()) for child in children if child.is_running()}
+        marks = ("ray::PoolBroker",) if harm == "broker" else ("ray::RayTrainWorker", "ray::ImplicitFunc", "ray::train")
+        chosen = [child for child, line in names.items() if line.startswith(marks)]
+        if chosen:
+            rng.choice(chosen).kill()
+    elif harm == "group":
+        os.killpg(process.pid, signal.SIGTERM)
+    elif harm == "hup":
+        process.send_signal(signal.SIGHUP)
+    elif harm == "twice":
+        other = second()
+        _, err = other.communicate()
+        if process.poll() is None and (other.returncode != 2 or "is at work on the run" not in err):
+            return [f"the second start ended with {other.returncode}: {err[-500:]}"]
+    elif harm == "disk":
+        fill(run.parents[1] / "filler")
+    return []
+
+
+def mounted(disk: Path) -> bool:
+    """Mount a small disk; return whether that is allowed."""
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def fill(filler: Path) -> None:
+    """Write until there is no room."""
+    with filler.open("wb", buffering=0) as stream:
+        for size in (1 << 20, 1 << 12):
             try:
-                process.wait(moment)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            before, begun = read(folder, name)
-            code = run(args, folder, name).wait()
-            trials, history = read(folder, name)
-            epochs = history.drop_duplicates(["trial_id", "epoch"])
-            round_lost = len(expected - set(trials["trial_id"])) + curves - len(epochs)
-            round_twice = int(trials.duplicated("trial_id").sum() + history.duplicated(["trial_id", "epoch"]).sum())
-            after = trials.set_index("trial_id")["finished_at"]
-            again = sum(after.get(row.trial_id) != row.finished_at for row in before.itertuples())
-            lost, twice, redone = lost + round_lost, twice + round_twice, redone + again
-            rounds.append({
-                "killed_after_s": moment, "finished": len(before), "epochs": len(begun), "exit_code": code,
-                "lost": round_lost, "twice": round_twice, "done_again": again,
-            })  # fmt: skip
-            print(
-                f"killed after {moment:5.1f} s with {len(before):3} adapters finished and {len(begun):5} epochs in the "
-                f"store; then exit code {code}: "
-                f"rows lost {round_lost}, twice {round_twice}, done again {again}",
-                flush=True,
-            )
-    print(f"{args.rounds} kills: rows lost {lost}, rows twice {twice}, finished work done again {redone}")
-    record(args.json, {"unbroken_s": whole_s, "lost": lost, "twice": twice, "done_again": redone, "rounds": rounds})
-    sys.exit(1 if lost or twice or redone else 0)
+                while True:
+                    stream.write(b"\0" * size)
+            except OSError:
+                continue
 
 
-def run(args: argparse.Namespace, folder: str, name: str) -> subprocess.Popen[bytes]:
-    """Start the sweep as a user would."""
-    fixed = ["--num-gpus", "0", "--slots", "2", "--set", "report_every=5"]
-    fixed += [word for name in ("epochs", "patience") for word in ("--set", f"{name}={args.epochs}")]
-    command = [sys.executable, str(ROOT / "sweeps" / "atomic_lora.py"), "--preset", "smoke", "--tasks", args.tasks]
-    command += [*fixed, "--results-dir", folder, "--run-id", name]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(family: str, folder: Path, name: str) -> subprocess.Popen[str]:
+    """Start a sweep as a user would, in a process group of its own."""
+    command = [sys.executable, str(ROOT / "sweeps" / f"{family}.py"), "--preset", "smoke", "--num-gpus", "0"]
+    command += [word.format(folder=folder, name=name) for word in FAMILIES[family]]
+    command += ["--results-dir", str(folder), "--run-id", name]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
-def read(folder: str, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(folder: Path, family: str, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the rows of a run; empty tables where it has not written any yet."""
     tables = []
-    for kind, columns in (("trials", ["trial_id", "finished_at"]), ("history", ["trial_id", "epoch"])):
-        path = Path(folder, "atomic_lora", name, kind)
-        there = path.exists() and any(path.glob("*.parquet"))
-        tables.append(pd.read_parquet(path, columns=columns) if there else pd.DataFrame(columns=columns))
+    for kind, columns in (
+        ("trials", ["trial_id", "attempt", "status", "finished_at"]),
+        ("history", ["trial_id", "attempt", "epoch"]),
+    ):
+        files = sorted((folder / family / name / kind).glob("*.parquet"))
+        parts = [pd.read_parquet(file, columns=columns) for file in files]
+        tables.append(pd.concat(parts) if parts else pd.DataFrame(columns=columns))
     return tables[0], tables[1]
 
 

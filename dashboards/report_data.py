@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from sweeps.store.store import ResultsStore, latest_attempts
-from sweeps.store.summary import json_value, summarise, verdict
-from trainables.common.family import Family, number, value_text
+from sweeps.store.summary import json_value, over_text, summarise, verdict
+from trainables.common.family import Family, counts_text, number, value_text
 
 # of all runs on a page together: about 2 MB each
 CURVE_POINTS = 100_000
@@ -62,7 +62,12 @@ def gather(store: ResultsStore, share: float = 1.0) -> dict[str, Any]:
             "run_id": store.run_id,
             "results": store.folder.location,
             "noun": family.noun,
-            "summary": {**summary, "unfinished": len(unfinished)},
+            "summary": {
+                **summary,
+                "unfinished": len(unfinished),
+                "over_text": {name: over_text(summary, name) for name in summary["over"]},
+                "left_out_text": counts_text(summary["left_out"]),
+            },
             "conclusion": conclusion(summary),
             "measures": measures,
             "lead": _lead(family),
@@ -86,7 +91,8 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what gathered runs have in common and in what they differ.
 
     ``means`` has one mapping for each run, from column to its mean over the successful trials on the ``tasks`` that all
-    runs with baselines have done: means over different tasks do not compare. ``settings`` is what `differing` returns.
+    runs with baselines have done, of ``of_tasks`` in any of them: means over different tasks do not compare.
+    ``settings`` is what `differing` returns.
     """
     compared = [run for run in runs if run["measures"]]
     done = [
@@ -101,6 +107,7 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = {column for run in compared for m in run["measures"] for column in (m["base"], m["final"])}
     return {
         "tasks": len(shared),
+        "of_tasks": len({task for run in compared for task in run["trials"]["task_id"]}),
         "means": [{name: _mean_over(run["trials"], name, shared) for name in sorted(columns)} for run in runs],
         "settings": differing(runs),
     }
@@ -126,20 +133,26 @@ def conclusion(summary: Mapping[str, Any]) -> list[str]:
         more = f" ({', '.join(others)})" if others else ""
         first = next((line for line in summary["headlines"] if means[line["name"]] is not None), None)
         told = (
-            [f"{_sentence(first['headline'])} is {value_text(means[first['name']], first['percent'])}."]
+            [
+                f"{_sentence(first['headline'])} is {value_text(means[first['name']], first['percent'])}, a mean over "
+                f"{over_text(summary, first['name'])}."
+            ]
             if first
             else []
         )
         return [f"{success} of {summary['trials']} {noun} succeeded{more}.", *told]
+    total = max(summary["trials"], summary["tasks"])
+    left = f" {total - compared} of {total} {noun} were not compared." if compared < total else ""
     sentences = [
         f"{versus['improved']} of {compared} {noun} {_are(versus['improved'])} better than the base, "
-        f"{versus['worse']} {_are(versus['worse'])} worse, {versus['same']} the same.",
+        f"{versus['worse']} {_are(versus['worse'])} worse, {versus['same']} the same.{left}",
     ]
     beside = [line for line in summary["headlines"] if line["base"] and means[line["name"]] is not None]
     if beside:
         line = beside[0]
         base, final = (value_text(means[name], line["percent"]) for name in (line["base"], line["name"]))
-        sentences.append(f"{_sentence(line['headline'])} is {final}, the base's {base}.")
+        over = over_text(summary, line["name"])
+        sentences.append(f"{_sentence(line['headline'])} is {final}, the base's {base}: means over {over}.")
     labels = {line["name"]: line["headline"] for line in summary["headlines"]}
     for line in beside:
         sign = -1 if line["better"] == "min" else 1
@@ -158,7 +171,8 @@ def scores(
 ) -> list[dict[str, Any]]:
     """Return the numbers that have no base beside them, by column, each with its mean over the successful trials.
 
-    They are the headlines of the family, then what trials report and nobody declared; ``share`` are those in [0, 1].
+    They are the headlines of the family, then what trials report and nobody declared. ``share`` are those in [0, 1];
+    ``over`` says how many of the trials the mean is over.
     """
     compared = {name for measure in measures for name in measure.values()}
     own = [column for column in family.shown if column.headline and column.name in columns]
@@ -172,6 +186,7 @@ def scores(
             "label": label,
             "share": share,
             "mean": _mean(number(row.get(name)) for row in rows if row["status"] == "success"),
+            "over": _over(rows, name, family.noun),
         }
         for name, label, share in found
     ]
@@ -204,15 +219,22 @@ def pace(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def categories(rows: Iterable[Row], measures: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Return for each category, the largest first, its successful trials, their verdicts and the mean of each value."""
+    """Return for each category, the largest first, its successful trials, their verdicts and the mean of each value.
+
+    ``of`` counts all trials of the category.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
+    all_trials: Counter[str] = Counter()
     for row in rows:
-        if row["status"] == "success" and row.get("category") is not None:
-            groups[row["category"]].append(row)
+        if row.get("category") is not None:
+            all_trials[row["category"]] += 1
+            if row["status"] == "success":
+                groups[row["category"]].append(row)
     return [
         {
             "name": name,
             "trials": len(members),
+            "of": all_trials[name],
             "verdicts": Counter(row["verdict"] for row in members),
             "means": {
                 column: _mean(row.get(column) for row in members)
@@ -455,6 +477,12 @@ def _mean_over(trials: Mapping[str, Sequence[Any]], column: str, tasks: set[str]
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def _over(rows: Sequence[Row], name: str, noun: str) -> str:
+    """Return what the mean of a column is over, of all trials that ended."""
+    having = sum(row["status"] == "success" and number(row.get(name)) is not None for row in rows)
+    return f"{having} of {len(rows)} {noun}"
 
 
 def _are(count: int) -> str:

@@ -5,48 +5,23 @@ from __future__ import annotations
 from ray.tune import choice, loguniform
 
 from search_spaces.settings import Ablation, SettingError
-from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
+from search_spaces.space import Preset, SearchSpace
 from trainables.arc_efe.config import TERMS, EfeConfig
 from trainables.arc_efe.family import FAMILY
-from trainables.common.errors import InputError
-from trainables.common.schedules import Schedule
 
 
 def validate(config: EfeConfig) -> None:
-    """Refuse settings with which an agent cannot be built or trained.
+    """Refuse settings that contradict each other.
 
     Raises:
-        SettingError: For the first setting that is out of range.
+        SettingError: For the first one.
     """
-    require_at_least(config, 1, "width", "hidden", "depth", "step_depth", "steps", "embedding", "backward_hidden")
-    require_at_least(config, 1, "prompt_pairs", "prompt_tokens", "lora_rank", "memory_size", "hard_weight")
-    require_at_least(config, 1, "batch_size", "epochs", "eval_every", "checkpoint_every", "keep_checkpoints")
-    require_at_least(config, 0, "lm_layers", "warmup_steps", "weight_decay", "examples_per_task", "max_batches")
-    require_at_least(config, 0, "policy_entropy", "memory_factor", *(f"weight_{term}" for term in TERMS))
-    require_above_zero(config, "lr", "policy_lr", "clip_norm")
-    for name in ("smoothing", "memory_alpha", "memory_start", "lr_floor"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise SettingError(name, f"is {getattr(config, name)!r} but must be at least 0 and at most 1")
-    if not 0 < config.smoothing < 0.9:
-        raise SettingError("smoothing", f"is {config.smoothing!r} but must be above 0 and below 0.9")
-    if not 0 < config.efe_share <= 1:
-        raise SettingError("efe_share", f"is {config.efe_share!r} but must be above 0 and at most 1")
-    if not -1 <= config.memory_similarity <= 1:
-        raise SettingError("memory_similarity", f"is {config.memory_similarity!r} but must be from -1 to 1")
-    if not 1 <= config.max_side <= 30:
-        raise SettingError("max_side", f"is {config.max_side} but must be at least 1 and at most 30")
     if not config.weight_risk and not config.weight_cross_entropy:
         raise SettingError("weight_cross_entropy", "is 0 as weight_risk is: nothing would teach the agent a colour")
     if config.weight_step and config.steps == 1:
         raise SettingError("steps", "is 1, so weight_step must be 0: one step has none before it")
     if config.efe_share == 1 and config.policy == "reinforce" and config.prompt != "none":
         raise SettingError("efe_share", "is 1, which leaves the policy no gradient; set policy=random or less than 1")
-    try:
-        schedule = Schedule.parse(config.size_weight)
-    except InputError as error:
-        raise SettingError("size_weight", f"cannot be read: {str(error).rstrip('.')}") from None
-    if min(schedule.start, schedule.end) <= 0:
-        raise SettingError("size_weight", f"is {config.size_weight!r}, but its values must be above 0")
 
 
 SMOKE_VALUES = {
@@ -75,6 +50,14 @@ SPACE = SearchSpace(
     config=EfeConfig,
     validate=validate,
     rung_setting="eval_every",
+    groups={
+        "agent": "width",
+        "prompt": "prompt",
+        "loss": "weight_risk",
+        "policy and memory": "policy",
+        "training": "lr",
+        "evaluation and checkpoints": "eval_every",
+    },
     presets={
         "smoke": Preset(
             "a tiny agent on 16 tasks, the first layer of the language model",

@@ -6,13 +6,10 @@ settings of ``DEFAULT_SWEEP`` are drawn at random, unless ``--sweep`` or a confi
 
 from __future__ import annotations
 
-import re
-
 from ray.tune.search.sample import choice, loguniform
 
-from search_spaces.settings import SettingError
-from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
-from trainables.atomic_lora.config import AdapterConfig, LoRAConfig, TextConfig
+from search_spaces.space import Preset, SearchSpace
+from trainables.atomic_lora.config import AdapterConfig, TextConfig
 from trainables.atomic_lora.family import FAMILY, TEXT
 
 DEFAULT_SWEEP = {
@@ -30,46 +27,12 @@ SHORT_SWEEP = {name: domain for name, domain in DEFAULT_SWEEP.items() if name !=
 }
 
 
-def validate(config: AdapterConfig) -> None:
-    """Refuse settings with which an adapter cannot be trained.
-
-    Raises:
-        SettingError: For the first setting that is out of range.
-    """
-    validate_lora(config)
-    require_at_least(config, 1, "examples_per_epoch")
-    if config.validation_pairs not in (0, 1, 2):
-        raise SettingError("validation_pairs", f"is {config.validation_pairs!r} but must be 0, 1 or 2")
-
-
-def validate_text(config: TextConfig) -> None:
-    """Refuse settings with which an adapter for a text task cannot be trained. Raises SettingError."""
-    validate_lora(config)
-    require_at_least(config, 0, "examples_per_epoch")
-    require_at_least(config, 2, "max_tokens")
-    require_at_least(config, 1, "answer_tokens")
-    if config.answers not in ("none", "exact") and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", config.answers):
-        raise SettingError("answers", f"is {config.answers!r} but must be none, exact or package.module:function")
-
-
-def validate_lora(config: LoRAConfig) -> None:
-    """Refuse settings with which no adapter can be trained. Raises SettingError."""
-    require_at_least(config, 1, "rank", "batch_size", "epochs", "patience", "report_every")
-    require_above_zero(config, "alpha", "lr_multiple", "clip_norm")
-    require_at_least(config, 0, "weight_decay", "min_delta")
-    if not config.target_modules:
-        raise SettingError("target_modules", "is empty but must name at least one linear layer, such as linear1")
-    if len(set(config.target_modules)) < len(config.target_modules):
-        raise SettingError("target_modules", f"is {','.join(config.target_modules)} but must name each layer once")
-
-
 SMOKE_VALUES = {"epochs": 2, "examples_per_epoch": 4, "patience": 2, "report_every": 1, "lr_multiple": 1.0}
 DEMO_VALUES = {"epochs": 10, "examples_per_epoch": 8, "patience": 5, "report_every": 2, "lr_multiple": 1.0}
 
 SPACE = SearchSpace(
     family=FAMILY,
     config=AdapterConfig,
-    validate=validate,
     presets={
         "smoke": Preset("the 8 smallest tasks, two tiny epochs", SMOKE_VALUES, SHORT_SWEEP, tasks="smallest:8"),
         "demo": Preset("all tasks on a budget for two CPU cores", DEMO_VALUES, SHORT_SWEEP),
@@ -86,7 +49,6 @@ TEXT_SWEEP = {
 TEXT_SPACE = SearchSpace(
     family=TEXT,
     config=TextConfig,
-    validate=validate_text,
     presets={
         "smoke": Preset("all text tasks, 16 rows in each of two epochs", {"epochs": 2, "examples_per_epoch": 16}),
         "demo": Preset(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from search_spaces.atomic_lora import DEFAULT_SWEEP, DEMO_VALUES, SHORT_SWEEP, SMOKE_VALUES, validate
+from search_spaces.atomic_lora import DEFAULT_SWEEP, DEMO_VALUES, SHORT_SWEEP, SMOKE_VALUES
 from search_spaces.space import Preset, SearchSpace
 from trainables.atomic_lora.config import AdapterConfig
 from trainables.atomic_lora.family import FAMILY
@@ -19,7 +19,6 @@ from trainables.common.errors import InputError
 SPACE = SearchSpace(
     family=FAMILY,
     config=AdapterConfig,
-    validate=validate,
     presets={
         "smoke": Preset("4 tasks, tiny epochs", {**SMOKE_VALUES, "validation_pairs": 1}, SHORT_SWEEP, "panel:4"),
         "demo": Preset("16 tasks, few epochs", {**DEMO_VALUES, "validation_pairs": 1}, SHORT_SWEEP, "panel:16"),

@@ -8,30 +8,17 @@ from __future__ import annotations
 from ray.tune import choice, loguniform
 
 from search_spaces.settings import Ablation, SettingError
-from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
-from trainables.common.errors import InputError
-from trainables.common.schedules import Schedule
+from search_spaces.space import Preset, SearchSpace
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.family import FAMILY
 
 
 def validate(config: ReasonerConfig) -> None:
-    """Refuse settings with which a reasoner cannot be built or trained.
+    """Refuse settings that contradict each other.
 
     Raises:
-        SettingError: For the first setting that is out of range.
+        SettingError: For the first one.
     """
-    require_at_least(config, 1, "width", "heads", "layers", "h_cycles", "l_cycles", "max_steps", "paths")
-    require_at_least(config, 1, "batch_size", "epochs", "views_per_puzzle", "train_puzzles", "held_out_puzzles")
-    require_at_least(config, 1, "eval_every", "checkpoint_every", "keep_checkpoints", "replay_batch")
-    require_at_least(config, 0, "prefix", "warmup_steps", "weight_decay", "step_penalty")
-    require_above_zero(config, "lr", "clip_norm", "expansion", "target_rate", "reconstruction_weight")
-    for name in ("lr_floor", "discount", "target_rate", "hints"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise SettingError(name, f"is {getattr(config, name)!r} but must be at least 0 and at most 1")
-    for name in ("beta1", "beta2", "ema", "dqn_warmup"):
-        if not 0 <= getattr(config, name) < 1:
-            raise SettingError(name, f"is {getattr(config, name)!r} but must be at least 0 and below 1")
     if config.width % (2 * config.heads):
         raise SettingError("width", f"is {config.width} but must be a multiple of twice the heads ({config.heads})")
     if config.batch_size > config.train_puzzles:
@@ -40,31 +27,8 @@ def validate(config: ReasonerConfig) -> None:
         )
     if config.replay_batch > config.replay:
         raise SettingError("replay_batch", f"is {config.replay_batch}, more than the replay of {config.replay} holds")
-    if config.maze_side < 5 or config.maze_side % 2 == 0:
-        raise SettingError("maze_side", f"is {config.maze_side} but must be odd and at least 5")
-    if not 1 <= config.arc_side <= 30:
-        raise SettingError("arc_side", f"is {config.arc_side} but must be at least 1 and at most 30")
     if config.gradient == "one_step" and config.planner != "none":
         raise SettingError("gradient", f"is one_step, which never reaches the planner ({config.planner}); use cycle")
-    _require_schedule(config, "epsilon", 0, 1)
-    _require_schedule(config, "temperature", 1e-6)
-    _require_schedule(config, "expansion_penalty", 0)
-    thoughts = _require_schedule(config, "thoughts", 0)
-    if int(max(thoughts.start, thoughts.end)) < 1:
-        raise SettingError("thoughts", f"is {config.thoughts!r} but must reach at least one thought")
-
-
-def _require_schedule(config: ReasonerConfig, name: str, low: float, high: float = float("inf")) -> Schedule:
-    text = getattr(config, name)
-    try:
-        schedule = Schedule.parse(text)
-    except InputError as error:
-        raise SettingError(name, f"cannot be read: {str(error).rstrip('.')}") from None
-    for value in (schedule.start, schedule.end):
-        if not low <= value <= high:
-            bounds = f"at least {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
-            raise SettingError(name, f"is {text!r}, but its values must be {bounds}")
-    return schedule
 
 
 SMOKE_VALUES = {
@@ -130,6 +94,13 @@ SPACE = SearchSpace(
     config=ReasonerConfig,
     validate=validate,
     rung_setting="eval_every",
+    groups={
+        "model": "mixer",
+        "halting": "halting",
+        "planner": "planner",
+        "training": "lr",
+        "evaluation and checkpoints": "eval_every",
+    },
     presets={
         "smoke": Preset("a tiny model on 64 puzzles", SMOKE_VALUES, {"halting": RULES["halting"]}, tasks="sudoku4"),
         "demo": Preset(

@@ -5,54 +5,28 @@ from __future__ import annotations
 from ray.tune import choice, loguniform
 
 from search_spaces.settings import Ablation, SettingError
-from search_spaces.space import Preset, SearchSpace, require_above_zero, require_at_least
-from trainables.common.errors import InputError
+from search_spaces.space import Preset, SearchSpace
 from trainables.common.schedules import Schedule
 from trainables.sad_student.config import SadConfig
 from trainables.sad_student.family import FAMILY
 
 
 def validate(config: SadConfig) -> None:
-    """Refuse settings with which a student cannot be trained.
+    """Refuse settings that contradict each other.
 
     Raises:
-        SettingError: For the first setting that is out of range.
+        SettingError: For the first one.
     """
-    require_at_least(config, 1, "batch_size", "accumulation", "epochs", "top_k", "eval_every", "rollouts")
-    require_at_least(config, 1, "rollout_every", "validation_problems", "test_problems")
-    require_at_least(config, 1, "checkpoint_every", "keep_checkpoints", "alpha")
-    require_at_least(config, 0, "rank", "warmup_steps", "weight_decay", "entropy_weight", "consistency_weight")
-    require_at_least(config, 0, "rollout_temperature")
-    require_above_zero(config, "lr", "clip_norm", "temperature", "trust")
-    for name in ("mixture", "on_policy"):
-        if not 0 < getattr(config, name) < 1:
-            raise SettingError(name, f"is {getattr(config, name)!r} but must be above 0 and below 1")
     if config.trajectories < config.batch_size * config.accumulation:
         raise SettingError(
             "trajectories",
             f"is {config.trajectories}, fewer than the {config.batch_size * config.accumulation} of one step",
         )
-    for name in ("reasoning_weight", "action_weight", "observation_weight", "other_weight"):
-        _require_schedule(config, name, 0)
-    _require_schedule(config, "teacher_share", 0, 1)
-    _require_schedule(config, "depth", 1)
     if config.loss in ("sad", "guided") and not any(
         max(schedule.start, schedule.end)
         for schedule in (Schedule.parse(config.reasoning_weight), Schedule.parse(config.action_weight))
     ):
         raise SettingError("reasoning_weight", "and action_weight are 0, so nothing that a student writes counts")
-
-
-def _require_schedule(config: SadConfig, name: str, low: float, high: float = float("inf")) -> None:
-    text = getattr(config, name)
-    try:
-        schedule = Schedule.parse(text)
-    except InputError as error:
-        raise SettingError(name, f"cannot be read: {str(error).rstrip('.')}") from None
-    for value in (schedule.start, schedule.end):
-        if not low <= value <= high:
-            bounds = f"at least {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
-            raise SettingError(name, f"is {text!r}, but its values must be {bounds}")
 
 
 SMOKE_VALUES = {
@@ -94,6 +68,12 @@ SPACE = SearchSpace(
     config=SadConfig,
     validate=validate,
     rung_setting="eval_every",
+    groups={
+        "loss": "loss",
+        "on-policy (guided)": "on_policy",
+        "training": "rank",
+        "evaluation and checkpoints": "eval_every",
+    },
     presets={
         "smoke": Preset("a few steps on 24 trajectories", SMOKE_VALUES, {"loss": RULES["loss"]}),
         "demo": Preset("the four losses within minutes on two CPU cores", DEMO_VALUES, RULES),

@@ -9,8 +9,8 @@ that each is checked in the same way and refused with a sentence that says where
       lr_multiple: loguniform(0.03, 0.3)
       batch_size: [2, 4, 8]
 
-Text is read with `ast` and never evaluated. The ranges that values may have are the family's own (the ``validate``
-hook). This module imports Ray Tune's domains but no torch, and starts nothing.
+Text is read with `ast` and never evaluated. Ranges are checked by `search_spaces.fields`. This module imports Ray
+Tune's domains but no torch, and starts nothing.
 """
 
 from __future__ import annotations
@@ -29,13 +29,26 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
-from ray.tune.search.sample import Categorical, Domain, Float, Integer, choice, quniform, uniform
+from ray.tune.search.sample import (
+    Categorical,
+    Domain,
+    Float,
+    Integer,
+    LogUniform,
+    Quantized,
+    choice,
+    quniform,
+    uniform,
+)
 
 from trainables.common.errors import InputError, did_you_mean
+from trainables.common.text import read_text
 
 Config = TypeVar("Config")
 FLOAT_DOMAINS = ("uniform", "loguniform", "quniform")
 INTEGER_DOMAINS = ("randint", "lograndint")
+# characters of a value, and of what it was given with, in a message
+MAX_SHOWN = 200
 DOMAINS = ("choice", "grid", "ablate", *FLOAT_DOMAINS, *INTEGER_DOMAINS)
 
 
@@ -96,13 +109,18 @@ def load_config_file(path: str | Path, config_class: type) -> ConfigFile:
     Raises:
         InputError: If the file cannot be read, is not of that form, or holds a name, type or domain that is refused.
     """
+    text = read_text(Path(path), f"The configuration file {path}")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The configuration file {path} cannot be read: {error}.") from error
+        content = yaml.safe_load(text)
+    except RecursionError as error:
+        raise InputError(f"The configuration file {path} is not valid YAML: it is nested too deeply.") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"The configuration file {path} is not valid YAML: {reason}.") from error
+    except ValueError as error:
+        raise InputError(
+            f"The configuration file {path} is not valid YAML: it holds a number of thousands of digits."
+        ) from error
     if not isinstance(content, dict) or not content:
         raise InputError(f"The configuration file {path} must hold the sections 'set' or 'sweep', or both.")
     for section, body in content.items():
@@ -149,7 +167,7 @@ def resolve(
         preset_values: Values of the chosen preset.
         config_file: What the file given with ``--config`` says, if any.
         sets: The texts given with ``--set``; of two for the same name the last one counts.
-        validate: The family's check of ranges; it raises `SettingError`.
+        validate: Checks the whole; it raises `SettingError`.
 
     Raises:
         InputError: If a name is unknown or a value has the wrong type or range; it says where the value came from.
@@ -172,6 +190,25 @@ def resolve(
             source = sources.get(error.name)
             raise SettingError(error.name, error.problem + (f" (given by {source})" if source else "")) from None
     return config
+
+
+def domain_text(domain: Domain) -> str:
+    """Return a domain as it is written after ``--sweep NAME=``; `parse_sweep` reads it."""
+    sampler = domain.get_sampler()
+    if isinstance(domain, Categorical):
+        function = "ablate" if isinstance(domain, Ablation) else "grid" if domain.is_grid() else "choice"
+        arguments = list(domain.categories)
+    elif isinstance(domain, Integer):
+        function = "lograndint" if isinstance(sampler, LogUniform) else "randint"
+        arguments = [domain.lower, domain.upper]
+    elif isinstance(domain, Float) and isinstance(sampler, Quantized):
+        function, arguments = "quniform", [domain.lower, domain.upper, sampler.q]
+    elif isinstance(domain, Float):
+        function = "loguniform" if isinstance(sampler, LogUniform) else "uniform"
+        arguments = [domain.lower, domain.upper]
+    else:
+        raise TypeError(f"{type(domain).__name__} cannot be written after --sweep.")
+    return f"{function}({', '.join(map(repr, arguments))})"
 
 
 def config_hash(config: Mapping[str, Any], seed: int) -> str:
@@ -266,7 +303,8 @@ def _typed(name: str, value: Any, config_class: type, source: str) -> Any:
     except ValueError:
         options = [str(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
         near = did_you_mean(str(value), options)
-        raise InputError(f"{source}: {name} must be {_describe(hint)}, not {value!r}{near or '.'}") from None
+        given, place = (text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..." for text in (repr(value), source))
+        raise InputError(f"{place}: {name} must be {_describe(hint)}, not {given}{near or '.'}") from None
 
 
 def _describe(hint: Any) -> str:
@@ -305,6 +343,9 @@ def _coerce(value: Any, hint: Any) -> Any:
     if hint is str and isinstance(value, str):
         return value
     if hint is int and isinstance(value, int | str) and not isinstance(value, bool):
+        # what the results' columns hold
+        if not -(2**63) <= int(value) < 2**63:
+            raise ValueError
         return int(value)
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool) and _finite(value):
         return float(value)

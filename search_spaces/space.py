@@ -2,7 +2,8 @@
 
 A search space turns the user's choices (preset, configuration file, ``--set``, ``--sweep``) into one checked
 configuration and the domains that are drawn from. How a single value or domain is written is in
-`search_spaces.settings`; who trains the drawn configurations is decided in `sweeps`.
+`search_spaces.settings`, which values a setting may have in `search_spaces.fields`; who trains the drawn configurations
+is decided in `sweeps`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 from ray.tune.search.sample import Categorical, Domain, Float, Integer
 
+from search_spaces import fields
+from search_spaces.fields import Setting, settings_of
 from search_spaces.settings import (
     ConfigFile,
     SettingError,
@@ -54,21 +57,24 @@ class SearchSpace:
         family: What is trained: its columns, and the metric that ASHA and searchers compare.
         config: The family's frozen dataclass of settings.
         presets: Presets by name.
-        validate: Checks ranges of one complete configuration; raises `SettingError`.
+        validate: Checks how the settings of a configuration go together, once each is in its own range; raises
+            `SettingError`. None where they have nothing to do with each other.
         default_preset: Name of the preset used when none is chosen.
         rung_setting: Setting that holds the time between two reports, which is also ASHA's grace period.
         budget_setting: Setting that holds the most time one trial may train.
         reduction_factor: ASHA keeps about one in this many at each rung.
+        groups: Headings for ``--help`` and ``docs/settings.md``, each with the first setting below it.
     """
 
     family: Family
     config: type
     presets: Mapping[str, Preset]
-    validate: Callable[[Any], None]
+    validate: Callable[[Any], None] | None = None
     default_preset: str = "full"
     rung_setting: str = "report_every"
     budget_setting: str = "epochs"
     reduction_factor: int = 3
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -112,11 +118,21 @@ class SearchSpace:
         chosen = self.presets[preset]
         file = load_config_file(config_path, self.config) if config_path else None
         defaults = defaults or {}
-        config = resolve(self.config, {**defaults, **chosen.values}, file, sets, self.validate)
+        config = resolve(self.config, {**defaults, **chosen.values}, file, sets, self.check)
         preset_sweep = {name: domain for name, domain in chosen.sweep.items() if name not in defaults}
         domains = _swept(self.config, preset_sweep, file or ConfigFile(""), sets, sweeps, num_samples)
-        validate_domains(config, domains, self.validate)
+        self._check_domains(config, domains)
         return config, domains
+
+    def check(self, config: Any) -> None:
+        """Refuse a configuration with which nothing can be trained.
+
+        Raises:
+            SettingError: For the first setting that is out of range or contradicts another.
+        """
+        fields.check(config)
+        if self.validate is not None:
+            self.validate(config)
 
     def sample(
         self, config: Any, domains: Mapping[str, Domain], num_samples: int, seed: int
@@ -129,11 +145,21 @@ class SearchSpace:
         samples = sample_configs(dataclasses.asdict(config), domains, num_samples, seed)
         for index, (values, _) in enumerate(samples):
             try:
-                self.validate(self.config(**values))
+                self.check(self.config(**values))
             except SettingError as error:
                 drawn = ", ".join(f"{name}={values[name]}" for name in domains)
                 raise InputError(f"Sample {index} of the sweep ({drawn}) cannot be trained: {error}") from None
         return samples
+
+    def sections(self) -> dict[str, list[Setting]]:
+        """Return the settings in their order, by the headings of ``groups``; by ``""`` where there are none."""
+        headings = {first: heading for heading, first in self.groups.items()}
+        sections: dict[str, list[Setting]] = {}
+        heading = ""
+        for setting in settings_of(self.config):
+            heading = headings.get(setting.name, heading)
+            sections.setdefault(heading, []).append(setting)
+        return sections
 
     def grace_period(self, config: Any) -> int:
         """Return ASHA's grace period: the time until the first report of ``config``."""
@@ -143,6 +169,21 @@ class SearchSpace:
         """Return the most time that any drawn configuration may train: ASHA's ``max_t``."""
         swept = domains.get(self.budget_setting)
         return int(max(extremes(swept)) if swept is not None else getattr(config, self.budget_setting))
+
+    def _check_domains(self, config: Any, domains: Mapping[str, Domain]) -> None:
+        """Check every choice and both bounds of each domain, one setting at a time.
+
+        Whether settings that are swept together go together is only known of a complete configuration, which is checked
+        when it is drawn.
+        """
+        for name, domain in domains.items():
+            for value in extremes(domain):
+                try:
+                    self.check(dataclasses.replace(config, **{name: value}))
+                except SettingError as error:
+                    # a setting that is swept as well may be drawn with a value that goes with this one
+                    if error.name == name or error.name not in domains:
+                        raise InputError(f"The sweep over {name} reaches {value!r}: {error}") from None
 
 
 def extremes(domain: Domain) -> list[Any]:
@@ -154,40 +195,6 @@ def extremes(domain: Domain) -> list[Any]:
     if isinstance(domain, Float):
         return [domain.lower, domain.upper]
     raise TypeError(f"No bounds are known for {type(domain).__name__}.")
-
-
-def validate_domains(config: Any, domains: Mapping[str, Domain], validate: Callable[[Any], None]) -> None:
-    """Check every choice and both bounds of each domain, one setting at a time.
-
-    Whether settings that are swept together go together is only known of a complete configuration, which is checked
-    when it is drawn.
-
-    Raises:
-        InputError: If a value that could be drawn is outside the range of its setting, or contradicts a setting that is
-            not swept.
-    """
-    for name, domain in domains.items():
-        for value in extremes(domain):
-            try:
-                validate(dataclasses.replace(config, **{name: value}))
-            except SettingError as error:
-                # a setting that is swept as well may be drawn with a value that goes with this one
-                if error.name == name or error.name not in domains:
-                    raise InputError(f"The sweep over {name} reaches {value!r}: {error}") from None
-
-
-def require_at_least(config: Any, minimum: float, *names: str) -> None:
-    """Raise `SettingError` for the first of ``names`` whose value in ``config`` is below ``minimum``."""
-    for name in names:
-        if not getattr(config, name) >= minimum:
-            raise SettingError(name, f"is {getattr(config, name)!r} but must be at least {minimum}")
-
-
-def require_above_zero(config: Any, *names: str) -> None:
-    """Raise `SettingError` for the first of ``names`` whose value in ``config`` is not above 0."""
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise SettingError(name, f"is {getattr(config, name)!r} but must be above 0")
 
 
 def _swept(

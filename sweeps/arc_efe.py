@@ -26,13 +26,13 @@ if __name__ == "__main__":
 from search_spaces.arc_efe import SPACE
 from search_spaces.space import extremes
 from sweeps.core import cli, ordinary
-from sweeps.core.arc_options import data_option, parse_tasks
+from sweeps.core.arc_options import choose_tasks, combined_counts, data_option
 from sweeps.core.ordinary import Prepared
 from sweeps.core.sweep import Inputs
-from trainables.arc import fingerprint, load_tasks
+from trainables.arc import fingerprint
 from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import make_dataset
-from trainables.arc_efe.language import read_config
+from trainables.arc_efe.language import known_as, read_config
 from trainables.arc_efe.train import train_loop
 from trainables.common.errors import InputError
 
@@ -55,16 +55,22 @@ def prepare(args: Namespace, config: EfeConfig, domains: Mapping[str, Any]) -> P
         raise InputError(
             f"--workers-per-trial is {args.workers_per_trial}, but one agent trains on one device; give 0 or 1."
         )
-    tasks = load_tasks(args.data)
-    sizes = {task_id: task.tokens for task_id, task in tasks.items()}
-    ids = parse_tasks(args.tasks or SPACE.presets[args.preset].tasks, list(tasks), sizes)
-    some = {task_id: tasks[task_id] for task_id in ids}
+    tasks, left_out = choose_tasks(args.data, args.tasks, (args.preset, SPACE.presets[args.preset].tasks))
     sides = extremes(domains["max_side"]) if "max_side" in domains else [config.max_side]
-    make_dataset(some, min(sides), config.prompt_pairs)
-    for name in extremes(domains["lm"]) if "lm" in domains else [config.lm]:
+    dataset = make_dataset(tasks, min(sides), config.prompt_pairs)
+    models = extremes(domains["lm"]) if "lm" in domains else [config.lm]
+    for name in models:
         read_config(name, config.lm_layers)
-    data = fingerprint(some)
-    return Prepared(train_loop, {"data": args.data, "tasks": list(ids)}, Inputs(data, {"tasks": list(ids)}))
+    ids = list(tasks)
+    # data are known by their fingerprint, wherever they lie
+    inputs = Inputs(
+        fingerprint(tasks),
+        {"tasks": ids},
+        ("data",),
+        left_out=combined_counts(left_out, dataset.left_out),
+        known_as={name: known_as(name) for name in models},
+    )
+    return Prepared(train_loop, {"data": args.data, "tasks": ids}, inputs)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ if __name__ == "__main__":
 from search_spaces.atomic_lora import SPACE, TEXT_SPACE
 from search_spaces.space import SearchSpace, extremes
 from sweeps.core import cli
-from sweeps.core.arc_options import has_texts, parse_tasks, read_taxonomy, task_options
+from sweeps.core.arc_options import choose_tasks, has_texts, read_taxonomy, task_options
 from sweeps.core.pooled import Pool, run_pool
 from sweeps.core.sweep import Inputs, Sweep
 from sweeps.core.text_options import prepare_texts
 from sweeps.core.work import listed
 from sweeps.monitoring.pace import Cost
-from trainables.arc import fingerprint, load_tasks, shape_category
+from trainables.arc import Task, fingerprint, shape_category
 from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import choose_slots
 from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
@@ -42,6 +42,8 @@ class Sized(Protocol):
     def tokens(self) -> int: ...
 
 
+# chooses tasks from categories, sizes, count and seed
+Panel = Callable[[Mapping[str, str], Mapping[str, int], int, int], tuple[str, ...]]
 # of a worker on a CPU beside its base: interpreter, activations, optimizer state
 WORKER_BYTES = 4 << 30
 
@@ -59,7 +61,7 @@ def prepare(
     space: SearchSpace,
     description: str,
     argv: Sequence[str] | None,
-    panel: Callable[[Mapping[str, str], Mapping[str, int], int, int], tuple[str, ...]] | None = None,
+    panel: Panel | None = None,
 ) -> tuple[Sweep, Pool, Mapping[str, Sized]]:
     """Parse a command line over tasks and check all of it: settings, data, tasks, base.
 
@@ -83,35 +85,36 @@ def prepare(
     config, domains = space.resolve(
         args.preset, args.config, args.sets, args.sweeps, args.num_samples, bases.defaults(base)
     )
-    everything = load_tasks(args.data)
-    sizes = {task_id: task.tokens for task_id, task in everything.items()}
     taxonomy = read_taxonomy(args.taxonomy)
-    categories = {task_id: taxonomy.get(task_id) or shape_category(task) for task_id, task in everything.items()}
-    chosen = parse_tasks(
-        args.tasks or space.presets[args.preset].tasks,
-        list(everything),
-        sizes,
-        (lambda count: panel(categories, sizes, count, args.seed)) if panel else None,
-    )
+
+    def category(task: Task) -> str:
+        return taxonomy.get(task.id) or shape_category(task)
+
+    preset = args.preset, space.presets[args.preset].tasks
+    held = domains.get("validation_pairs")
+    kept_out = max(extremes(held)) if held else config.validation_pairs
+    choose = _by_category(panel, category, args.seed) if panel else None
+    tasks, left_out = choose_tasks(args.data, args.tasks, preset, choose, kept_out)
     swept = domains.get("target_modules")
-    bases.require_tasks(base, {task_id: everything[task_id] for task_id in chosen}, args.data)
-    purpose = {"grids": {"data": args.data, "tasks": list(chosen)}}
+    bases.require_tasks(base, tasks, args.data)
+    purpose = {"grids": {"data": args.data, "tasks": list(tasks)}}
     checked = bases.check_base(base, extremes(swept) if swept else [config.target_modules], purpose)
     inputs = Inputs(
-        fingerprint(everything),
-        {"tasks": list(chosen), "base": base, "base_fingerprint": checked.fingerprint},
+        fingerprint(tasks),
+        {"tasks": list(tasks), "base": base, "base_fingerprint": checked.fingerprint},
         # data and base are known by their fingerprints, wherever they lie
         extendable=("tasks", "slots", "taxonomy", "data", "base"),
         places=bases.places(base),
+        fingerprints={task_id: fingerprint({task_id: task}) for task_id, task in tasks.items()},
+        left_out=left_out,
     )
     costs = {
-        task_id: Cost(
-            epoch_tokens(everything[task_id], config.examples_per_epoch), end=evaluation_tokens(everything[task_id])
-        )
-        for task_id in chosen
+        task_id: Cost(epoch_tokens(task, config.examples_per_epoch), end=evaluation_tokens(task))
+        for task_id, task in tasks.items()
     }
+    categories = {task_id: category(task) for task_id, task in tasks.items()}
     sweep = Sweep(name, space, args, config, domains, inputs, categories, costs)
-    return sweep, pool_of(sweep, checked, list(chosen)), {task_id: everything[task_id] for task_id in chosen}
+    return sweep, pool_of(sweep, checked, list(tasks)), tasks
 
 
 def pool_of(sweep: Sweep, checked: bases.Checked, tasks: Sequence[str]) -> Pool:
@@ -127,6 +130,16 @@ def pool_of(sweep: Sweep, checked: bases.Checked, tasks: Sequence[str]) -> Pool:
         lambda on_gpu: choose_slots(args.slots, "cuda" if on_gpu else "cpu"),
         WORKER_BYTES + 4 * checked.parameters,
     )
+
+
+def _by_category(
+    panel: Panel, category: Callable[[Task], str], seed: int
+) -> Callable[[Mapping[str, Task], int], tuple[str, ...]]:
+    def choose(tasks: Mapping[str, Task], count: int) -> tuple[str, ...]:
+        categories = {task_id: category(task) for task_id, task in tasks.items()}
+        return panel(categories, {task_id: task.tokens for task_id, task in tasks.items()}, count, seed)
+
+    return choose
 
 
 def limits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

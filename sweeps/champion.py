@@ -11,7 +11,6 @@ that ship, and ``--more`` of ``python -m sweeps.datasets``) and on the official 
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -25,10 +24,10 @@ if __name__ == "__main__":
 from search_spaces.champion import SPACES
 from search_spaces.space import SearchSpace
 from sweeps.core import cli, ordinary
-from sweeps.core.arc_options import data_option, parse_tasks
+from sweeps.core.arc_options import choose_tasks, combined_counts, data_option
 from sweeps.core.ordinary import Prepared
 from sweeps.core.sweep import Inputs
-from trainables.arc import fingerprint, load_tasks, read_pairs
+from trainables.arc import fingerprint
 from trainables.atomic_lora.config import CanvasConfig, ChampionConfig
 from trainables.common.errors import InputError
 
@@ -66,37 +65,30 @@ def prepare(
             f"--workers-per-trial {args.workers_per_trial}: a base trains on one device; give 1, or 0 to train "
             "without Ray Train."
         )
-    everything = load_tasks(args.data)
-    sizes = {task_id: task.tokens for task_id, task in everything.items()}
-    chosen = list(parse_tasks(args.tasks or space.presets[args.preset].tasks, list(everything), sizes))
+    tasks, left_out = choose_tasks(args.data, args.tasks, (args.preset, space.presets[args.preset].tasks))
+    chosen = list(tasks)
     settings: dict[str, Any] = {"data": args.data, "tasks": chosen}
     # data are known by their fingerprint, wherever they lie
     if isinstance(config, ChampionConfig):
         from trainables.atomic_lora.pretrain import pretrain
 
-        return Prepared(pretrain, settings, Inputs(fingerprint(everything), {"tasks": chosen}, extendable=("data",)))
-    if next(iter(everything.values())).augment:
+        inputs = Inputs(fingerprint(tasks), {"tasks": chosen}, extendable=("data",), left_out=left_out)
+        return Prepared(pretrain, settings, inputs)
+    if next(iter(tasks.values())).augment:
         raise InputError(
             f"--data {args.data}: a canvas model knows a task by its number, which does not hold for turned and "
             "recoloured views; give --data re-arc, re-arc:DIR or re-arc:FILE."
         )
-    from trainables.atomic_lora.canvas_pretrain import pretrain_canvas
+    from trainables.atomic_lora.canvas_pretrain import pretrain_canvas, training_data
 
-    identity = {"tasks": chosen, "more": [digest(Path(file)) for file in args.more]}
     settings |= {"more": args.more, "official": True}
-    inputs = Inputs(fingerprint(everything), identity, extendable=("data", "more"))
+    # which further pairs there are, not in which files they are
+    data = training_data(settings)
+    inputs = Inputs(
+        fingerprint(tasks), {"tasks": chosen, "more_fingerprint": data.more_fingerprint}, ("data", "more"),
+        left_out=combined_counts(left_out, data.left_out),
+    )  # fmt: skip
     return Prepared(pretrain_canvas, settings, inputs)
-
-
-def digest(file: Path) -> str:
-    """Return 16 hex digits of a file of pairs, once it can be read.
-
-    Raises:
-        InputError: If it cannot.
-    """
-    read_pairs(file)
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 if __name__ == "__main__":

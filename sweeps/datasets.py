@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sweeps.core.ending import run_main
 from trainables.arc import MAX_SIDE, Pair, as_grid, grid_key, write_pairs
 from trainables.common.errors import InputError
 
@@ -183,4 +184,4 @@ def _difficulties(text: str) -> tuple[float, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

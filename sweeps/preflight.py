@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check everything that the command line names, print the table and return the exit code."""
     args = options().parse_args(argv)
     found = [checks.results(args.results_dir), checks.wandb(args.wandb, args.wandb_per_trial), base(args.base)]
+    found.append(checks.startable(args.address))
     if args.teacher:
         found.append(checks.teacher(args.teacher))
     if args.backbone:

@@ -50,7 +50,7 @@ def add_options(parser: cli.Parser) -> None:
     )
     parser.add_argument(
         "--phase-dir",
-        type=cli.location,
+        type=cli.folder,
         metavar="DIR",
         help="folder or URI of finished phases, for all runs (default: reasoning_agents-phases in --results-dir)",
     )
@@ -80,9 +80,12 @@ def prepare(args: Namespace, config: Any, domains: Mapping[str, Any]) -> Prepare
         "backbone_fingerprint": backbone,
         "cache": cache,
     }
-    # problems are made from seeds and settings, which the run is known by as well
+    # problems are made from seeds and settings, which the run is known by as well; the backbone by its fingerprint
     inputs = Inputs(
-        corpus.fingerprint, {"backbone_fingerprint": backbone}, ("phase_dir",), places=needs.places(args.backbone)
+        corpus.fingerprint,
+        {"backbone_fingerprint": backbone},
+        ("phase_dir", "backbone"),
+        places=needs.places(args.backbone),
     )
     return Prepared(train_loop, settings, inputs)
 

@@ -30,7 +30,7 @@ from sweeps.backend.shards import build
 from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
 from sweeps.core.sweep import Inputs
-from trainables.common.checkpoints import Checkpoints, require_same
+from trainables.common.checkpoints import Checkpoints
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.puzzles.kinds import KINDS, kind_of
@@ -49,14 +49,14 @@ def add_options(parser: cli.Parser) -> None:
     parser.add_argument("--dataset", metavar="|".join(KINDS), help="puzzles to train on (default: the preset's)")
     parser.add_argument(
         "--dataset-dir",
-        type=cli.location,
+        type=cli.folder,
         metavar="DIR",
         help="folder or URI of generated puzzles; what is missing in it is built first (default: keep them in memory)",
     )
     parser.add_argument("--dataset-only", action="store_true", help="build the puzzles in --dataset-dir and stop")
     parser.add_argument(
         "--checkpoint",
-        type=cli.location,
+        type=cli.folder,
         metavar="DIR",
         help="go on from the newest checkpoint of a trial of another run, RUN_DIR/models/TRIAL; one trial only",
     )
@@ -95,10 +95,11 @@ def prepare(args: Namespace, config: ReasonerConfig, domains: Mapping[str, Any])
             raise InputError(
                 f"--checkpoint {args.checkpoint} goes with one trial; leave --num-samples and --sweep out."
             )
-        notes = Checkpoints(Folder(args.checkpoint).sub("checkpoints"), config.keep_checkpoints).notes()
-        if not notes:
-            raise InputError(f"--checkpoint {args.checkpoint} holds no checkpoint; give RUN_DIR/models/TRIAL.")
-        require_same(notes[-1], identity(config, dataset, args.seed), args.checkpoint)
+        kept = Checkpoints(Folder(args.checkpoint).sub("checkpoints"), config.keep_checkpoints)
+        if not kept.newest(identity(config, dataset, args.seed)):
+            raise InputError(
+                f"--checkpoint {args.checkpoint} holds no checkpoint to go on from; give RUN_DIR/models/TRIAL."
+            )
     settings = {
         "dataset": name,
         "data_seed": args.seed,
@@ -107,7 +108,8 @@ def prepare(args: Namespace, config: ReasonerConfig, domains: Mapping[str, Any])
     }
     # the puzzles are known by their fingerprint, wherever they lie
     extendable = ("dataset_dir", "dataset_only")
-    return Prepared(train_loop, settings, Inputs(dataset.fingerprint, {"dataset": name}, extendable))
+    inputs = Inputs(dataset.fingerprint, {"dataset": name}, extendable, left_out=dataset.left_out)
+    return Prepared(train_loop, settings, inputs)
 
 
 if __name__ == "__main__":

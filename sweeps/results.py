@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sweeps.core.ending import run_main
 from sweeps.store.store import ResultsStore
 from sweeps.store.summary import export, print_summary, summarise
 from trainables.common.errors import InputError
@@ -50,4 +51,4 @@ def _write(path: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -31,6 +31,7 @@ from sweeps.core import cli, ordinary
 from sweeps.core.ordinary import Prepared
 from sweeps.core.sweep import Inputs
 from trainables.common.errors import InputError
+from trainables.common.family import counts_text
 from trainables.sad_student.config import SadConfig
 from trainables.sad_student.data import Source, check_source
 from trainables.sad_student.files import load_file
@@ -78,8 +79,10 @@ def add_options(parser: cli.Parser) -> None:
         help="ask the OpenAI-compatible server at http://HOST:PORT/v1, which serves the model of --teacher",
     )
     parser.add_argument("--server-command", metavar="COMMAND", help="start this server first, and stop it at the end")
-    parser.add_argument("--teacher-cache", metavar="DIR", help="local folder of what teachers said")
-    parser.add_argument("--train-teacher", metavar="DIR", help="train the teacher's adapter, write it to DIR and stop")
+    parser.add_argument("--teacher-cache", type=cli.folder, metavar="DIR", help="local folder of what teachers said")
+    parser.add_argument(
+        "--train-teacher", type=cli.folder, metavar="DIR", help="train the teacher's adapter, write it to DIR and stop"
+    )
 
 
 def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mapping[str, Any]) -> Prepared | None:
@@ -93,7 +96,6 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
             f"--workers-per-trial {args.workers_per_trial} cannot share a batch_size of {config.batch_size} evenly; "
             "make one a multiple of the other."
         )
-    cache = str(Path(args.teacher_cache).expanduser().absolute()) if args.teacher_cache else None
     given = args.trajectories
     if given not in ("expert", "teacher"):
         given = str(Path(given).expanduser().absolute())
@@ -101,20 +103,34 @@ def prepare(stack: ExitStack, args: Namespace, config: SadConfig, domains: Mappi
         if not args.teacher_server:
             raise InputError("--server-command needs --teacher-server, the address at which the server will answer.")
         stack.enter_context(started(args.server_command, args.teacher_server))
+    # workers may run in another folder
+    teacher, student = (
+        str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
+        for model in (args.teacher, args.student)
+    )
     source = Source(
-        args.teacher, args.student, args.seed, given, args.skip_malformed, args.teacher_server, cache, args.environment
+        teacher,
+        student,
+        args.seed,
+        given,
+        args.skip_malformed,
+        args.teacher_server,
+        args.teacher_cache,
+        args.environment,
     )
     check_source(source)
-    # the cache only saves asking the teacher again
+    # models and trajectories are known by their fingerprint, wherever they lie; the cache only saves asking again
     settings = {"source": dataclasses.asdict(source)}
-    extendable = ("teacher_cache", "server_command")
+    extendable = ("teacher", "student", "trajectories", "teacher_cache", "server_command")
     if source.file is None:
         return Prepared(train_loop, settings, Inputs(source.fingerprint, extendable=extendable))
     loaded = load_file(source.file, source.skip_malformed)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items()) or "none"
-    print(f"{source.file}: {len(loaded.trajectories)} trajectories, dropped: {dropped}", flush=True)
-    identity, places = {"dropped": dict(loaded.dropped)}, {"--trajectories": str(source.file)}
-    return Prepared(train_loop, settings, Inputs(source.fingerprint, identity, extendable, places=places))
+    print(f"{source.file}: {len(loaded.trajectories)} trajectories, dropped: {counts_text(loaded.dropped) or 'none'}")
+    inputs = Inputs(
+        source.fingerprint, {}, extendable, places={"--trajectories": str(source.file)},
+        left_out={"trajectories": loaded.dropped} if loaded.dropped else {},
+    )  # fmt: skip
+    return Prepared(train_loop, settings, inputs)
 
 
 if __name__ == "__main__":

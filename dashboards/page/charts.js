@@ -62,7 +62,7 @@ const drawSummary = (node, height) => dots(node, height, run().measures.map((m) 
 
 const drawCategories = (node, height) => {
   const m = measure();
-  dots(node, height, run().categories.map((c) => ({ label: `${c.name} (${c.trials})`, base: c.means[m.base], final: c.means[m.final], baseline: c.means[m.baseline] })));
+  dots(node, height, run().categories.map((c) => ({ label: `${c.name} (${c.trials} of ${c.of})`, base: c.means[m.base], final: c.means[m.final], baseline: c.means[m.baseline] })));
 };
 
 function compared() {
@@ -105,7 +105,7 @@ function drawGains(node, height) {
     };
   }).filter((trace) => trace.x.length);
   const mean = all.reduce((sum, one) => sum + one.gain, 0) / Math.max(1, all.length);
-  traces.push(meanLine(mean, `mean ${signed(mean)}`, [0.4, all.length + 0.6]));
+  traces.push(meanLine(mean, `mean ${signed(mean)} over ${whole(all.length)} of ${whole(run().summary.trials)}`, [0.4, all.length + 0.6]));
   plot(node, height, traces, {
     bargap: all.length > 120 ? 0 : 0.15, xaxis: { title: `${run().noun}, by gain`, range: [0.4, all.length + 0.6] },
     yaxis: { title: "gain over the base, points", zeroline: true, zerolinecolor: colour("soft") },

@@ -42,10 +42,10 @@ function hero() {
   const compared = versus.improved + versus.same + versus.worse;
   for (const m of one.measures.slice(0, 2)) {
     const trivial = means[m.baseline];
-    tiles.push(tile(m.label, percent(means[m.final]), el("span", { class: "sub" }, change(means[m.base], means[m.final]), ` against the base (${percent(means[m.base])})`), known(trivial) ? el("span", { class: "sub" }, `${m.baseline_label}: ${percent(trivial)}`) : null));
+    tiles.push(tile(m.label, percent(means[m.final]), el("span", { class: "sub" }, change(means[m.base], means[m.final]), ` against the base (${percent(means[m.base])})`), el("span", { class: "sub" }, `mean over ${one.summary.over_text[m.final]}`), known(trivial) ? el("span", { class: "sub" }, `${m.baseline_label}: ${percent(trivial)}`) : null));
   }
   if (compared) tiles.push(tile("better than the base", `${whole(versus.improved)} of ${whole(compared)}`, ...split([["improved", versus.improved], ["same", versus.same], ["worse", versus.worse]])));
-  if (!one.measures.length) for (const score of one.scores.filter((s) => known(s.mean)).slice(0, 3)) tiles.push(tile(score.label, scoreText(score)(score.mean), el("span", { class: "sub" }, "mean over successful trials")));
+  if (!one.measures.length) for (const score of one.scores.filter((s) => known(s.mean)).slice(0, 3)) tiles.push(tile(score.label, scoreText(score)(score.mean), el("span", { class: "sub" }, `mean over ${score.over}`)));
   tiles.push(tile(one.noun, whole(one.summary.trials), ...split([["success", counts.success || 0], ["stopped", counts.stopped || 0], ["failed", counts.failed || 0], ["unfinished", one.summary.unfinished]])));
   tiles.push(tile("pace", known(one.pace.per_hour) ? `${whole(one.pace.per_hour)} / h` : MISSING, el("span", { class: "sub" }, `${duration(one.pace.busy)} of training`), seconds.gpu_seconds ? el("span", { class: "sub" }, `${duration(seconds.gpu_seconds)} of GPUs`) : el("span", { class: "sub" }, "on CPUs")));
   const hardware = one.run.hardware || {};
@@ -57,17 +57,19 @@ function hero() {
   ];
 }
 
+const leftOut = (one) => (one.summary.left_out_text ? ` Left out of the data: ${one.summary.left_out_text}.` : "");
+
 function summarySection() {
   const one = run(), means = one.summary.means;
   if (!one.measures.length) {
     const rows = one.scores.filter((score) => known(score.mean));
-    return rows.length ? section("summary", "Summary", `Means over the ${whole(one.summary.counts.success || 0)} successful trials, on held-out examples.`, card("", el("dl", {}, rows.flatMap((score) => [el("dt", {}, score.label), el("dd", {}, scoreText(score)(score.mean))])))) : null;
+    return rows.length ? section("summary", "Summary", `Means over successful trials, on held-out examples.${leftOut(one)}`, card("", el("dl", {}, rows.flatMap((score) => [el("dt", {}, score.label), el("dd", {}, scoreText(score)(score.mean), el("span", { class: "note" }, ` over ${score.over}`))])))) : null;
   }
-  const row = (m) => el("tr", {}, el("td", {}, m.label), el("td", { class: "num" }, percent(means[m.base])), el("td", { class: "num" }, percent(means[m.final])), el("td", { class: "num" }, change(means[m.base], means[m.final])), el("td", { class: "num" }, percent(means[m.baseline])));
-  const heads = ["", "base", "trained", "change", "trivial baseline"].map((text, k) => el("th", { class: k ? "num flat" : "flat", scope: "col" }, text));
-  const others = one.scores.filter((score) => known(score.mean)).map((score) => `${score.label} ${scoreText(score)(score.mean)}`);
+  const row = (m) => el("tr", {}, el("td", {}, m.label), el("td", { class: "num" }, one.summary.over_text[m.final]), el("td", { class: "num" }, percent(means[m.base])), el("td", { class: "num" }, percent(means[m.final])), el("td", { class: "num" }, change(means[m.base], means[m.final])), el("td", { class: "num" }, percent(means[m.baseline])));
+  const heads = ["", "mean over", "base", "trained", "change", "trivial baseline"].map((text, k) => el("th", { class: k ? "num flat" : "flat", scope: "col" }, text));
+  const others = one.scores.filter((score) => known(score.mean)).map((score) => `${score.label} ${scoreText(score)(score.mean)} (over ${score.over})`);
   const extra = others.length ? el("p", { class: "note", style: { "margin-top": "10px" } }, `Also: ${others.join(", ")}.`) : null;
-  return section("summary", "Summary", `Means over the ${whole(one.summary.counts.success || 0)} successful trials, on held-out test pairs that no training saw.`,
+  return section("summary", "Summary", `Means over successful trials, on held-out test pairs that no training saw.${leftOut(one)}`,
     el("div", { class: "cols" }, el("div", { class: "span7" }, el("div", { class: "table plain" }, el("table", {}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, one.measures.map(row)))), extra), chartCard("span5", null, dotKeys(), chart(215, drawSummary, { id: "chart-summary" }))));
 }
 
@@ -77,7 +79,7 @@ function comparisonSection() {
   const runs = state.data.runs;
   if (runs.length < 2) return null;
   const measures = (runs.find((one) => one.measures.length) || { measures: [] }).measures;
-  const { tasks: shared, means, settings } = state.data.comparison, base = means[0];
+  const { tasks: shared, of_tasks: of, means, settings } = state.data.comparison, base = means[0];
   const line = (label, cell) => el("tr", {}, el("td", {}, label), runs.map((one, k) => el("td", { class: "num" }, cell(one, k))));
   const rows = [
     ...measures.map((m) => line(m.label, (one, k) => { const v = means[k][m.final]; return k && known(v) && known(base[m.final]) ? el("span", {}, `${percent(v)} `, change(base[m.final], v)) : percent(v); })),
@@ -88,7 +90,7 @@ function comparisonSection() {
   ];
   const head = el("tr", {}, el("th", { class: "flat" }, ""), runs.map((one) => el("th", { class: "num flat", scope: "col" }, runLabel(one))));
   const tasks = runs.length > 1 && runs[0].lead && (runs[0].trials[runs[0].lead.name] || []).some(known);
-  return section("comparison", "Comparison", `${measures.length ? `Accuracies are means over the ${whole(shared)} tasks that all of these runs have done, changes against the first run. ` : ""}Settings in which the runs differ are at the end.`,
+  return section("comparison", "Comparison", `${measures.length ? `Accuracies are means over ${whole(shared)} of ${whole(of)} tasks, those that all of these runs have done, changes against the first run. ` : ""}Settings in which the runs differ are at the end.`,
     el("div", { class: "table plain", style: { "margin-bottom": "14px" } }, el("table", { id: "comparison-table" }, el("thead", {}, head), el("tbody", {}, rows))),
     el("div", { class: "cols" }, measures.length ? chartCard("span6", "After training", chart(320, drawRuns, { id: "chart-runs" })) : null,
       tasks ? chartCard("span6", "Each task, best trial of either run", chart(320, drawRunTasks, { id: "chart-run-tasks" })) : null));
@@ -104,7 +106,7 @@ function taskSection() {
     el("div", { class: "cols" },
       chartCard("span6", "Task by task", chart(430, drawTasks, { id: "chart-tasks" })),
       chartCard("span6", "Gains in order", chart(430, drawGains, { id: "chart-gains" })),
-      one.categories.length ? chartCard("", "By category (number of trials), means", dotKeys(), chart(Math.max(130, 60 + 44 * one.categories.length), drawCategories, { id: "chart-categories" })) : null));
+      one.categories.length ? chartCard("", "By category (trials that succeeded, of all), means", dotKeys(), chart(Math.max(130, 60 + 44 * one.categories.length), drawCategories, { id: "chart-categories" })) : null));
 }
 
 function tableSection() {

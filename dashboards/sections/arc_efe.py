@@ -43,7 +43,7 @@ def _trials(store: ResultsStore, number: int) -> list[dict[str, Any]]:
         if not history:
             continue
         config = json.loads(row["config"])
-        answers = store.folder.sub(f"models/{row['trial_id']}").read("answers.json")
+        answers = store.folder.sub(f"models/{row['trial_id']}").read_json("answers.json")
         found.append(
             {
                 "run": number,
@@ -55,7 +55,7 @@ def _trials(store: ResultsStore, number: int) -> list[dict[str, Any]]:
                 "norms": _columns(history, "term_grad_norm/"),
                 "hard": [line.get("train_hard_share") for line in history],
                 "memory": {name: [line.get(column) for line in history] for name, column in MEMORY.items()},
-                "answers": json.loads(answers) if answers else [],
+                "answers": answers or [],
             }
         )
     return found

@@ -6,7 +6,6 @@ with the most seeds; examples and curves are of the lowest seed.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -34,14 +33,14 @@ def gather(stores: Sequence[ResultsStore]) -> list[dict[str, Any]]:
     seeds = {row["seed"]: (store, row) for store, row in chosen}
     rows = [row for _, row in seeds.values()]
     store, first = seeds[min(seeds)]
-    shown = store.folder.sub(f"models/{first['trial_id']}").read("shown.json")
+    shown = store.folder.sub(f"models/{first['trial_id']}").read_json("shown.json")
     return json_value(
         [
             {
                 "seeds": sorted(seeds),
                 "left_out": len(groups) - 1,
                 "criteria": [_criterion(name, rows) for name in CRITERIA],
-                "shown": {} if shown is None else json.loads(shown),
+                "shown": shown or {},
             }
         ]
     )

@@ -80,10 +80,9 @@ def pictures(stores: Sequence[ResultsStore], trials: Sequence[Trial], dataset: s
     found: list[dict[str, Any]] = []
     side, cells, left_out = 0, 0, 0
     for variant, trial in shown.items():
-        data = stores[trial["run"]].folder.sub(f"models/{trial['trial_id']}").read("solved.json")
-        if data is None:
+        solved = stores[trial["run"]].folder.sub(f"models/{trial['trial_id']}").read_json("solved.json")
+        if solved is None:
             continue
-        solved = json.loads(data)
         side = solved["side"]
         # written since expansions are told from answers
         answered = solved.get("answered", solved["steps"])

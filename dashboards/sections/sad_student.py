@@ -41,9 +41,9 @@ def gather(stores: Sequence[ResultsStore]) -> dict[str, Any] | None:
         for name in ("test_success_rate", "kl_reasoning", "kl_action", "teacher_tokens", "invalid_actions"):
             variant[name] = _mean(members, name)
         curves.append({"label": variant["label"], **_curve(first)})
-        data = first["store"].folder.sub(f"models/{first['trial_id']}").read("episode.json")
-        if data is not None:
-            episodes.append({"label": variant["label"], **json.loads(data)})
+        episode = first["store"].folder.sub(f"models/{first['trial_id']}").read_json("episode.json")
+        if episode is not None:
+            episodes.append({"label": variant["label"], **episode})
     baselines = [{"name": FAMILY[name].headline, **mean} for name in BASELINES if (mean := _mean(trials, name))]
     found = {"reference": reference, "kinds": kinds, "variants": variants, "baselines": baselines}
     return dict(json_value(found | {"curves": curves, "episodes": episodes}))

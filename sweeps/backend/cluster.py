@@ -11,10 +11,12 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -25,8 +27,8 @@ from typing import Any
 
 import ray
 
-from sweeps.backend.ray_private import JOB_CONFIG_VARIABLE, dashboard_url, gpus_here
-from trainables.common.environment import TRAINING_ENVIRONMENT
+from sweeps.backend.ray_private import JOB_CONFIG_VARIABLE, dashboard_url, gpus_here, own_process_groups
+from trainables.common.environment import TRAINING_ENVIRONMENT, keep_local_addresses_from_proxies
 from trainables.common.errors import InputError
 
 # the label that autoscalers, Ray's own and KubeRay's, put on every node, the head included
@@ -37,12 +39,17 @@ PACKAGES = ("sweeps", "search_spaces", "trainables")
 # Memory of one worker of an ordinary trial on CPUs: about 1.3 GB of interpreter, torch and Ray Train, and its model.
 TRIAL_WORKER_BYTES = 2 << 30
 
+# the longest of the sockets in Ray's folder, and how long their paths may be
+SOCKET = "/ray/session_2000-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+SOCKET_BYTES = 107
+
 # read by the driver, Tune's trials, Train's controller and its workers, so it goes into this process and all others
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows go to Parquet; Tune's own loggers double the cost of a result
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stop_on_signals handles it, and SIGTERM too
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the results store is the ledger, Tuner.restore is not used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # why a trial failed is in its row, and in one line of progress
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the command line stay valid
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # or the dashboard's Train page answers with error 500
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
@@ -130,9 +137,10 @@ def connect(
         num_cpus: CPUs of a cluster that is started here, None for all; ignored when attaching.
 
     Raises:
-        InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, or the address does
-            not answer.
+        InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, the address does not
+            answer, or Ray cannot start processes with this interpreter or keep its files where it is told to.
     """
+    require_startable(address)
     if num_gpus is not None and num_gpus < 0:
         raise InputError(f"--num-gpus is {num_gpus}; give 0 to use the CPU, or the number of GPUs to use.")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -141,6 +149,7 @@ def connect(
     aside: str | None = None
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    keep_local_addresses_from_proxies(_addresses(address))
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if local:
@@ -157,7 +166,7 @@ def connect(
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Set an event on SIGTERM or Ctrl-C, for the length of a ``with`` block; a second signal interrupts at once.
+    """Set an event on SIGTERM, SIGHUP or Ctrl-C, for the length of a ``with`` block; a second one interrupts at once.
 
     Enter it after `connect`, because ``ray.init`` installs a SIGTERM handler of its own. Outside the main thread
     nothing is installed.
@@ -172,7 +181,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    # nohup has SIGHUP ignored
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
     previous = [signal.signal(number, handle) for number in signals]
     try:
         yield stop
@@ -191,10 +202,9 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     cpus = num_cpus or max(len(os.sched_getaffinity(0)), num_gpus or 1) + 1
     # Ray warns on the terminal about four times as many processes as it starts at once, by default as there are CPUs
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, cpus)))
-    aside = None
-    if os.path.exists("/tmp/ray") and not os.access("/tmp/ray", os.W_OK):
-        # another user's; sockets need a short path, so TMPDIR is no choice
-        aside = options["_temp_dir"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    aside = _short_temp_dir()
+    if aside:
+        options["_temp_dir"] = aside
     # the cluster's processes inherit what is set here, at no cost; a runtime_env would keep Ray from using the workers
     # that it starts ahead
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -202,8 +212,49 @@ def _start(options: dict[str, Any], num_gpus: int | None, num_cpus: int | None) 
     port = _free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-    ray.init(address="local", num_cpus=cpus, **options)
+    with own_process_groups():
+        ray.init(address="local", num_cpus=cpus, **options)
     return aside
+
+
+def require_startable(address: str | None) -> None:
+    """Raise InputError where Ray could not start processes with this interpreter, or keep its files where it is told.
+
+    Args:
+        address: As for `connect`; a cluster that is there already keeps its files where it wants.
+    """
+    if re.search(r"\s", sys.executable):
+        raise InputError(
+            f"The Python interpreter is {sys.executable!r}, and Ray starts no worker from a path with white space; "
+            "make the virtual environment in a folder without."
+        )
+    folder = os.environ.get("RAY_TMPDIR")
+    local = (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    if folder and local and (too_long := _too_long(folder)) > 0:
+        raise InputError(
+            f"RAY_TMPDIR is {len(os.fsencode(folder))} characters long, {too_long} more than Ray's sockets leave for "
+            "it; choose a shorter one, such as /tmp."
+        )
+
+
+def _too_long(folder: str) -> int:
+    return len(os.fsencode(f"{folder}{SOCKET}")) - SOCKET_BYTES
+
+
+def _short_temp_dir() -> str | None:
+    """Return a folder for Ray's files, to be removed by the caller, where their usual one does not do."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    files = Path(usual, "ray")
+    if _too_long(usual) <= 0 and (not files.exists() or os.access(files, os.W_OK)):
+        return None
+    # that one is too long for sockets, or another user's
+    return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+
+
+def _addresses(address: str) -> list[str]:
+    """Return the hosts that a cluster's processes reach each other at, as far as they are known before it is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    return [ray.util.get_node_ip_address(), *([host.strip("[]")] if host and port.isdecimal() else [])]
 
 
 def in_job() -> bool:
@@ -215,7 +266,8 @@ def _attach(address: str, options: dict[str, Any]) -> None:
     # Ray refuses a variable that the job's own runtime environment sets as well
     job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
     given = (job.get("runtime_env") or {}).get("env_vars") or {}
-    runtime_env: dict[str, Any] = {"env_vars": {n: os.environ[n] for n in ENVIRONMENT if n not in given}}
+    names = (*ENVIRONMENT, "no_proxy", "NO_PROXY")
+    runtime_env: dict[str, Any] = {"env_vars": {n: os.environ[n] for n in names if n not in given}}
     if not in_job():
         # a submitted job brings its working directory; without one the other machines get the code from here
         runtime_env["py_modules"] = [str(ROOT / name) for name in PACKAGES]

@@ -88,7 +88,7 @@ class ConfigurationSearch(Searcher):
         self.study = optuna.create_study(
             direction="minimize" if mode == "min" else "maximize",
             # A later session must not repeat the draws of earlier ones.
-            sampler=optuna.samplers.TPESampler(seed=seed + len(ledger.configs)),
+            sampler=optuna.samplers.TPESampler(seed=(seed + len(ledger.configs)) % 2**32),
         )
         self._taken: set[str] = set()
         self._asked: dict[str, optuna.Trial] = {}  # Configurations in training, by key.

@@ -5,9 +5,13 @@ Each has a test in ``tests/sweeps/backend/test_ray_private.py``, which says afte
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray._private import services
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
@@ -27,6 +31,21 @@ def dashboard_url() -> str | None:
     """Return host and port of the dashboard of the cluster that this process is connected to, None without one."""
     url: str | None = ray._private.worker.get_dashboard_url()
     return url
+
+
+@contextlib.contextmanager
+def own_process_groups() -> Iterator[None]:
+    """Let each process of a cluster that is started in the ``with`` block lead a process group of its own.
+
+    A signal to the driver's whole group (a terminal's Ctrl-C or its end, ``timeout``, a service manager) then reaches
+    the driver alone, which ends the cluster when what is done is stored.
+    """
+    started = services.ConsolePopen
+    services.ConsolePopen = functools.partial(started, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = started
 
 
 def session_folder() -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import sys
 import tempfile
@@ -21,10 +24,136 @@ R = TypeVar("R")
 TrainLoop = Callable[[dict[str, Any], Any], None]
 # Tune mixes its own values into a result; under this key goes what the loop reported
 REPORT = "report"
+# and under this the rows of earlier epochs, with the first report of a process
+EARLIER = "earlier"
+# rows of a file in a trial's folder
+BLOCK_ROWS = 100
+
+log = logging.getLogger(__name__)
 
 
-class TrainRun:
+class TrialFolder:
+    """What a trial keeps in a folder of its own until its row is stored: the rows of its epochs, and where to go on.
+
+    What the driver has heard may not be in the store yet when it is killed, so every row is here before it is reported.
+    A directory to go on from is ``checkpoint-<n>`` and, written after it, ``checkpoint-<n>.json`` with the digests of
+    its files. The last two are kept: where the newest is damaged, the one before is taken.
+
+    Args:
+        folder: The same at every attempt. One process at a time writes.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._earlier: dict[int, Mapping[str, Any]] | None = None  # rows by epoch that were not handed on yet
+        self._block: list[Mapping[str, Any]] = []
+        self._blocks = 0
+
+    def keep(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Write down the row of an epoch; return the rows of earlier epochs that were not returned before."""
+        self.recall(row)
+        earlier = self._earlier or {}
+        self._earlier = {}
+        return [kept for epoch, kept in sorted(earlier.items()) if epoch < row["epoch"]]
+
+    def recall(self, row: Mapping[str, Any]) -> None:
+        """Write down the row of an epoch that an earlier process reported, or was about to."""
+        if self._earlier is None:
+            self._earlier = {}
+            for name in self._names("rows-", ".json"):
+                kept = json.loads(self._folder.read(name) or b"[]")
+                self._earlier |= {old["epoch"]: old for old in kept}
+                self._blocks = int(name[len("rows-") : -len(".json")]) + 1
+        if len(self._block) == BLOCK_ROWS:
+            self._block, self._blocks = [], self._blocks + 1
+        self._block.append(row)
+        self._earlier[row["epoch"]] = row
+        self._folder.write(f"rows-{self._blocks:06d}.json", json.dumps(self._block, default=_plain).encode())
+
+    def save(self, checkpoint: Path) -> None:
+        """Keep a directory as the latest to go on from."""
+        numbers = self._numbers()
+        name = f"checkpoint-{numbers[-1] + 1 if numbers else 0:06d}"
+        self._folder.upload(checkpoint, name)
+        digests = {file.name: _digest(file.read_bytes()) for file in checkpoint.iterdir() if file.is_file()}
+        # whoever reads this finds the files complete
+        self._folder.write(f"{name}.json", json.dumps(digests).encode())
+        for number in numbers[:-1]:
+            old = f"checkpoint-{number:06d}"
+            self._folder.delete(f"{old}.json")
+            for file in self._folder.sub(old).names():
+                self._folder.delete(f"{old}/{file}")
+
+    def load(self, local: Path) -> bool:
+        """Copy the newest directory that is whole into ``local``; return whether there is one."""
+        for number in reversed(self._numbers()):
+            name = f"checkpoint-{number:06d}"
+            try:
+                digests = json.loads(self._folder.read(f"{name}.json") or b"")
+                files = {file: self._folder.read(f"{name}/{file}") for file in digests}
+                if not all(data is not None and _digest(data) == digests[file] for file, data in files.items()):
+                    raise ValueError("its files are not those that were written")
+            except ValueError as error:
+                log.warning("%s is damaged (%s): going on from the one before.", self._folder.path(name), error)
+                continue
+            for file, data in files.items():
+                (local / file).write_bytes(data or b"")
+            return True
+        return False
+
+    def _numbers(self) -> list[int]:
+        names = self._names("checkpoint-", ".json")
+        return [int(name[len("checkpoint-") : -len(".json")]) for name in names]
+
+    def _names(self, prefix: str, suffix: str) -> list[str]:
+        return [name for name in self._folder.names(suffix) if name.startswith(prefix)]
+
+
+class _KeptRun:
+    """A `Run` whose rows and checkpoints are kept in the trial's folder."""
+
+    rank, world_size, device = 0, 1, "cpu"
+
+    def __init__(self, folder: Folder | None) -> None:
+        self._kept = TrialFolder(folder) if folder else None
+        self._copies = ExitStack()
+
+    def _reported(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> dict[str, Any]:
+        """Write down what is reported; return what goes to the driver."""
+        _require_epoch(metrics)
+        earlier: list[Mapping[str, Any]] = []
+        if self._kept and self.rank == 0:
+            earlier = self._kept.keep(metrics)
+            if checkpoint:
+                self._kept.save(checkpoint)
+        return {**metrics, REPORT: dict(metrics), EARLIER: earlier}
+
+    def checkpoint(self) -> Path | None:
+        """Return a copy of the latest directory that was reported and can be read, None at a first start."""
+        if self._kept is None:
+            return None
+        local = Path(self._copies.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
+        return local if self._kept.load(local) else None
+
+    def recall(self, metrics: Mapping[str, Any]) -> None:
+        """Take the row of the epoch that the loop goes on from, in case it was written but not reported."""
+        if self._kept and metrics and self.rank == 0:
+            self._kept.recall(metrics)
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Return ``function(item)`` of each item, in order; each is a Ray task."""
+        return spread(function, items)
+
+    def close(self) -> None:
+        """Remove local copies of checkpoints."""
+        self._copies.close()
+
+
+class TrainRun(_KeptRun):
     """One worker of a Ray Train run.
+
+    Args:
+        folder: Of the trial, where rows and checkpoints are kept; None where nothing is reported.
 
     Attributes:
         rank: Index of the worker, 0 to ``world_size - 1``.
@@ -32,12 +161,11 @@ class TrainRun:
         device: ``cpu``, or ``cuda:<index>`` of the worker's own GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Folder | None = None) -> None:
+        super().__init__(folder)
         context = ray.train.get_context()
-        self._copies = ExitStack()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-        self.device = "cpu"
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
         if ray.get_runtime_context().get_accelerator_ids().get("GPU"):
             from ray.train.torch import get_device
 
@@ -49,29 +177,14 @@ class TrainRun:
         Raises:
             TypeError: If the metrics do not say which ``epoch`` they are of.
         """
-        _require_epoch(metrics)
-        kept = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint and self.rank == 0 else None
-        ray.train.report({**metrics, REPORT: dict(metrics)}, checkpoint=kept)
-
-    def checkpoint(self) -> Path | None:
-        """Return the directory that was reported last, None at a first start. It is there until the next report."""
-        kept = ray.train.get_checkpoint()
-        return Path(self._copies.enter_context(kept.as_directory())) if kept else None
-
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return ``function(item)`` of each item, in order; each is a Ray task."""
-        return spread(function, items)
-
-    def close(self) -> None:
-        """Remove local copies of checkpoints."""
-        self._copies.close()
+        ray.train.report(self._reported(metrics, checkpoint))
 
 
-class TuneRun:
+class TuneRun(_KeptRun):
     """A Tune trial that trains by itself, on the one device that it was given.
 
     Args:
-        folder: Where its checkpoints go; the same at every attempt.
+        folder: Of the trial, where rows and checkpoints are kept.
         use_gpu: Whether it has a GPU.
 
     Attributes:
@@ -79,52 +192,13 @@ class TuneRun:
         device: ``cpu`` or ``cuda:0``.
     """
 
-    rank = 0
-    world_size = 1
-
     def __init__(self, folder: Folder, use_gpu: bool) -> None:
-        self._folder, self._copies = folder, ExitStack()
+        super().__init__(folder)
         self.device = "cuda:0" if use_gpu else "cpu"
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None = None) -> None:
         """Report metrics and a directory to continue from. Raises TypeError if they have no ``epoch``."""
-        _require_epoch(metrics)
-        if checkpoint:
-            previous = self._latest()
-            number = previous + 1 if previous is not None else 0
-            self._folder.upload(checkpoint, f"checkpoint-{number}")
-            # whoever reads the pointer finds the files complete
-            self._folder.write("latest", str(number).encode())
-            if previous is not None:
-                old = self._folder.sub(f"checkpoint-{previous}")
-                for name in old.names():
-                    old.delete(name)
-        ray.tune.report({**metrics, REPORT: dict(metrics)})
-
-    def checkpoint(self) -> Path | None:
-        """Return a local copy of the directory that was reported last, None at a first start."""
-        number = self._latest()
-        if number is None:
-            return None
-        local = Path(self._copies.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
-        kept = self._folder.sub(f"checkpoint-{number}")
-        for name in kept.names():
-            data = kept.read(name)
-            if data is not None:
-                (local / name).write_bytes(data)
-        return local
-
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return ``function(item)`` of each item, in order; each is a Ray task."""
-        return spread(function, items)
-
-    def close(self) -> None:
-        """Remove local copies of checkpoints."""
-        self._copies.close()
-
-    def _latest(self) -> int | None:
-        number = self._folder.read("latest")
-        return None if number is None else int(number)
+        ray.tune.report(self._reported(metrics, checkpoint))
 
 
 def spread(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -140,6 +214,15 @@ def spread(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return ray.get([remote.remote(item) for item in items])
     except ray.exceptions.RayTaskError as error:
         raise error.as_instanceof_cause() from None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    # a number of numpy or torch
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _require_epoch(metrics: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Build the shards of a generated dataset with Ray Data, as a stream: as many at once as there are CPUs.
 
-A shard that is in the folder is not built again, so the same command finishes a build that was killed, and a larger
-one extends it.
+A shard that is in the folder is not built again, so the same command finishes a build that was killed, a larger one
+extends it, and a damaged shard is replaced. A folder of other puzzles is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def build(plan: Plan, location: str, shards: int, address: str | None = None) ->
         address: Ray cluster, as for `cluster.connect`.
 
     Raises:
-        InputError: If the folder cannot be written.
+        InputError: If the folder holds shards of another plan, or cannot be written.
     """
     folder = Folder(location)
     missing = plan.missing(folder, shards)

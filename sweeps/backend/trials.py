@@ -26,7 +26,8 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from sweeps.backend.asha import UNIT, Decision, GroupedASHA, InTurn
-from sweeps.backend.runs import REPORT, TrainLoop, TrainRun, TuneRun, use_threads
+from sweeps.backend.patience import Patience
+from sweeps.backend.runs import EARLIER, REPORT, TrainLoop, TrainRun, TuneRun, use_threads
 from trainables.common.family import number
 from trainables.common.folder import Folder
 from trainables.common.jobs import Status
@@ -258,8 +259,11 @@ class TrialEnd:
 class TrialListener(Protocol):
     """Who is told of an ordinary family's trials, on the thread that called `run_ordinary`."""
 
-    def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
-        """Take the metrics of each report of a trial's rank 0."""
+    def on_report(self, trial_id: str, metrics: dict[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
+        """Take the metrics of each report of a trial's rank 0.
+
+        Where it goes on after a restart, ``earlier`` has those of all epochs before, which may have been taken or not.
+        """
 
     def on_trial_end(self, end: TrialEnd) -> None:
         """Take the end of each trial, but for those that a stop interrupted."""
@@ -316,7 +320,7 @@ class Training:
         # Each ray.train.report waits until the controller polls the workers, every 2 s by default.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         TorchTrainer(
-            partial(_train_worker, self.loop, dict(config), self.threads),
+            partial(_train_worker, self.loop, dict(config), self._folder(trial_id), self.threads),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers_per_trial, use_gpu=self.use_gpu, resources_per_worker=self.resources
             ),
@@ -328,7 +332,6 @@ class Training:
                     # Without a limit on the controller, a run that finds no resources never ends.
                     controller_failure_limit=PATIENT_STARTS if self.grows else STARTS,
                 ),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 callbacks=[TuneReportCallback()],
             ),
         ).fit()
@@ -368,7 +371,7 @@ def run_ordinary(
     # A Train run reserves its own resources and restarts its own workers.
     alone = not training.workers_per_trial
     scratch = tempfile.mkdtemp(prefix="sweep-")
-    watcher = _Ordinary(search, listener, metric, asha, should_stop)
+    watcher = _Ordinary(search, listener, metric, asha, should_stop, training.grows)
     try:
         run_tune(
             ray.tune.with_resources(train_trial, training.resources if alone else TRIAL_RESOURCES),
@@ -391,9 +394,9 @@ def _given(trials: Sequence[tuple[str, Mapping[str, Any]]]) -> Search[tuple[str,
     return Search(search, lambda tune_config: (tune_config[UNIT], configs[tune_config[UNIT]]), len(configs))
 
 
-def _train_worker(train_loop: TrainLoop, config: dict[str, Any], threads: int) -> None:
+def _train_worker(train_loop: TrainLoop, config: dict[str, Any], folder: Folder, threads: int) -> None:
     use_threads(threads)
-    with closing(TrainRun()) as run:
+    with closing(TrainRun(folder)) as run:
         train_loop(config, run)
 
 
@@ -407,10 +410,12 @@ class _Ordinary:
         metric: str,
         asha: GroupedASHA | None,
         should_stop: StopFlag | None,
+        grows: bool,
     ) -> None:
         self._search, self._listener, self._metric, self._asha = search, listener, metric, asha
         self._should_stop = should_stop
         self._last: dict[str, dict[str, Any]] = {}
+        self._patience, self._alive = Patience(grows), set[str]()
         # Tune's ids of the trials that reported what ASHA compares
         self._compared: set[str] = set()
 
@@ -419,20 +424,21 @@ class _Ordinary:
         return self._should_stop is not None and self._should_stop.is_set()
 
     def look(self) -> None:
-        pass
+        self._patience.look(waiting=not self._alive)
 
     def began(self, trial: Trial) -> None:
-        pass
+        self._alive.add(trial.trial_id)
 
     def reported(self, trial: Trial, result: dict[str, Any]) -> None:
         # Tune keeps what is left in the result, so each metric would be kept twice.
-        metrics = result.pop(REPORT)
+        metrics, earlier = result.pop(REPORT), result.pop(EARLIER)
         self._last[trial.trial_id] = metrics
         if number(metrics.get(self._metric)) is not None:
             self._compared.add(trial.trial_id)
-        self._listener.on_report(self._search.make(trial.config)[0], dict(metrics))
+        self._listener.on_report(self._search.make(trial.config)[0], dict(metrics), earlier)
 
     def ended(self, trial: Trial, error: str | None) -> None:
+        self._alive.discard(trial.trial_id)
         metrics = self._last.pop(trial.trial_id, {})
         decision = self._asha.decision(trial.config[UNIT]) if self._asha else None
         traceback, error = error, error.splitlines()[-1] if error is not None else diverged(metrics, self._metric)

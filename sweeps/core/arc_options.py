@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sweeps.core.cli import location, whole_number
+from trainables.arc import Task, left_out, open_tasks
 from trainables.common.errors import InputError
+from trainables.common.family import counts_text
+from trainables.common.text import parse_json, read_text
 from trainables.texts import is_text
+
+# characters of --tasks in a message
+MAX_SHOWN = 200
 
 
 def task_options(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +70,65 @@ def base_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def choose_tasks(
+    data: str,
+    tasks: str | None,
+    preset: tuple[str, str],
+    panel: Callable[[Mapping[str, Task], int], tuple[str, ...]] | None = None,
+    kept_out: int = 0,
+) -> tuple[dict[str, Task], dict[str, dict[str, int]]]:
+    """Read the tasks that ``--tasks``, or else the preset, names; warn in one line of what could not be read.
+
+    Of a source only the chosen tasks are read, unless all are chosen, or some by their size. A task that is chosen by
+    its id must be usable; of all tasks those that are not are left out.
+
+    Args:
+        data: Of ``--data``.
+        tasks: Of ``--tasks``; None for the preset's.
+        preset: Name of the preset, and its tasks.
+        panel: Chooses a panel of N tasks, in sweeps that compare configurations on one.
+        kept_out: Demonstrations of each task that are kept out of training.
+
+    Returns:
+        The chosen tasks by id; and by task how many of its pairs are neither trained on nor held out, by reason. A task
+        that was left out has ``{"tasks": 1}``.
+
+    Raises:
+        InputError: If the source or a chosen task cannot be used, or `parse_tasks` refuses the choice.
+    """
+    source = open_tasks(data)
+    text, option = (tasks, "--tasks") if tasks is not None else (preset[1], f"--preset {preset[0]}, whose tasks are")
+    refused: dict[str, str] = {}
+    if text.strip() == "all" or text.strip().startswith(("smallest:", "panel:")):
+        usable, refused = source.usable()
+        sizes = {task_id: task.tokens for task_id, task in usable.items()}
+        ids = parse_tasks(text, list(usable), sizes, (lambda count: panel(usable, count)) if panel else None, option)
+        chosen = {task_id: usable[task_id] for task_id in ids}
+    else:
+        chosen = source.read(parse_tasks(text, source.ids, option=option))
+    malformed = sum(task.left_out.get("malformed", 0) for task in chosen.values())
+    if malformed or refused:
+        unread = {"malformed": malformed, "tasks": len(refused)}
+        first = next(iter(refused.values()), "")
+        said = counts_text({reason: count for reason, count in unread.items() if count})
+        print(f"warning: --data {data}: left out {said}{f', such as: {first}' if first else '.'}", file=sys.stderr)
+    counts = {task_id: left_out(task, kept_out) for task_id, task in chosen.items()}
+    counts |= {task_id: {"tasks": 1} for task_id in refused}
+    return chosen, {task_id: own for task_id, own in sorted(counts.items()) if own}
+
+
+def combined_counts(*parts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return the sums of counts by task and reason."""
+    names = sorted({name for part in parts for name in part})
+    return {name: dict(sum((Counter(part.get(name, {})) for part in parts), Counter())) for name in names}
+
+
 def parse_tasks(
     text: str,
     known_ids: Sequence[str],
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, int] | None = None,
     panel: Callable[[int], tuple[str, ...]] | None = None,
+    option: str = "--tasks",
 ) -> tuple[str, ...]:
     """Return the task ids that ``--tasks`` (or a preset) names, without duplicates: a repeated id counts once.
 
@@ -78,29 +138,34 @@ def parse_tasks(
         known_ids: Ids of all tasks; ``all`` keeps their order.
         sizes: Size of each task, for ``smallest:N``; ties go by id.
         panel: Chooses a panel of N tasks, in sweeps that compare configurations on one.
+        option: Who named the tasks, for messages.
 
     Raises:
         InputError: If an id is unknown, nothing is named, a file cannot be read or N is not possible.
     """
     text = text.strip()
+    shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
     kind, colon, number = text.partition(":")
     if text == "all":
         return tuple(known_ids)
     if colon and kind in ("smallest", "panel"):
-        if not number.isdecimal() or not 1 <= int(number) <= len(known_ids):
-            raise InputError(f"--tasks {text}: give a number from 1 to {len(known_ids)} after '{kind}:'.")
+        # longer numbers are no counts
+        count = int(number) if number.isdecimal() and len(number) < 10 else 0
+        if not 1 <= count <= len(known_ids):
+            instead = "" if option == "--tasks" else ", or name the tasks with --tasks"
+            raise InputError(f"{option} {shown}: give a number from 1 to {len(known_ids)} after '{kind}:'{instead}.")
         if kind == "smallest":
-            return tuple(sorted(known_ids, key=lambda task: (sizes[task], task))[: int(number)])
+            return tuple(sorted(known_ids, key=lambda task: ((sizes or {})[task], task))[:count])
         if panel is None:
-            raise InputError(f"--tasks {text}: only searches have panels; use smallest:{number} or list the ids.")
-        return panel(int(number))
+            raise InputError(f"--tasks {shown}: only searches have panels; use smallest:{number[:9]} or list the ids.")
+        return panel(count)
     ids = [part.strip() for part in text.split(",") if part.strip()]
-    source = f"--tasks {text}"
-    if any(task not in known_ids for task in ids) and _is_path(text):
-        ids, source = _read_ids(Path(text)), f"--tasks {text}, the file"
+    source, known = f"{option} {shown}", set(known_ids)
+    if any(task not in known for task in ids) and _is_path(text):
+        ids, source = _read_ids(Path(text)), f"--tasks {shown}, the file"
     if not ids:
         raise InputError(f"{source} names no task; write all, smallest:N, ids separated by commas or a file of ids.")
-    unknown = [task for task in ids if task not in set(known_ids)]
+    unknown = [task for task in ids if task not in known]
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         near = difflib.get_close_matches(unknown[0], known_ids, n=3, cutoff=0.0)
@@ -116,7 +181,7 @@ def read_taxonomy(path: str | None) -> dict[str, str]:
     """
     if path is None:
         return {}
-    content = _read_json(_read_text(Path(path), "--taxonomy"), f"--taxonomy {path}")
+    content = parse_json(read_text(Path(path), f"--taxonomy {path}"), f"--taxonomy {path}")
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise InputError(f"--taxonomy {path} must hold one JSON object that maps task ids to category names.")
     return content
@@ -132,28 +197,14 @@ def _is_path(text: str) -> bool:
 
 
 def _read_ids(path: Path) -> list[str]:
-    text = _read_text(path, "--tasks")
+    text = read_text(path, f"--tasks {path}")
     if text.lstrip().startswith(("[", "{")):
-        content = _read_json(text, f"--tasks {path}")
+        content = parse_json(text, f"--tasks {path}")
         if not isinstance(content, list) or not all(isinstance(task, str) for task in content):
             raise InputError(f"--tasks {path} must hold one JSON list of task ids, or one id per line.")
         return content
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]
-
-
-def _read_text(path: Path, option: str) -> str:
-    try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:
-        raise InputError(f"{option} {path} cannot be read: {error}.") from error
-
-
-def _read_json(text: str, source: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{source} is not valid JSON: {error}.") from error
 
 
 def _slots(text: str) -> int | str:

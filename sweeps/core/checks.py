@@ -29,7 +29,7 @@ from sweeps.backend import cluster
 from sweeps.backend.ray_private import session_folder
 from sweeps.store.store import open_folder
 from trainables.common.errors import InputError
-from trainables.common.folder import Folder
+from trainables.common.folder import Folder, remove_empty
 
 GIBIBYTE = 1 << 30
 # a full sweep of 400 adapters writes less; Ray itself stops storing objects on a disk that is 95 % full
@@ -92,20 +92,32 @@ def require(*checks: Check) -> None:
             raise InputError(check.missing)
 
 
+def startable(address: str | None) -> Check:
+    """Whether Ray can start processes with this interpreter, and keep its files where it is told to."""
+    try:
+        cluster.require_startable(address)
+    except InputError as error:
+        return Check("Python", sys.executable, str(error))
+    return Check("Python", sys.executable)
+
+
 def results(location: str) -> Check:
-    """Write a file to the folder of all results, read it and delete it."""
+    """Write a file to the folder of all results, read it and delete it, and the folder too where it was not there."""
     try:
         folder = open_folder(location)
     except InputError as error:
         return Check("results", location, str(error))
+    made = folder.absent()
     try:
         _write_and_delete(folder, f"preflight-{uuid.uuid4().hex}")
+        free = shutil.disk_usage(folder.root).free if folder.is_local else 0
     except Exception as error:  # what an unwritable place raises depends on the file system
         missing = f"The results folder {folder.location} cannot be written ({error}); choose another --results-dir."
         return Check("results", location, missing)
+    finally:
+        remove_empty(made)
     if not folder.is_local:
         return Check("results", f"{folder.location}: written, read and deleted")
-    free = shutil.disk_usage(folder.root).free
     found = f"{folder.location}: written, read and deleted, {free / GIBIBYTE:.0f} GiB free"
     if free < FREE_BYTES:
         return Check("results", found, f"The disk of {folder.location} has {free} bytes free; make room for 1 GiB.")
@@ -159,6 +171,7 @@ def machines(info: cluster.ClusterInfo, results_dir: str, places: Mapping[str, s
         places: What must be there on every machine, by what it is: a path, or ``package:NAME`` of a Python package.
     """
     folder, name = Folder(results_dir), f"preflight-{uuid.uuid4().hex}"
+    made = folder.absent()
     nodes = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]}
     remote = ray.remote(num_cpus=0)(look)
     folder.write(name, b"preflight")
@@ -173,6 +186,7 @@ def machines(info: cluster.ClusterInfo, results_dir: str, places: Mapping[str, s
     finally:
         for written in (name, *(f"{name}-{node}" for node in nodes)):
             folder.delete(written)
+        remove_empty(made)
     return [
         check
         for machine, gpus in zip(seen, nodes.values(), strict=True)

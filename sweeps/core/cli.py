@@ -1,4 +1,4 @@
-"""The command line that all sweeps share: its options, and how errors leave the program.
+"""The command line that all sweeps share: its options. How errors leave the program is in `sweeps.core.ending`.
 
 Every option is defined once, here; a sweep's script adds the groups that apply to it (`worker_options` for families
 that train one trial at a time, `sweeps.core.arc_options` for sweeps over ARC tasks). Values are checked for form while
@@ -11,25 +11,41 @@ import argparse
 import os
 import re
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from search_spaces.space import SearchSpace
 from sweeps.backend.cluster import in_job
-from trainables.common.errors import InputError, did_you_mean
+from sweeps.core.ending import run_main
+from trainables.common.errors import did_you_mean
+
+__all__ = ["Parser", "common_parser", "location", "new_run_id", "place_options", "run_main", "tracker_options",
+           "whole_number", "worker_options"]  # fmt: skip
 
 WANDB_MODES = ("off", "offline", "online")
 SEARCHES = ("random", "optuna")
+# the largest that Optuna's samplers take
+MAX_SEED = 2**32 - 1
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` whose errors are one line, with the nearest option for a mistyped one."""
+    """An `argparse.ArgumentParser` whose errors are one line, with the nearest option for a mistyped one.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Args:
+        space: The search space whose settings ``--help`` lists after the options.
+        kwargs: Those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, space: SearchSpace | None = None, **kwargs: Any) -> None:
         # an abbreviation that works today is ambiguous once another option is added
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self._space = space
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return f"{text}\n{_settings_help(self._space)}" if self._space else text
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
@@ -47,10 +63,10 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
     and those of `tracker_options`.
 
     Args:
-        space: The search space, for the names of its presets.
+        space: The search space, for its presets and, in ``--help``, its settings.
         description: What the sweep does, for ``--help``.
     """
-    parser = Parser(description=description)
+    parser = Parser(space, description=description)
     place_options(parser)
     presets = "; ".join(f"{name}: {preset.description}" for name, preset in space.presets.items())
     add = parser.add_argument
@@ -74,7 +90,7 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="fix a setting, as in --set epochs=8; repeatable, the last one for a name counts",
+        help="fix a setting of those below, as in --set epochs=8; repeatable, the last one for a name counts",
     )
     add(
         "--sweep",
@@ -93,7 +109,7 @@ def common_parser(space: SearchSpace, description: str) -> Parser:
         metavar="ID",
         help="name of the run; the name of an earlier one continues it (default: a new name)",
     )
-    add("--seed", type=whole_number(0), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
+    add("--seed", type=whole_number(0, MAX_SEED), default=0, metavar="N", help="seed of the whole sweep (default: 0)")
     tracker_options(parser)
     return parser
 
@@ -146,21 +162,14 @@ def location(text: str) -> str:
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
-def run_main(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call ``main(argv)`` and leave the program with its exit code.
-
-    An `InputError` becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130; any other exception is a
-    defect and keeps its traceback.
-    """
-    try:
-        code = main(argv)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code or 0)
+def folder(text: str) -> str:
+    """Return the `location` of a folder, which need not exist; refuse a path on which there is a file."""
+    place = location(text)
+    if "://" not in place:
+        there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
+        if not there.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is no folder: {there} is a file")
+    return place
 
 
 def new_run_id(now: datetime | None = None) -> str:
@@ -168,14 +177,16 @@ def new_run_id(now: datetime | None = None) -> str:
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def whole_number(minimum: int) -> Callable[[str], int]:
+def whole_number(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = minimum - 1
         if number < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {minimum}")
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} must be a whole number of at least {minimum}")
+        if number > maximum:
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} must be a whole number of at most {maximum}")
         return number
 
     return parse
@@ -193,9 +204,29 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def _settings_help(space: SearchSpace) -> str:
+    """Return the settings as argparse shows arguments, as wide as the terminal."""
+    # its arguments are shown and never parsed
+    shown = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    for heading, settings in space.sections().items():
+        group = shown.add_argument_group("settings and their defaults" + (f", {heading}" if heading else ""))
+        for setting in settings:
+            line = f"{setting.documentation.rstrip('.')} ({setting.values})".replace("`", "").replace("%", "%%")
+            group.add_argument(f"{setting.name}={setting.text}", help=line)
+    return shown.format_help()
+
+
 def _results_dir(text: str) -> str:
     # the working directory of a job is Ray's copy of the upload: what is written there is removed with it
-    return os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
+    text = os.path.join("~", text) if in_job() and "://" not in text and not text.startswith("~") else text
+    place = folder(text)
+    # readers of Parquet take a folder called name=value for a column
+    if "=" in place.partition("?")[0]:
+        raise argparse.ArgumentTypeError(
+            f"{place!r} has a '=' in its path, which readers of Parquet files take for a column; "
+            "choose a folder without one"
+        )
+    return text
 
 
 def _run_id(text: str) -> str:

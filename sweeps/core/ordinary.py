@@ -106,10 +106,13 @@ def run_trials(sweep: Sweep, loop: TrainLoop, settings: Mapping[str, Any]) -> in
             grows=info.grows,
         )
         units = work.begin(recorder)
+        trials: Search[Trial] | list[Trial]
+        if isinstance(units, Search):
+            trials = Search(units.searcher, suggested, units.num_samples)
+        else:
+            trials = [trial(unit.jobs[0]) for unit in units]
         finished = run_ordinary(
-            Search(units.searcher, suggested, units.num_samples)
-            if isinstance(units, Search)
-            else [trial(unit.jobs[0]) for unit in units],
+            trials,
             training,
             _Rows(sweep, recorder),
             metric=sweep.space.metric,
@@ -126,8 +129,8 @@ class _Rows:
     def __init__(self, sweep: Sweep, recorder: Recorder) -> None:
         self._recorder, self._budget = recorder, sweep.space.budget_setting
 
-    def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
-        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [metrics])])
+    def on_report(self, trial_id: str, metrics: dict[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
+        self._recorder.on_reports([Report(trial_id, "running", metrics["epoch"], metrics, [*earlier, metrics])])
 
     def on_trial_end(self, end: TrialEnd) -> None:
         epoch, status = end.metrics.get("epoch", 0), end.status

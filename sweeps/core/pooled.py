@@ -73,6 +73,7 @@ def run_pool(sweep: Sweep, pool: Pool, work: Work) -> int:
             max_concurrent=max(2, slots // work.unit_size) if isinstance(units, Search) else 1,
             # Workers ask for jobs more often than the driver looks whether there are enough.
             backlog=7 * slots,
+            grows=session.info.grows,
             storage_path=None if session.info.local else store.folder.sub("cluster").location,
         )
     return close(sweep, store, outcome.interrupted, recorder.jobs.values())

@@ -11,12 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from search_spaces.settings import config_hash
+from sweeps.core.ending import trouble_in
 from sweeps.core.sweep import Sweep
 from sweeps.monitoring.metrics import SweepMetrics
 from sweeps.monitoring.progress import Progress
 from sweeps.monitoring.trackers import Trackers
 from sweeps.store.schema import Kind, fitting
 from sweeps.store.store import ResultsStore, RowWriter
+from trainables.common.errors import SurroundingsError
 from trainables.common.family import number
 from trainables.common.jobs import Job, Report
 
@@ -66,7 +68,11 @@ class Recorder:
         """Store the reports' history and predictions, and a row for each job that is over.
 
         Called with nothing, write what is due.
+
+        Raises:
+            SurroundingsError: If a job failed by what every other one meets as well; it has no row then.
         """
+        reports = [_explained(report) if report.status == "failed" else report for report in reports]
         reports = [self._record(self._without_known_epochs(report)) for report in reports]
         if not reports:
             self._writer.add()
@@ -131,7 +137,7 @@ class Recorder:
         return {"trial_id": job.trial_id, "attempt": job.attempt, "task_id": job.task_id}
 
     def _trial_row(self, report: Report) -> dict[str, Any]:
-        job, metrics = self.jobs[report.trial_id], dict(report.metrics)
+        job, metrics, inputs = self.jobs[report.trial_id], dict(report.metrics), self._sweep.inputs
         for name in ("train_loss", "eval_loss"):
             metrics.pop(name, None)
         ended, trained = datetime.now(UTC), self._trained[self._attempt(job)]
@@ -154,11 +160,22 @@ class Recorder:
             "stop_reason": reasons[report.status],
             "error": report.error,
             "traceback": report.traceback,
-            "data_fingerprint": self._sweep.inputs.data_fingerprint,
+            "data_fingerprint": inputs.fingerprints.get(job.task_id, inputs.data_fingerprint),
             "started_at": trained.began or ended - timedelta(seconds=metrics["seconds"] or 0.0),
             "finished_at": ended,
             **{name: _finite(value) for name, value in metrics.items()},
         }
+
+
+def _explained(report: Report) -> Report:
+    """Return a failed report that says what to do, where the surroundings are the reason."""
+    found = trouble_in(f"{report.error}\n{report.traceback}")
+    if found is None:
+        return report
+    sentence, trouble = found
+    if trouble.everybodys:
+        raise SurroundingsError(sentence)
+    return replace(report, error=sentence)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from sweeps.store.store import ResultsStore
 from trainables.common.errors import InputError
 from trainables.common.family import EVAL_LOSS
 from trainables.common.jobs import Job, Report
+from trainables.common.text import json_kind
 
 DRAWN = "search.json"
 
@@ -54,8 +55,10 @@ class SearchLedger:
 
     def __init__(self, sweep: Sweep, store: ResultsStore, task_ids: Sequence[str]) -> None:
         self._sweep, self._store, self._task_ids = sweep, store, task_ids
-        data = store.folder.read(DRAWN)
-        self.configs: dict[str, dict[str, Any]] = json.loads(data) if data else {}
+        drawn = store.folder.read_json(DRAWN)
+        if not isinstance(drawn, dict | None):
+            raise InputError(f"{store.folder.path(DRAWN)} holds {json_kind(drawn)}, not a search's draws; delete it.")
+        self.configs: dict[str, dict[str, Any]] = drawn or {}
         rows, self._attempts = store.finished(), store.attempts()
         self._done = frozenset(rows)  # Trials that ended in earlier sessions.
         self._ends = {trial_id: self._end(row["status"], row) for trial_id, row in rows.items()}
@@ -117,7 +120,7 @@ class SearchLedger:
             on_draw,
             config=vars(sweep.config),
             domains=sweep.domains,
-            validate=lambda config: space.validate(space.config(**config)),
+            validate=lambda config: space.check(space.config(**config)),
             mode=space.mode,
             seed=sweep.args.seed,
         )

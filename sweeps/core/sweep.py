@@ -38,7 +38,10 @@ class Inputs:
         extendable: Options of the family's own that a later session of the run may change.
         checks: What the family needs before anything is trained, as it was found; what is missing refuses the sweep.
         places: Paths that must be there on every machine of a cluster, by what they are.
-        fingerprints: Of the data of each task, where tasks have data of their own.
+        fingerprints: Of each task's data, where a later session may train others: then those of the same tasks must be
+            equal, and ``data_fingerprint`` is that of the tasks of the last session.
+        left_out: By task, or whatever data are in parts of, how much of it is not used, by reason.
+        known_as: What values of settings that are places are known by, wherever those are.
     """
 
     data_fingerprint: str
@@ -47,6 +50,12 @@ class Inputs:
     checks: Sequence[Check] = ()
     places: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    known_as: Mapping[str, str] = field(default_factory=dict)
+
+    def known(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a configuration with its places as they are known."""
+        return {n: self.known_as.get(value, value) if isinstance(value, str) else value for n, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,8 @@ class Sweep:
     def job(self, task_id: str, values: Mapping[str, Any], seed: int, sample: int) -> Job:
         """Return the unit of work of a task and a configuration; its id is the same in every session."""
         values = {**values, **self.own.get(task_id, {})}
-        return Job(f"{task_id}-{config_hash(values, seed)}", task_id, seed, values, sample=sample)
+        digits = config_hash(self.inputs.known(values), seed)
+        return Job(f"{task_id}-{digits}", task_id, seed, values, sample=sample)
 
     @property
     def longest(self) -> int:
@@ -103,18 +113,27 @@ class Sweep:
         return max(Counter(job.task_id for job in jobs).values(), default=0) > 1 and not ablates
 
     def open_store(self) -> ResultsStore:
-        """Open the run's folder and record this session. Raises InputError where it is another run's or unwritable."""
+        """Open the run's folder, take its lock and record this session.
+
+        Raises:
+            InputError: If it is another run's, another process is at work on it, or it cannot be written.
+        """
         args, inputs = self.args, self.inputs
         asked = checks.wandb(args.wandb, args.wandb_per_trial)
-        checks.require(checks.results(args.results_dir), asked, *inputs.checks)
+        checks.require(checks.startable(args.address), checks.results(args.results_dir), asked, *inputs.checks)
         store = ResultsStore(args.results_dir, self.name, args.run_id)
         settings = {
             **{name: value for name, value in vars(args).items() if name not in RESOLVED},
-            "config": vars(self.config),
+            "config": inputs.known(vars(self.config)),
             "domains": {name: str(domain) for name, domain in self.domains.items()},
             **inputs.identity,
         }
         command = [Path(sys.executable).name, *sys.argv]
         extendable = (*EXTENDABLE, *inputs.extendable)
-        store.create(run_record(command, settings, extendable, inputs.data_fingerprint, args.seed, self.space.family))
+        store.begin(
+            run_record(
+                command, settings, extendable, inputs.data_fingerprint, args.seed, self.space.family,
+                inputs.fingerprints, inputs.left_out,
+            )
+        )  # fmt: skip
         return store

@@ -105,7 +105,7 @@ def own_settings(
         if setting == space.rung_setting:
             raise InputError(f"{source} sets {setting}, which all tasks of a sweep share; use --set {setting}=N.")
     try:
-        space.validate(replace(config, **values))
+        space.check(replace(config, **values))
     except SettingError as error:
         raise InputError(f"{source}: {error}") from None
     return values

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.monitoring.pace import Cost, Pace
+from sweeps.monitoring.streams import SteadyStream
 from trainables.common.family import EVAL_LOSS, UNKNOWN, Family
 
 LINE_SECONDS = 10.0
@@ -64,7 +65,10 @@ class Progress:
         self._pace = Pace(total - already_done, clock)
         self._counted = 0
         self._closed = False
-        self._log = open(log_path, "a", encoding="utf-8", buffering=1) if log_path is not None else None
+        self._log: SteadyStream | None = None
+        if log_path is not None:
+            log = open(log_path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by `close`
+            self._log = SteadyStream(log, str(log_path))
         self._live: Live | None = None
         if self._stream.isatty():
             # refreshed from tick() and the events, so that no thread redraws while another one prints

@@ -20,6 +20,8 @@ def run_record(
     data_fingerprint: str,
     seed: int,
     family: Family,
+    fingerprints: Mapping[str, str] | None = None,
+    left_out: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:
     """Return the record of a run that starts now: what `sweeps.store.store.ResultsStore.create` writes to run.json.
 
@@ -30,6 +32,8 @@ def run_record(
         data_fingerprint: Fingerprint of the data.
         seed: Seed of the run.
         family: The family that is trained; what it declares of its columns is kept with the run.
+        fingerprints: Of each task's data, where sessions of the run may train different tasks.
+        left_out: By task, how much of its data is not used, by reason.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -37,6 +41,8 @@ def run_record(
         "settings": dict(settings),
         "extendable": sorted(extendable),
         "data_fingerprint": data_fingerprint,
+        "fingerprints": dict(fingerprints or {}),
+        "left_out": dict(left_out or {}),
         "seed": seed,
         "family": family.declaration(),
         "git": code(),

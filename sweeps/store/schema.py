@@ -250,7 +250,9 @@ def upgrade(
     names = {_column(name, kind, known): name for name in table.schema.names}
     schema = schema_of(kind, merge_extra(extra or {}, extra_of(table.schema, kind, own)), own)
     arrays = [
-        _cast(table[names[field.name]], field.type) if field.name in names else pa.nulls(table.num_rows, field.type)
+        _cast(table[names[field.name]], field.type, field.name)
+        if field.name in names
+        else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
@@ -271,6 +273,18 @@ def check_version(schema: pa.Schema, kind: Kind) -> None:
         raise InputError(
             f"A file of the table {table!r} lies where files of {kind!r} belong; move it to its own folder."
         )
+
+
+def missing_key(schema: pa.Schema, kind: Kind) -> str:
+    """Return the column that rows of a table must have and a file with this schema does not; empty where it has all."""
+    for name in (*KEYS[kind], *(("status",) if kind == "trials" else ())):
+        index, dtype = schema.get_field_index(name), _DECLARED[kind][name][0]
+        if index < 0:
+            return f"column {name!r}"
+        # pandas writes texts of its own as large ones
+        if schema.field(index).type not in (dtype, pa.large_string() if dtype == _TEXT else dtype):
+            return f"column {name!r} of type {dtype}"
+    return ""
 
 
 def _column(name: str, kind: Kind, known: Mapping[str, Any]) -> str:
@@ -312,8 +326,13 @@ def _common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:
     return _REAL if {a, b} == {_INT, _REAL} else _TEXT
 
 
-def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
-    return column if column.type == dtype else column.cast(dtype)
+def _cast(column: pa.ChunkedArray, dtype: pa.DataType, name: str) -> pa.ChunkedArray:
+    try:
+        return column if column.type == dtype else column.cast(dtype)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"A file of the results has the column {name!r} as {column.type} where {dtype} belongs; move it away."
+        ) from error
 
 
 def _scalar(value: Any) -> Any:

@@ -7,8 +7,9 @@ any moment the same work can be handed in again and a plain ``pandas.read_parque
 of a table have the same columns, because Parquet readers take them from the first file: when a row brings a new column,
 the files already written get it too, one atomic replacement at a time.
 
-Two processes that write one run at the same time are not kept apart here. What the rows add up to is in
-`sweeps.store.summary`, which ``python -m sweeps.results`` prints.
+A lock keeps two processes that would write one run apart (`sweeps.store.lock`); should a key be there twice all the
+same, readers take its first row. What the rows add up to is in `sweeps.store.summary`, which ``python -m
+sweeps.results`` prints.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -29,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from sweeps.store.lock import RunLock
 from sweeps.store.schema import (
     KEYS,
     Kind,
@@ -36,13 +39,15 @@ from sweeps.store.schema import (
     check_version,
     extra_of,
     merge_extra,
+    missing_key,
     schema_of,
     to_table,
     upgrade,
 )
 from trainables.common.errors import InputError
 from trainables.common.family import UNKNOWN, Family, find_family
-from trainables.common.folder import Folder
+from trainables.common.folder import Folder, remove_empty
+from trainables.common.text import json_kind, parse_json
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -61,6 +66,7 @@ class ResultsStore:
     Attributes:
         folder: The run's folder, ``<results_dir>/<sweep>/<run_id>``.
         family: What the run's family declares of its columns.
+        lock: To be held by who writes.
 
     Raises:
         InputError: If no file system handles ``results_dir``.
@@ -69,8 +75,12 @@ class ResultsStore:
     def __init__(self, results_dir: str | os.PathLike[str], sweep: str, run_id: str) -> None:
         self.sweep, self.run_id = sweep, run_id
         self.folder = open_folder(results_dir).sub(f"{sweep}/{run_id}")
+        self.lock = RunLock(self.folder)
         self._parts: dict[Kind, Folder] = {kind: self.folder.sub(kind) for kind in KEYS}
         self._written: dict[Kind, _Written] = {}
+        # folders that `create` made, and the record that it replaced; None where there is nothing to take back
+        self._made: list[str] | None = None
+        self._replaced: bytes | None = None
 
     @cached_property
     def family(self) -> Family:
@@ -98,26 +108,47 @@ class ResultsStore:
 
     def run(self) -> dict[str, Any] | None:
         """Return the record of the run, or None before `create`. Raises InputError if run.json is not readable."""
+        where = self.folder.path("run.json")
+        self._require_folders()
         try:
             data = self.folder.read("run.json")
-            return None if data is None else dict(json.loads(data))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.folder.path('run.json')} cannot be read ({error}); repair it or choose another --run-id."
-            ) from error
+        except OSError as error:
+            raise InputError(f"{where} cannot be read ({error}); repair it or choose another --run-id.") from error
+        if data is None:
+            return None
+        try:
+            record = parse_json(data, "it")
+            wrong = record_flaw(record)
+        except InputError as error:
+            wrong = str(error).rstrip(".")
+        if wrong:
+            raise InputError(f"{where} is not the record of a run ({wrong}); repair it or choose another --run-id.")
+        return dict(record)
 
-    def create(self, run: Mapping[str, Any]) -> None:
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Take the lock and `create`. Raises as these do; then the lock is given up."""
+        absent = self.folder.absent()
+        self.lock.acquire()
+        try:
+            self.create(run, absent)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def create(self, run: Mapping[str, Any], absent: list[str] | None = None) -> None:
         """Begin a session of the run: write run.json, or check that the run in the folder is the same and continue it.
 
         ``settings`` and ``data_fingerprint`` of ``run`` must equal the stored ones but for the names in
         ``run["extendable"]`` (a nested setting is named ``outer.inner``; naming ``outer`` covers it), and for options
-        that the stored run does not know and that this one leaves out. ``sessions`` lists each session with its
-        command; of the other fields ``settings``, ``extendable`` and ``family`` are the last session's, the rest the
-        first's. What a kill may have left is removed: half-written Parquet files, and checkpoints of units that are
-        finished.
+        that the stored run does not know and that this one leaves out. Where ``fingerprints`` has those of single
+        tasks, they must be equal for the tasks of both instead. ``sessions`` lists each session with its command; of
+        the other fields ``settings``, ``extendable``, ``family`` and ``data_fingerprint`` are the last session's,
+        ``fingerprints`` and ``left_out`` are of the tasks of all sessions, the rest is the first's. What a kill may
+        have left is removed: half-written Parquet files, and checkpoints of units that are finished.
 
         Args:
             run: What `sweeps.store.record.run_record` returns.
+            absent: The folders on the way to the run's that its start makes, where some are made already.
 
         Raises:
             InputError: If the stored run has other settings or data.
@@ -128,16 +159,48 @@ class ResultsStore:
         stored = self.run()
         if stored is None:
             stored = {**new, "sessions": [session]}
+            self._made = self.folder.absent() if absent is None else absent
         else:
             self._check_same(stored, new)
+            self._replaced = self.folder.read("run.json")
             sessions = [*stored.get("sessions", []), session]
-            last = {name: new[name] for name in ("settings", "extendable", "family")}
-            stored = {**stored, **last, "sessions": sessions}
+            last = {name: new[name] for name in ("settings", "extendable", "family", "data_fingerprint")}
+            before, now = stored.get("fingerprints", {}), new.get("fingerprints", {})
+            counts = {
+                name: own for name, own in stored.get("left_out", {}).items() if name in before.keys() - now.keys()
+            }
+            joined = {"fingerprints": {**before, **now}, "left_out": {**counts, **new.get("left_out", {})}}
+            stored = {**stored, **last, **joined, "sessions": sessions}
+        finished = self.finished()
         self.__dict__.pop("family", None)
         self.folder.write("run.json", json.dumps(stored, indent=2).encode())
         for folder in self._parts.values():
             self._remove_half_written(folder)
-        self.delete_checkpoints(self.finished())
+        self.delete_checkpoints(finished)
+
+    @contextmanager
+    def withdrawn_if_refused(self) -> Iterator[None]:
+        """`withdraw` where the ``with`` block raises InputError."""
+        try:
+            yield
+        except InputError:
+            self.withdraw()
+            raise
+
+    def withdraw(self) -> None:
+        """Give up the lock, and take back what `create` wrote if nothing else was written of the run since.
+
+        This is for a start that was refused.
+        """
+        self.lock.release()
+        if self._replaced is not None:
+            self.folder.write("run.json", self._replaced)
+        elif self._made is not None and not {*KEYS, "checkpoints", "adapters", "models"} & set(self.folder.folders()):
+            if self.folder.root in self._made:
+                self.folder.delete_folder("")
+            else:
+                self.folder.delete("run.json")
+            remove_empty(self._made[1:])
 
     def append(self, trials: Rows = (), history: Rows = (), predictions: Rows = ()) -> None:
         """Write rows whose keys are not in the store yet: history, predictions, then trials, each as one whole file.
@@ -148,6 +211,8 @@ class ResultsStore:
             TypeError: If a row does not fit the schema; then nothing is written.
             OSError: If the folder cannot be written; the same rows may be handed in again.
         """
+        if trials or history or predictions:
+            self._made = self._replaced = None
         # a trial's row says that it is done, so it comes after everything that belongs to it
         given: dict[Kind, Rows] = {"history": history, "predictions": predictions, "trials": trials}
         fresh = {kind: self._fresh(kind, rows) for kind, rows in given.items()}
@@ -195,12 +260,25 @@ class ResultsStore:
     def delete_checkpoints(self, trial_ids: Container[str]) -> None:
         """Remove what trials would go on from: the file of a packed adapter, the folder of another family's trial."""
         checkpoints = self.folder.sub("checkpoints")
-        for name in checkpoints.names(".safetensors"):
-            if name.removesuffix(".safetensors") in trial_ids:
+        for name in checkpoints.names():
+            if name.removesuffix(".before").removesuffix(".safetensors") in trial_ids:
                 checkpoints.delete(name)
         for name in checkpoints.folders():
             if name in trial_ids:
                 checkpoints.delete_folder(name)
+
+    def _require_folders(self) -> None:
+        """Raise InputError where something else lies in the place of the run's folder, one within it, or run.json."""
+        if not self.folder.is_local:
+            # object stores have no folders
+            return
+        root = self.folder.root
+        folders = [root.rpartition("/")[0], root, *(f"{root}/{name}" for name in (*KEYS, "checkpoints"))]
+        for info in self.folder.fs.get_file_info([*folders, f"{root}/run.json"]):
+            is_record = info.base_name == "run.json"
+            if info.type == (pafs.FileType.Directory if is_record else pafs.FileType.File):
+                lies, belongs = ("a folder", "a file") if is_record else ("a file", "a folder")
+                raise InputError(f"{info.path} is {lies} where {belongs} of a run belongs; move it away.")
 
     def _remove_half_written(self, folder: Folder) -> None:
         # Polars refuses a folder that holds files of other kinds, hidden ones included
@@ -210,8 +288,7 @@ class ResultsStore:
 
     def _check_same(self, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         extendable = set(new["extendable"])
-        old = {"data_fingerprint": stored.get("data_fingerprint"), **_flat(stored.get("settings", {}))}
-        now = {"data_fingerprint": new.get("data_fingerprint"), **_flat(new["settings"])}
+        old, now = ({**_data(one, other), **_flat(one["settings"])} for one, other in ((stored, new), (new, stored)))
         for name in [*now, *(name for name in old if name not in now)]:
             parts = name.split(".")
             if extendable & {".".join(parts[: n + 1]) for n in range(len(parts))}:
@@ -265,7 +342,7 @@ class ResultsStore:
         folder, own = self._parts[kind], self.family.columns
         schema = schema_of(kind, extra, own)
         for name in folder.names(".parquet"):
-            table = _read_part(folder, name, lambda file: file.read())
+            table = _read_part(folder, name, kind, lambda file: file.read())
             if not table.schema.equals(schema):
                 folder.write(name, _parquet(upgrade(table, kind, extra, own)))
 
@@ -273,13 +350,13 @@ class ResultsStore:
         tables, own = self._map(kind, lambda file: file.read()), self.family.columns
         extra = merge_extra(*(extra_of(table.schema, kind, own) for table in tables))
         empty = schema_of(kind, extra, own).empty_table()
-        return pa.concat_tables([empty, *(upgrade(table, kind, extra, own) for table in tables)])
+        return _once(pa.concat_tables([empty, *(upgrade(table, kind, extra, own) for table in tables)]), kind)
 
     def _map(self, kind: Kind, read: Callable[[pq.ParquetFile], Any]) -> list[Any]:
         """Apply ``read`` to each file of a table as a ParquetFile, in order of name, several at a time."""
         folder = self._parts[kind]
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda name: _read_part(folder, name, read), folder.names(".parquet")))
+            return list(pool.map(lambda name: _read_part(folder, name, kind, read), folder.names(".parquet")))
 
 
 class RowWriter:
@@ -351,20 +428,56 @@ class _Written:
     extra: dict[str, pa.DataType]
 
 
-def _read_part(folder: Folder, name: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
+def _read_part(folder: Folder, name: str, kind: Kind, read: Callable[[pq.ParquetFile], Any]) -> Any:
     try:
         with folder.fs.open_input_file(folder.path(name)) as stream:
-            return read(pq.ParquetFile(stream))
+            file = pq.ParquetFile(stream)
+            lacks = missing_key(file.schema_arrow, kind)
+            if lacks:
+                raise InputError(f"{folder.path(name)} holds no rows of {kind}: it has no {lacks}; move it away.")
+            return read(file)
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{folder.path(name)} is not a readable Parquet file ({error}); move it away: what it held is done again."
         ) from error
 
 
+def _once(table: pa.Table, kind: Kind) -> pa.Table:
+    """Return a table with the first row of each key."""
+    keys = table.select(KEYS[kind])
+    rows = pa.array(range(len(table)), pa.int64())
+    first = keys.append_column("row", rows).group_by(list(KEYS[kind])).aggregate([("row", "min")])["row_min"]
+    return table if len(first) == len(table) else table.take(first.sort())
+
+
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def record_flaw(record: Any) -> str:
+    """Return why a JSON value is not what `ResultsStore.create` writes to run.json; empty where it is."""
+    if not isinstance(record, dict):
+        return f"it is {json_kind(record)}"
+    kinds = {"settings": dict, "extendable": list, "sessions": list, "fingerprints": dict, "left_out": dict}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name, None if name == "settings" else kind()), kind):
+            return f"{name!r} is {json_kind(record[name])}" if name in record else f"it has no {name!r}"
+    if record.get("family"):
+        try:
+            Family.from_declaration(record["family"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return f"its family is not declared as one: {type(error).__name__}: {error}"
+    return ""
+
+
+def _data(run: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprints of a run's data that another session must have too: of the tasks of both, or the one."""
+    own, others = run.get("fingerprints") or {}, other.get("fingerprints") or {}
+    if own and others:
+        return {f"the data of {task_id}": own[task_id] for task_id in sorted(own.keys() & others.keys())}
+    return {"data_fingerprint": run.get("data_fingerprint")}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

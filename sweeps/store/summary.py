@@ -19,7 +19,7 @@ from rich.table import Table
 
 from sweeps.store.schema import KEYS
 from sweeps.store.store import ResultsStore, latest_attempts
-from trainables.common.family import value_text
+from trainables.common.family import counts_text, value_text
 
 
 def summarise(store: ResultsStore) -> dict[str, Any]:
@@ -27,8 +27,10 @@ def summarise(store: ResultsStore) -> dict[str, Any]:
 
     The last attempt of each trial counts. A trial is *improved* or *worse* by the first column of its family's verdict
     that differs from its base, and the *same* where none does. Successful trials of which the first is not known are
-    *not compared*. ``headlines`` are the family's, ``means`` are over the successful trials that have the value.
-    ``seconds`` are sums over all attempts; ``elapsed`` is the time from the first start to the last end.
+    *not compared*. ``headlines`` are the family's, ``means`` are over the successful trials that have the value;
+    ``over`` has the number of these trials and of their tasks, ``tasks`` counts those that the run was asked to train
+    as well. ``left_out`` is how much of the data was not used, by reason. ``seconds`` are sums over all attempts;
+    ``elapsed`` is the time from the first start to the last end.
     """
     attempts, family = store.trials(), store.family
     rows = latest_attempts(attempts).to_pylist()
@@ -43,6 +45,13 @@ def summarise(store: ResultsStore) -> dict[str, Any]:
     start, end = pc.min(attempts["started_at"]).as_py(), pc.max(attempts["finished_at"]).as_py()
     seconds = {name: pc.sum(attempts[name]).as_py() for name in ("seconds", "busy_seconds", "gpu_seconds")}
 
+    record = store.run() or {}
+    tasks = {row["task_id"] for row in rows} | set(record.get("fingerprints", ()))
+
+    def over(name: str) -> list[int]:
+        having = [row["task_id"] for row in successful if row.get(name) is not None]
+        return [len(having), len(set(having))]
+
     def brief(row: Mapping[str, Any]) -> dict[str, Any]:
         values = {name: row.get(name) for name in ("task_id", "trial_id", *(column.name for column in family.shown))}
         return {**values, "standing": family.standing_text(row)}
@@ -53,7 +62,7 @@ def summarise(store: ResultsStore) -> dict[str, Any]:
         "results": store.folder.location,
         "noun": family.noun,
         "trials": len(rows),
-        "tasks": len({row["task_id"] for row in rows}),
+        "tasks": len(tasks),
         "counts": dict(sorted(Counter(str(row["status"]) for row in rows).items())),
         "versus_base": {
             **{verdict: verdicts[verdict] for verdict in ("improved", "same", "worse")},
@@ -66,6 +75,8 @@ def summarise(store: ResultsStore) -> dict[str, Any]:
             for column in family.headlines
         ],
         "means": {column.name: _mean(row.get(column.name) for row in successful) for column in family.shown},
+        "over": {column.name: over(column.name) for column in family.shown},
+        "left_out": dict(sum((Counter(own) for own in record.get("left_out", {}).values()), Counter())),
         "seconds": {**seconds, "elapsed": (end - start).total_seconds() if start and end else None},
         "best": [brief(row) for _, row in ordered[:3]],
         "worst": [brief(row) for _, row in ordered[:-4:-1]],
@@ -97,9 +108,15 @@ def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, consol
             table.add_row(f"{verdict} against the base", "", str(versus[verdict]))
         if versus["not_compared"]:
             table.add_row("not compared", "", str(versus["not_compared"]))
+    said = ""
     for line in lines:
         base = value_text(means[line["base"]], line["percent"]) if line["base"] else ""
+        if over_text(summary, line["name"]) != said:
+            said = over_text(summary, line["name"])
+            table.add_row(f"mean over {said}", "", "")
         table.add_row(line["headline"], base, value_text(means[line["name"]], line["percent"]))
+    if summary["left_out"]:
+        table.add_row(f"left out of the data: {counts_text(summary['left_out'])}", "", "")
     for label, name in (("seconds, start to end", "elapsed"), ("seconds of accelerators", "gpu_seconds")):
         if summary["seconds"][name]:
             table.add_row(label, "", f"{summary['seconds'][name]:.0f}")
@@ -122,6 +139,16 @@ def print_summary(summary: Mapping[str, Any], file: TextIO | None = None, consol
         say("next: run the same command with the same --run-id again to retry what failed")
     elif summary["trials"]:
         say(f"next: python -m sweeps.results {shlex.quote(summary['results'])} --export-json summary.json")
+
+
+def over_text(summary: Mapping[str, Any], name: str) -> str:
+    """Return what the mean of a column in `summarise` is over, as in ``4 of 10 tasks``."""
+    trials, tasks = summary["over"][name]
+    of_tasks = f"{tasks} of {summary['tasks']} tasks"
+    if 1 < summary["trials"] <= summary["tasks"]:
+        return of_tasks
+    of_trials = f"{trials} of {summary['trials']} {summary['noun']}"
+    return f"{of_trials} on {of_tasks}" if summary["tasks"] > 1 else of_trials
 
 
 def export(store: ResultsStore, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def test_every_chart_of_a_search_is_drawn(tab: Tab, tmp_path: Path) -> None:
 def test_another_family_and_an_empty_run_have_a_page(tab: Tab, tmp_path: Path) -> None:
     tab.open(written(tmp_path, plain_run(tmp_path))).read_through()
     assert tab.texts("nav a") == ["Summary", "Trials", "Loss curves", "Timeline", "How to reproduce"]
-    assert tab.texts("#summary dd") == ["12.5 %", "0.25"]
+    assert tab.texts("#summary dd") == ["12.5 % over 2 of 2 trials", "0.25 over 2 of 2 trials"]
     assert sorted(tab.column("trials", "teacher_forced_cell_accuracy")) == ["0.0 %", "25.0 %"]
     assert tab.column("trials", "metric/depth") == ["0.25", "0.25"]
     tab.open(written(tmp_path, new_store(tmp_path, "empty"))).read_through()

@@ -112,7 +112,10 @@ def test_another_family_has_what_its_rows_hold_and_no_more(tmp_path: Path) -> No
         ("metric/depth", False, 0.25),
     ]
     assert run["trials"]["metric/depth"] == [0.25, 0.25] and len(run["curves"][0]["epoch"]) == 6
-    assert run["conclusion"] == ["2 of 2 trials succeeded.", "Cell accuracy, true prefix given is 12.5 %."]
+    assert run["conclusion"] == [
+        "2 of 2 trials succeeded.",
+        "Cell accuracy, true prefix given is 12.5 %, a mean over 2 of 2 trials.",
+    ]
 
 
 def test_an_empty_run_is_one(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_the_conclusion_sets_the_result_beside_its_baselines(tmp_path: Path) -> 
     store.append([trial("a", **scores(0.5, 0.7)), trial("b", **scores(0.5, 0.4)), trial("c", **scores(0.5, 0.6))])
     first, second, third = conclusion(summarise(store))
     assert first == "2 of 3 adapters are better than the base, 1 is worse, 0 the same."
-    assert second == "Exact-match accuracy is 0.0 %, the base's 0.0 %."
+    assert second == "Exact-match accuracy is 0.0 %, the base's 0.0 %: means over 3 of 3 tasks."
     assert "56.7 %" in third and "copying the input, cells (60.0 %)" in third
     store.append([trial("d", **scores(0.5, 1.0, (0.0, 1.0)))])
     assert len(conclusion(summarise(store))) == 2

@@ -1,4 +1,7 @@
-"""The queries of docs/queries.md, run on a small store, with the answers worked out by hand."""
+"""The queries of docs/queries.md, run on a small store, with the answers worked out by hand.
+
+The store lies in a folder that readers of Parquet would take for a column.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from trainables.atomic_lora.family import FAMILY
 duckdb = pytest.importorskip("duckdb")
 
 PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)```", PAGE.read_text(), re.M | re.S)
 QUERIES = {int(n): sql for n, sql in re.findall(r"^## (\d+)\..*?```sql\n(.*?)```", PAGE.read_text(), re.M | re.S)}
 START = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
 RIGHT, WRONG = [[1, 2]], [[2, 2]]
@@ -43,7 +47,7 @@ def rising(trial_id: str, losses: list[float]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    results = tmp_path_factory.mktemp("results")
+    results = tmp_path_factory.mktemp("results") / "status=draft"
     store = ResultsStore(results, "atomic_lora", "now")
     store.create(run_record("python sweeps/atomic_lora.py", {}, (), "f0", 0, FAMILY))
     store.append(
@@ -102,3 +106,26 @@ def test_the_page_has_ten_questions_and_each_is_tested_here() -> None:
 def test_the_answer_is_right(number: int, run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run_folder)
     assert duckdb.sql(QUERIES[number]).fetchall() == ANSWERS[number]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["pandas", "polars"])
+def test_several_runs_are_read_with_the_columns_of_all(
+    snippet: str, run_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("polars")
+    monkeypatch.chdir(run_folder)
+    # as a path from elsewhere, with the folder called status=draft in it
+    text = snippet.replace('"../*/', f'"{Path(run_folder).parent}/*/')
+    assert text != snippet
+    found: dict[str, Any] = {}
+    exec(text, found)
+    trials = found["trials"]
+    assert {"config/lr_multiple", "config/rank"} <= set(trials.columns) and len(trials) == 8
+    assert set(trials["status"]) == {"success", "stopped", "failed"} and set(trials["run_id"]) == {"now", "before"}
+
+
+def test_a_folder_called_like_a_column_is_none(run_folder: str) -> None:
+    query = QUERIES[9].replace("'../*/", f"'{Path(run_folder).parent}/*/")
+    assert duckdb.sql(query).fetchall() == ANSWERS[9]
+    # what the page warns of
+    assert not duckdb.sql(query.replace(", hive_partitioning = false", "")).fetchall()

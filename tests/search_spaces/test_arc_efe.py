@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from search_spaces.arc_efe import SPACE, validate
+from search_spaces.arc_efe import SPACE
 from search_spaces.settings import SettingError
 from trainables.arc_efe.config import TERMS, EfeConfig, weights_of
 
@@ -43,10 +43,10 @@ def test_terms_about_prompts_take_no_part_without_one() -> None:
         ({"size_weight": "linear:1"}, "size_weight cannot be read"),
         ({"size_weight": "linear:1:0"}, "its values must be above 0"),
         ({"max_side": 31}, "max_side is 31 but must be at least 1 and at most 30"),
-        ({"memory_similarity": 2.0}, "memory_similarity is 2.0 but must be from -1 to 1"),
+        ({"memory_similarity": 2.0}, "memory_similarity is 2.0 but must be at least -1 and at most 1"),
         ({"hard_weight": 0.5}, "hard_weight is 0.5 but must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be_trained_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        validate(dataclasses.replace(EfeConfig(), **changes))
+        SPACE.check(dataclasses.replace(EfeConfig(), **changes))

@@ -43,7 +43,7 @@ def test_the_full_sweep_covers_the_documented_settings():
         ("clip_norm=0", "clip_norm is 0.0"),
         ("weight_decay=-1", "weight_decay is -1.0 but must be at least 0"),
         ("min_delta=-1", "min_delta is -1.0"),
-        ("validation_pairs=3", "validation_pairs is 3 but must be 0, 1 or 2"),
+        ("validation_pairs=3", "validation_pairs is 3 but must be at least 0 and at most 2"),
         ("target_modules=()", "target_modules must be a list"),
         ("target_modules=linear1,linear1", "must name each layer once"),
         ("lr_schedule=step", "one of 'constant', 'linear', 'cosine'"),

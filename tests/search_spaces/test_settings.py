@@ -15,6 +15,7 @@ from search_spaces.settings import (
     Ablation,
     SettingError,
     config_hash,
+    domain_text,
     load_config_file,
     parse_set,
     parse_sweep,
@@ -75,6 +76,8 @@ def test_set_is_typed_by_the_field(text, expected):
         ("lay=linear1", ["did you mean 'layers'"]),
         ("zzz=8", ["no setting 'zzz' among fast, layers"]),
         ("rank=eight", ["--set rank=eight", "rank must be a whole number (int), not 'eight'"]),
+        (f"rank={2**63}", ["rank must be a whole number (int), not '9223372036854775808'"]),
+        ("rank=" + "9" * 5_000, ["rank must be a whole number (int), not '999", "..."]),
         ("rank=8.0", ["whole number", "'8.0'"]),
         ("rank=true", ["whole number"]),
         ("lr=fast", ["finite number (float)", "'fast'"]),
@@ -129,6 +132,9 @@ def test_sweep_gives_a_domain_of_ray_tune(text, name, domain):
     assert type(found.get_sampler()) is type(domain.get_sampler())
     assert extremes(found) == extremes(domain)
     assert all(type(a) is type(b) for a, b in zip(extremes(found), extremes(domain), strict=True) if "choice" in text)
+    written = domain_text(found)
+    again = parse_sweep(f"{name}={written}", Toy)[1]
+    assert domain_text(again) == written and type(again) is type(found) and extremes(again) == extremes(found)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,8 @@ def test_config_file_says_what_the_command_line_says(tmp_path):
         ("set: 8", ["'set'", "map names to values, not 8"]),
         ("set:\n", ["not None"]),
         ("set: {rank: [", ["not valid YAML", "line"]),
+        ("set: " + "[" * 100_000, ["not valid YAML", "nested too deeply"]),
+        ("set: {rank: " + "1" * 5_000 + "}", ["not valid YAML", "thousands of digits"]),
         ("set: {rnak: 8}", ["config.yaml, set, rnak: 8", "did you mean 'rank'"]),
         ("set: {rank: 8.5}", ["rank must be a whole number (int), not 8.5"]),
         ("set: {fast: 1}", ["true or false, not 1"]),

@@ -6,27 +6,26 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from pydantic import PositiveFloat, PositiveInt
 from ray.tune.search.sample import Categorical, choice, loguniform, randint, sample_from
 
 from search_spaces.settings import Ablation, SettingError
-from search_spaces.space import Preset, SearchSpace, extremes, require_above_zero, require_at_least
+from search_spaces.space import Preset, SearchSpace, extremes
 from trainables.common.errors import InputError
 from trainables.common.family import Family
 
 
 @dataclass(frozen=True)
 class Toy:
-    rank: int = 16
-    lr: float = 0.1
+    rank: PositiveInt = 16
+    lr: PositiveFloat = 0.1
     width: int = 32
-    heads: int = 4
-    epochs: int = 50
-    report_every: int = 5
+    heads: PositiveInt = 4
+    epochs: PositiveInt = 50
+    report_every: PositiveInt = 5
 
 
 def validate(config):
-    require_at_least(config, 1, "rank", "epochs", "report_every", "heads")
-    require_above_zero(config, "lr")
     if config.width % config.heads:
         raise SettingError("width", f"is {config.width} but must be a multiple of heads, which is {config.heads}")
 

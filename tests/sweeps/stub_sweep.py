@@ -5,6 +5,8 @@ Its metric is a ``score``, the higher the better, which no other part of the pro
 
 from __future__ import annotations
 
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ class StubConfig:
     says: Literal["score", "text", "no_epoch"] = "score"
     rank: int = 1
     batch_size: int = 1
+    epoch_s: float = 0.0
 
 
 def validate(config: StubConfig) -> None:
@@ -49,14 +52,26 @@ SPACE = SearchSpace(
 
 
 def train_loop(settings: dict[str, Any], run: Any) -> None:
-    """An ordinary family's loop. With ``settings["good_first"]`` a trial of quality 1 trains before the others."""
+    """An ordinary family's loop, with a checkpoint after every other epoch.
+
+    With ``settings["good_first"]`` a trial of quality 1 trains before the others.
+    """
     config = settings["config"]
     trained = Path(settings["folder"]).parent / "trained"
     while settings.get("good_first") and config["quality"] != 1.0 and not trained.exists():
         time.sleep(0.05)
-    for epoch in range(1, config["epochs"] + 1):
+    kept = run.checkpoint()
+    first = int((kept / "epoch").read_text()) + 1 if kept else 1
+    for epoch in range(first, config["epochs"] + 1):
+        time.sleep(config["epoch_s"])
         score = "high" if config["says"] == "text" else -config["quality"] * (1 + 1 / epoch)
-        run.report({"epoch": None if config["says"] == "no_epoch" else epoch, "score": score})
+        metrics = {"epoch": None if config["says"] == "no_epoch" else epoch, "score": score}
+        if epoch % 2:
+            run.report(metrics)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "epoch").write_text(str(epoch))
+            run.report(metrics, Path(folder))
     trained.parent.mkdir(exist_ok=True)
     trained.touch()
 
@@ -80,3 +95,10 @@ def main(kind: str, folder: Path, argv: Sequence[str], **settings: Any) -> int:
     # as much memory as there is in the end: one worker
     pool = Pool("tests.sweeps.stub_pool:loop", pool_settings, limits, lambda on_gpu: pool_settings["slots"], 1 << 50)
     return run_pool(sweep, pool, (searched if kind == "panel" else listed)(sweep, ["a", "b"]))
+
+
+if __name__ == "__main__":
+    # kind, folder, and the words of the command line
+    from tests.sweeps import stub_sweep
+
+    cli.run_main(lambda _: stub_sweep.main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

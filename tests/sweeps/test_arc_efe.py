@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,43 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from search_spaces.arc_efe import SPACE
+from sweeps import arc_efe
+from sweeps.core import cli
+from sweeps.core.sweep import Sweep
 from tests.trainables.arc_efe.tiny import save_language_model
+from trainables.common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_run_goes_on_with_its_language_model_in_another_folder_and_with_no_other(tmp_path: Path) -> None:
+    first = save_language_model(tmp_path / "first")
+    moved = shutil.copytree(tmp_path / "first", tmp_path / "moved")
+
+    def sweep(lm: str) -> Sweep:
+        parser = cli.common_parser(SPACE, "")
+        cli.worker_options(parser)
+        arc_efe.add_options(parser)
+        words = ["--preset", "smoke", "--results-dir", str(tmp_path / "results"), "--run-id", "r", "--set", f"lm={lm}"]
+        args = parser.parse_args(words)
+        config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
+        return Sweep("arc_efe", SPACE, args, config, domains, arc_efe.prepare(args, config, domains).inputs)
+
+    def job(sweep: Sweep) -> str:
+        return sweep.job("arc_efe", vars(sweep.config), 0, 0).trial_id
+
+    before, after = sweep(first), sweep(f"hf:{moved}")
+    before.open_store()
+    after.open_store()
+    assert job(before) == job(after)
+    weights = bytearray((moved / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(weights)
+    other = sweep(f"hf:{moved}")
+    assert job(other) != job(before)
+    with pytest.raises(InputError, match="has config.lm = "):
+        other.open_store()
 
 
 @pytest.mark.slow

@@ -131,8 +131,22 @@ def test_results_that_cannot_be_written_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, base: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    error = refused(capsys, "--base", str(base), "--preset", "smoke", "--results-dir", str(tmp_path / "file"))
-    assert "cannot be written" in error
+    for place in (tmp_path / "file", tmp_path / "file" / "results"):
+        error = refused(capsys, "--base", str(base), "--preset", "smoke", "--results-dir", str(place))
+        assert f"--results-dir: '{place}' is no folder: {tmp_path / 'file'} is a file" in error
+
+
+def test_a_start_that_is_refused_leaves_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path, base: Path) -> None:
+    argv = ["--preset", "smoke", "--base", str(base), "--run-id", "r", "--wandb", "offline", "--tensorboard"]
+    results = tmp_path / "some" / "results"
+    nobody = ["--address", "127.0.0.1:1"]
+    assert "No Ray cluster answers" in refused(capsys, *argv, "--results-dir", str(results), *nobody)
+    assert not (tmp_path / "some").exists()
+    # what was there before stays, a run of its own included
+    atomic_lora.prepare("atomic_lora", atomic_lora.SPACE, "", [*argv, "--results-dir", str(results)])[0].open_store()
+    before = (results / "atomic_lora" / "r" / "run.json").read_bytes()
+    refused(capsys, *argv, "--results-dir", str(results), *nobody)
+    assert (results / "atomic_lora" / "r" / "run.json").read_bytes() == before
 
 
 def test_a_search_without_anything_to_search_is_refused(capsys: pytest.CaptureFixture[str], base: Path) -> None:

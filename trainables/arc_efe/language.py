@@ -7,8 +7,9 @@ Embeddings of a frozen model and rules are computed once for a set of texts and 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import uuid
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from trainables.common import embedded
+from trainables.common import embedded, pretrained
 from trainables.common.errors import InputError
+from trainables.common.folder import Folder
 from trainables.common.precision import has_fast_bf16
 
 HUB = "hf:"
@@ -159,9 +161,15 @@ def write_rules(name: str, limit: int, device: str, requests: Sequence[str]) -> 
     return [str(rule) for rule in _cached(key, compute)["rules"]]
 
 
+def known_as(name: str) -> str:
+    """Return what a run knows a model by: its content where it lies in a folder, else its name."""
+    folder = Path(name.removeprefix(HUB)).expanduser()
+    return fingerprint(name) if name.startswith(HUB) and folder.is_dir() else name
+
+
 def fingerprint(name: str) -> str:
-    """Return what tells models apart in the cache: a digest of an embedded model's weights, or the name."""
-    return embedded.MODELS[name].fingerprint if name in embedded.MODELS else name
+    """Return what tells models apart in the cache, wherever they lie."""
+    return pretrained.fingerprint(name.removeprefix(HUB))
 
 
 @torch.no_grad()
@@ -199,17 +207,23 @@ def _place(name: str) -> str:
 
 
 def _cached(key: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    file = embedded.cache_folder() / "arc_efe" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    if not file.exists():
-        found = compute()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{uuid.uuid4().hex}.npz")
-        with aside.open("wb") as stream:
-            np.savez(stream, **cast(Any, found))
-        aside.replace(file)
-        return found
-    with np.load(file) as kept:
-        return dict(kept)
+    """Return what is kept under a key; what is missing or damaged is computed."""
+    folder = Folder(embedded.cache_folder() / "arc_efe")
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    data = folder.read(name)
+    if data is not None:
+        try:
+            with np.load(io.BytesIO(data)) as kept:
+                return dict(kept)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            logging.get_logger(__name__).warning(
+                "%s is damaged (%s): what it held is computed again.", folder.path(name), error
+            )
+    found = compute()
+    out = io.BytesIO()
+    np.savez(out, **cast(Any, found))
+    folder.write(name, out.getvalue())
+    return found
 
 
 def _quietly(load: Callable[[], Any]) -> Any:

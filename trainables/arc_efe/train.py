@@ -17,8 +17,9 @@ from trainables.arc import fingerprint, load_tasks
 from trainables.arc_efe.config import EfeConfig
 from trainables.arc_efe.data import Dataset, make_dataset
 from trainables.arc_efe.family import FAMILY
+from trainables.arc_efe.language import known_as
 from trainables.arc_efe.trainer import Trainer, shown
-from trainables.common.checkpoints import CheckpointMeta, Checkpoints, require_same
+from trainables.common.checkpoints import CheckpointMeta, Checkpoints
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 
@@ -50,10 +51,10 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
     folder = Folder(settings["folder"])
     checkpoints = Checkpoints(folder.sub("checkpoints"), config.keep_checkpoints)
     trainer = Trainer(config, dataset, settings["seed"], run.device)
-    notes = checkpoints.notes()
-    if notes:
-        require_same(notes[-1], own, settings["folder"])
-        trainer.load_state_dict(checkpoints.load(notes[-1], run.device))
+    found = checkpoints.newest(own, run.device)
+    if found:
+        trainer.load_state_dict(found[1])
+        run.recall(trainer.metrics)
         if trainer.step == trainer.total:
             # killed between its end and the note of it
             publish(trainer, trainer.evaluate()[1], folder)
@@ -70,8 +71,8 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             continue
         row = {"prompt": config.prompt, "lm_training": config.lm_training, **trainer.end_epoch()}
         if last or row["epoch"] % config.eval_every == 0:
-            found, answers = trainer.evaluate()
-            row |= found
+            measured, answers = trainer.evaluate()
+            row |= measured
         if last:
             row |= trainer.facts
             row["cut_prompts"] = trainer.system.prompts.cut if trainer.system.prompts else 0
@@ -101,9 +102,9 @@ def no_prompt_baseline(
     bare = dataclasses.replace(config, prompt="none")
     trainer = Trainer(bare, dataset, seed, run.device)
     checkpoints, own = Checkpoints(folder.sub("checkpoints"), 1), identity(bare, data, seed)
-    for note in checkpoints.notes()[-1:]:
-        require_same(note, own, folder.location)
-        trainer.load_state_dict(checkpoints.load(note, run.device))
+    kept = checkpoints.newest(own, run.device)
+    if kept:
+        trainer.load_state_dict(kept[1])
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % config.checkpoint_every == 0 or trainer.step == trainer.total:
@@ -116,12 +117,11 @@ def no_prompt_baseline(
 def identity(config: EfeConfig, data: str, seed: int) -> dict[str, Any]:
     """Return what a checkpoint and the run that goes on from it must have in common."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FAMILY.not_identity}
-    return {"data_fingerprint": data, "seed": seed, **settings}
+    return {"data_fingerprint": data, "seed": seed, **settings, "lm": known_as(config.lm)}
 
 
 @cache
 def load_dataset(data: str, tasks: Sequence[str], max_side: int, prompt_pairs: int) -> tuple[Dataset, str]:
     """Return the dataset of some tasks of a source, and the fingerprint of the tasks."""
-    every = load_tasks(data)
-    some = {task_id: every[task_id] for task_id in tasks}
+    some = load_tasks(data, tasks)
     return make_dataset(some, max_side, prompt_pairs), fingerprint(some)

@@ -335,8 +335,7 @@ def _too_long(name: str, about: Mapping[str, Any]) -> Iterator[str]:
 
 def check_grids(base: str, tokenizer: Any, limit: int, data: str, tasks: Sequence[str]) -> list[str]:
     """Return a warning where demonstrations of ARC tasks do not fit into a base's context."""
-    known = load_tasks(data)
-    examples = [example for task_id in tasks for example in test_examples(known[task_id])]
+    examples = [example for task in load_tasks(data, tasks).values() for example in test_examples(task)]
     starts = tokenizer.bos_token_id is not None
     shown = [context_pairs(example, starts, limit) for example in examples]
     fewer = sum(count < len(example.context) for count, example in zip(shown, examples, strict=True))

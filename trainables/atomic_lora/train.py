@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from trainables.arc import Example, Task, fingerprint, load_tasks, training_examples
+from trainables.arc import Example, Task, load_tasks, training_examples
 from trainables.atomic_lora.bases import is_canvas, is_causal_lm
 from trainables.atomic_lora.canvas import load_canvas
 from trainables.atomic_lora.canvas_workload import CanvasWorkload
@@ -50,16 +50,14 @@ def train_adapters(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> Pa
     """
     if is_text(settings["data"]):
         return _train_texts(settings, run, queue)
-    tasks = load_tasks(settings["data"])
-    chosen = {task_id: tasks[task_id] for task_id in settings["tasks"] or tasks}
+    chosen = load_tasks(settings["data"], settings["tasks"])
     workload = load_workload(settings, chosen, Folder(settings["folder"]), run.device)
-    signature = f"base {workload.fingerprint}, data {fingerprint(tasks)}"
 
     def largest() -> Sequence[Example]:
         task = max(chosen.values(), key=lambda task: task.tokens)
         return training_examples(task, settings["batch_size"], 0, 1, task.train)
 
-    return _train(settings, workload, signature, largest, queue)
+    return _train(settings, workload, f"base {workload.fingerprint}", largest, queue)
 
 
 def _train_texts(settings: Mapping[str, Any], run: Run, queue: JobQueue) -> PackEngine[Any]:

@@ -21,12 +21,12 @@ from trainables.arc import (
     CONTEXT_PAIRS,
     Example,
     Grid,
-    Pair,
     Task,
     fingerprint,
     grid_key,
     grid_tokens,
     pair_key,
+    split_demonstrations,
     test_examples,
     training_examples,
     validation_examples,
@@ -194,10 +194,8 @@ class ArcWorkload(LoRAWorkload[Example]):
         """Derive everything that the engine needs from a job; the learning rate from the base's own."""
         config = adapter_config(job.config)
         task = self.tasks[job.task_id]
-        held_out = split_pairs(task, config.validation_pairs)
-        pairs = task.train[: len(task.train) - len(held_out)]
+        pairs, held_out = split_demonstrations(task, config.validation_pairs)
         validation = validation_examples(task, pairs, held_out)
-        # a few test pairs are mirror images or recolourings of a demonstration: no view may show them
         avoid = (*task.test, *(example.query for example in validation))
         return AdapterPlan(
             rank=config.rank,
@@ -216,6 +214,7 @@ class ArcWorkload(LoRAWorkload[Example]):
             examples=lambda epoch: training_examples(task, config.examples_per_epoch, job.seed, epoch, pairs, avoid),
             validation=validation,
             facts={"num_examples": len(pairs)},
+            signature=f"data {fingerprint({task.id: task})}",
         )
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:
@@ -426,10 +425,3 @@ def distinct(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
     """Return the typed configuration of a job; JSON has no tuples."""
     return AdapterConfig(**{**values, "target_modules": tuple(values["target_modules"])})
-
-
-def split_pairs(task: Task, validation_pairs: int) -> tuple[Pair, ...]:
-    """Return the demonstration pairs kept out of training: the last ones, and none of a task with fewer than three."""
-    spare = max(0, len(task.train) - 2)
-    count = min(validation_pairs, spare)
-    return task.train[len(task.train) - count :]

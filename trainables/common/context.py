@@ -35,6 +35,12 @@ class Run(Protocol):
     def checkpoint(self) -> Path | None:
         """Return the directory of the latest checkpoint, there until the next report, or None at a fresh start."""
 
+    def recall(self, metrics: Mapping[str, Any]) -> None:
+        """Take the row of the epoch that a loop with checkpoints of its own goes on from.
+
+        Such a loop was perhaps killed when the checkpoint was written and the epoch not reported yet.
+        """
+
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Return ``function(item)`` of each item, in order; on a cluster the calls run side by side on its machines.
 
@@ -61,6 +67,9 @@ class PlainRun:
 
     def checkpoint(self) -> Path | None:
         return self.folder if self.folder is not None and any(self.folder.glob("*")) else None
+
+    def recall(self, metrics: Mapping[str, Any]) -> None:
+        """There is nobody who would want to know."""
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return [function(item) for item in items]

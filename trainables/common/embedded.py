@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainables.common.errors import InputError
+from trainables.common.folder import replace
 
 # names the folder of converted models; without it they go to ray-lora-sweeps in the user's cache folder
 CACHE_VARIABLE = "RAY_LORA_SWEEPS_CACHE"
@@ -130,7 +131,7 @@ def _convert_once(name: str, model: EmbeddedModel, converted: Path) -> None:
         for path in (aside, *aside.iterdir()):
             path.chmod(0o755 if path.is_dir() else 0o644)
         try:
-            aside.rename(converted)
+            replace(aside, converted)
         except OSError:
             # another process was first, and its copy is as good
             if not converted.exists():

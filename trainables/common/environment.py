@@ -1,7 +1,10 @@
-"""What a process that trains on CPUs should find in its environment when it starts."""
+"""What a process that trains should find in its environment when it starts: allocators, and no proxy for neighbours."""
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,3 +34,15 @@ def environment_without_ray() -> dict[str, str]:
     ray = find_spec("ray")
     library = Path(*ray.submodule_search_locations, "core", "libjemalloc.so") if ray else None  # type: ignore[misc]
     return TRAINING_ENVIRONMENT | ({"LD_PRELOAD": str(library)} if library and library.exists() else {})
+
+
+def keep_local_addresses_from_proxies(more: Iterable[str] = ()) -> None:
+    """Have this process, and those that it starts, reach this machine without the proxy that the environment names.
+
+    Args:
+        more: Further hosts to reach directly.
+    """
+    local = ["localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname(), *more]
+    for name in ("no_proxy", "NO_PROXY"):
+        listed = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*listed, *local]))

@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong"."""
+"""The exceptions that mean "the user's input is wrong", and "what is around us is"."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ class InputError(ValueError):
     """Bad input from the user: what is wrong, where, and what to do instead, in one sentence.
 
     Command lines print it without a traceback and exit with code 2, before anything is trained.
+    """
+
+
+class SurroundingsError(RuntimeError):
+    """Something around a sweep is wrong, not the sweep: what, and what to do, in one sentence.
+
+    Command lines print it without a traceback and exit with code 1.
     """
 
 

@@ -178,6 +178,11 @@ def value_text(value: float | None, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return counts by reason as a reader wants them, as in ``2 held out, 1 malformed``."""
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()))
+
+
 def number(value: Any) -> float | None:
     """Return a finite number as a float, and None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

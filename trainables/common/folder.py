@@ -1,16 +1,21 @@
 """A folder of whole files on a local disk or on anything that pyarrow's file systems or fsspec reach.
 
-Files are written aside and renamed, so a reader sees a file complete or not at all; object stores give the same by
-nature, since an upload becomes visible at its end.
+Files are written aside, brought to the disk and renamed, so a reader sees a file complete or not at all, even after a
+loss of power; object stores give the same by nature, since an upload becomes visible at its end.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
+
+from trainables.common.text import parse_json
 
 # of these file systems: they have no folders, and making one costs three requests
 OBJECT_STORES = ("s3", "gcs")
@@ -64,12 +69,19 @@ class Folder:
         final = self.path(name)
         if self.fs.type_name not in OBJECT_STORES:
             self.fs.create_dir(final.rsplit("/", 1)[0], recursive=True)
+        if not self.is_local:
+            with self.fs.open_output_stream(final, compression=None) as stream:
+                stream.write(data)
+            return
         # a leading dot keeps half-written files out of every Parquet reader
-        aside = f"{final.rsplit('/', 1)[0]}/.{uuid.uuid4().hex}.tmp" if self.is_local else final
-        with self.fs.open_output_stream(aside, compression=None) as stream:
-            stream.write(data)
-        if self.is_local:
-            os.replace(aside, final)
+        aside = Path(final).with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            aside.write_bytes(data)
+            replace(aside, Path(final))
+        except OSError:
+            # what a full disk leaves half would keep it full
+            aside.unlink(missing_ok=True)
+            raise
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None where there is none."""
@@ -78,6 +90,16 @@ class Folder:
             return None
         with self.fs.open_input_stream(path, compression=None) as stream:
             return stream.read()
+
+    def move(self, name: str, new: str) -> None:
+        """Rename a file, replacing one that is called ``new``; one that does not exist is no error."""
+        if self.fs.get_file_info(self.path(name)).type == pafs.FileType.File:
+            self.fs.move(self.path(name), self.path(new))
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file says, or None where there is none. Raises InputError where it is no JSON."""
+        data = self.read(name)
+        return None if data is None else parse_json(data, self.path(name))
 
     def delete(self, name: str) -> None:
         """Remove a file; one that does not exist is no error."""
@@ -105,10 +127,46 @@ class Folder:
         except FileNotFoundError:
             pass
 
+    def absent(self) -> list[str]:
+        """Return this folder and those around it that do not exist, innermost first; none in an object store."""
+        found, path = [], self.root
+        while self.is_local and path and not os.path.lexists(path):
+            found.append(path)
+            path = os.path.dirname(path)
+        return found
+
     def upload(self, local: Path, name: str) -> None:
         """Copy the files of a local directory (not its sub-directories) into the folder ``name``."""
         for file in sorted(local.iterdir()):
             self.write(f"{name}/{file.name}", file.read_bytes())
+
+
+def remove_empty(folders: Iterable[str]) -> None:
+    """Remove local folders, innermost first, up to one that holds something or does not exist."""
+    for folder in folders:
+        if not os.path.isdir(folder) or os.listdir(folder):
+            return
+        os.rmdir(folder)
+
+
+def replace(aside: Path, final: Path) -> None:
+    """Rename a local file or folder to its final name, once all of it is on the disk."""
+    for path in (*(p for p in aside.rglob("*") if p.is_file()), aside):
+        _to_disk(path)
+    os.replace(aside, str(final))
+    _to_disk(final.parent)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # some shared file systems do not let folders be brought to the disk
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _from_uri(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +14,14 @@ from safetensors.torch import save as save_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainables.common.folder import Folder
+
+log = logging.getLogger(__name__)
+
 FORMAT = "adapter-slot"
 VERSION = 1
+# ending of the checkpoint before the newest
+BEFORE = ".before"
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -60,6 +67,43 @@ def parse_slot(data: bytes, signature: str) -> tuple[dict[str, dict[str, tuple[T
             state, layer, _ = key.split("/")
             states.setdefault(state, {})[layer] = (tensors[key], tensors[f"{state}/{layer}/B"])
     return states, json.loads(header["facts"])
+
+
+def write_slot(folder: Folder, trial_id: str, data: bytes) -> None:
+    """Write what `dump_slot` returned; what was there stays as the one before."""
+    name = slot_file(trial_id)
+    folder.move(name, f"{name}{BEFORE}")
+    folder.write(name, data)
+
+
+def read_slot(
+    folder: Folder, trial_id: str, signature: str
+) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], dict[str, Any]] | None:
+    """Return what `dump_slot` was given, of the newest checkpoint that can be read; None where there is none.
+
+    One that cannot be read is passed over, with a warning.
+    """
+    name, errors = slot_file(trial_id), []
+    for file in (name, f"{name}{BEFORE}"):
+        data = folder.read(file)
+        if data is None:
+            continue
+        try:
+            found = parse_slot(data, signature)
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        if errors:
+            log.warning("%s goes on from the checkpoint before the last one: %s", trial_id, errors[0])
+        return found
+    if errors:
+        log.warning("%s starts anew: %s", trial_id, errors[0])
+    return None
+
+
+def slot_file(trial_id: str) -> str:
+    """Return the name of a trial's file in the folder of checkpoints."""
+    return f"{trial_id}.safetensors"
 
 
 def save_peft(

@@ -31,7 +31,7 @@ from trainables.common.monitor import DeadComponentError, require_gradients
 from trainables.common.schedules import DECAYS
 from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.pack.batching import BatchCost, group
-from trainables.pack.checkpoint import CheckpointError, Factors, dump_slot, parse_slot
+from trainables.pack.checkpoint import Factors, dump_slot, read_slot, write_slot
 from trainables.pack.optimizer import SlotStep, StackedAdamW
 from trainables.pack.plan import AdapterPlan, Evaluation, Workload
 from trainables.pack.slots import KEPT, EngineStats, Finished, Row, Slot
@@ -167,13 +167,10 @@ class PackEngine(Generic[E]):
         self.norm_sums[:, i] = 0
         self.bank.write(i, initial_factors(self.pack.layers, slot.names, plan.rank, slot.job.seed), plan.alpha)
         self.initial[i] = self.bank.flat[i]
-        data = self.folder.read(f"checkpoints/{slot.job.trial_id}.safetensors") if self.folder else None
-        if data is not None:
-            try:
-                states, facts = parse_slot(data, self._signature(plan))
-            except CheckpointError as error:
-                log.warning("%s starts anew: %s", slot.job.trial_id, error)
-                return
+        checkpoints, signature = self.folder and self.folder.sub("checkpoints"), self._signature(plan)
+        kept = read_slot(checkpoints, slot.job.trial_id, signature) if checkpoints else None
+        if kept is not None:
+            states, facts = kept
             # the weights come last and stay
             for state, buffer in self._buffers().items():
                 self.bank.write(i, states[state], plan.alpha)
@@ -190,7 +187,7 @@ class PackEngine(Generic[E]):
         states = {name: self.bank.read(row, slot.names, slot.plan.rank) for name, row in rows.items()}
         facts = {name: getattr(slot, name) for name in (*KEPT, "seconds")}
         data = dump_slot(states, facts, self._signature(slot.plan))
-        self.folder.write(f"checkpoints/{slot.job.trial_id}.safetensors", data)
+        write_slot(self.folder.sub("checkpoints"), slot.job.trial_id, data)
 
     def _signature(self, plan: AdapterPlan[E]) -> str:
         return ", ".join(filter(None, (self.signature, plan.signature)))

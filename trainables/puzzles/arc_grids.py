@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainables.arc import COLOURS, Grid, Pair, dihedral, load_tasks
+from trainables.arc import COLOURS, Grid, Pair, dihedral, grid_key, load_tasks
 from trainables.puzzles.puzzles import Puzzles, hash_rows
 
 OUTSIDE = COLOURS
@@ -18,14 +18,16 @@ TOKENS = COLOURS + 1
 SYMMETRIES = 8
 
 
-def load(side: int) -> tuple[Puzzles, Puzzles]:
+def load(side: int) -> tuple[Puzzles, Puzzles, dict[str, dict[str, int]]]:
     """Return the training and the held-out puzzles of all tasks whose grids have sides of at most ``side``.
 
-    Training puzzles that are a test pair of their task under the same or another symmetry are left out. ``difficulty``
-    is the number of cells of the output.
+    Training puzzles with the input of a test pair of their task, under the same or another symmetry, are left out; how
+    many, and how many demonstrations `load_tasks` leaves out, comes third, by task. ``difficulty`` is the number of
+    cells of the output.
     """
     train: list[tuple[Pair, int]] = []
     held_out: list[tuple[Pair, int]] = []
+    left_out: dict[str, dict[str, int]] = {}
     fitting = [
         task
         for task in load_tasks().values()
@@ -34,10 +36,13 @@ def load(side: int) -> tuple[Puzzles, Puzzles]:
     for number, task in enumerate(fitting):
         first = SYMMETRIES * number
         held_out += [(pair, first) for pair in task.test]
-        tests = {_bytes(_turned(pair, symmetry)) for pair in task.test for symmetry in range(SYMMETRIES)}
+        tests = {grid_key(_turned(pair, symmetry).input) for pair in task.test for symmetry in range(SYMMETRIES)}
         views = [(_turned(pair, symmetry), first + symmetry) for pair in task.train for symmetry in range(SYMMETRIES)]
-        train += [(pair, rule) for pair, rule in views if _bytes(pair) not in tests]
-    return _puzzles(train, side), _puzzles(held_out, side)
+        shown = [(pair, rule) for pair, rule in views if grid_key(pair.input) not in tests]
+        train += shown
+        counts = {**task.left_out, "held_out_views": len(views) - len(shown)}
+        left_out[task.id] = {reason: count for reason, count in counts.items() if count}
+    return _puzzles(train, side), _puzzles(held_out, side), {task_id: own for task_id, own in left_out.items() if own}
 
 
 def _puzzles(pairs: list[tuple[Pair, int]], side: int) -> Puzzles:
@@ -58,7 +63,3 @@ def _square(grid: Grid, side: int) -> np.ndarray:
 
 def _turned(pair: Pair, symmetry: int) -> Pair:
     return Pair(dihedral(pair.input, symmetry), dihedral(pair.output, symmetry))
-
-
-def _bytes(pair: Pair) -> bytes:
-    return b"".join(bytes(grid.shape) + grid.tobytes() for grid in (pair.input, pair.output))

@@ -1,13 +1,15 @@
 """Puzzles in Parquet shards, each a pure function of its plan and index.
 
-A shard is written whole or not at all, so a build that was killed goes on with the shards that are missing. Each holds
-the fingerprint of its rows, which is checked when it is read. Who draws shards in parallel is `sweeps.backend.shards`.
+A shard is written whole or not at all, so a build that was killed goes on with the shards that are missing; one that is
+damaged is missing too. Each holds the fingerprint of its rows, which is checked when it is read. Who draws shards in
+parallel is `sweeps.backend.shards`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
 from dataclasses import dataclass
 
@@ -19,6 +21,12 @@ from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.puzzles.kinds import Kind
 from trainables.puzzles.puzzles import HELD_OUT_ONE_IN, Puzzles
+
+log = logging.getLogger(__name__)
+
+
+class DamagedShardError(InputError):
+    """A shard that is not there, or not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,38 @@ class Plan:
         return math.ceil((1.02 * needed + 4 * math.sqrt(needed / share)) / self.shard_size)
 
     def missing(self, folder: Folder, shards: int) -> list[int]:
-        """Return the indices below ``shards`` whose shard is not in the folder."""
-        names = set(folder.names(".parquet"))
-        return [index for index in range(shards) if self.name(index) not in names]
+        """Return the indices below ``shards`` whose shard is not in the folder, or is damaged.
+
+        Raises:
+            InputError: If the folder holds a shard of another plan, wherever.
+        """
+        names = folder.names(".parquet")
+        for name in names:
+            try:
+                with folder.fs.open_input_file(folder.path(name)) as stream:
+                    held = (pq.ParquetFile(stream).schema_arrow.metadata or {}).get(b"plan", b"another file").decode()
+            except pa.ArrowInvalid:
+                # damaged: it says nothing of a plan
+                continue
+            number = held.rpartition(" ")[2]
+            index = int(number) if number.isdecimal() else 0
+            if held != self._metadata(index):
+                raise self._of_another_plan(folder.path(name), held, index)
+        return [index for index in range(shards) if self.name(index) not in names or not self._is_whole(folder, index)]
+
+    def _is_whole(self, folder: Folder, index: int) -> bool:
+        try:
+            self.read(folder, index)
+        except DamagedShardError as error:
+            log.warning("Shard %d is built again: %s", index, error)
+            return False
+        return True
+
+    def _of_another_plan(self, where: str, held: str, index: int) -> InputError:
+        wanted = self._metadata(index)
+        return InputError(
+            f"{where} holds {held}, not {wanted}; choose another folder, or the settings and the --seed of this one."
+        )
 
     def name(self, index: int) -> str:
         """Return the file name of a shard."""
@@ -76,23 +113,24 @@ class Plan:
         """Return the puzzles of a shard.
 
         Raises:
-            InputError: If it is missing, damaged, or of another plan.
+            DamagedShardError: If it is missing or damaged.
+            InputError: If it is of another plan.
         """
         where, data = folder.path(self.name(index)), folder.read(self.name(index))
         if data is None:
-            raise InputError(f"{where} is missing; build it with --dataset-only.")
+            raise DamagedShardError(f"{where} is missing; build it with --dataset-only.")
         try:
             table = pq.read_table(io.BytesIO(data))
             stored = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
             inputs, targets = (_grids(table[name]) for name in ("input", "target"))
             difficulty, classes = (table[name].to_numpy() for name in ("difficulty", "class"))
             puzzles = Puzzles(inputs, targets, difficulty, classes, self.kind.ids(classes))
-        except (pa.ArrowException, KeyError, ValueError) as error:
-            raise InputError(f"{where} cannot be read ({error}); delete it and build it again.") from error
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise DamagedShardError(f"{where} cannot be read ({error}); delete it and build it again.") from error
         if stored.get("plan") != self._metadata(index):
-            raise InputError(f"{where} holds {stored.get('plan')}, not {self._metadata(index)}; choose another folder.")
+            raise self._of_another_plan(where, str(stored.get("plan")), index)
         if stored.get("fingerprint") != fingerprint(puzzles):
-            raise InputError(
+            raise DamagedShardError(
                 f"{where} does not have the fingerprint it was written with; delete it and build it again."
             )
         return puzzles

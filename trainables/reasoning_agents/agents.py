@@ -17,9 +17,9 @@ from trainables.reasoning_agents import games
 from trainables.reasoning_agents import problems as made
 from trainables.reasoning_agents.corpus import units
 from trainables.reasoning_agents.phase import Work, load
-from trainables.reasoning_agents.pretraining import is_right, load_agents, refine
+from trainables.reasoning_agents.pretraining import index_of, is_right, load_agents, refine
 from trainables.reasoning_agents.problems import Labelling, Problem
-from trainables.reasoning_agents.retrieval import Embedder, Index
+from trainables.reasoning_agents.retrieval import Embedder
 from trainables.reasoning_agents.search import Nets, search
 from trainables.reasoning_agents.selfplay import PolicyValue
 from trainables.reasoning_agents.tagger import Tokens, read, refine_once
@@ -46,7 +46,7 @@ class Agents:
     def __init__(self, work: Work) -> None:
         self._config, self._device = work.config, work.device
         self.embedder = Embedder(work.backbone, work.device)
-        self.index = Index.load(work.index, self.embedder)
+        self.index = index_of(work, self.embedder)
         self._tokens = Tokens(work.backbone)
         self._hrm, self._trm = load_agents(work, work.needs[2])
         self._game = games.load_game(work.config.game)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 from trainables.common.embedded import MODELS
 from trainables.common.errors import InputError, did_you_mean
+from trainables.common.pretrained import folder_fingerprint
+from trainables.common.text import json_kind, parse_json, read_text
 
 # name under which a package is imported: how it is installed
 PACKAGES = {
@@ -32,7 +33,7 @@ def require_packages() -> str:
 
 
 def check_backbone(name: str) -> str:
-    """Return what names the weights of a backbone: an embedded model's fingerprint, else the name.
+    """Return what names the weights of a backbone: a fingerprint, wherever it lies, or the name of one on the hub.
 
     Whether a model of the hub is an encoder is known once it is loaded.
 
@@ -49,14 +50,13 @@ def check_backbone(name: str) -> str:
         return model.fingerprint
     file = Path(name) / "config.json"
     if file.is_file():
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(read_text(file, f"--backbone {name}"), str(file))
+        if not isinstance(config, dict):
+            raise InputError(f"{file} holds {json_kind(config)}, not a model's configuration; give another --backbone.")
         classes = config.get("architectures") or []
         if config.get("is_encoder_decoder") or any(kind.endswith(NO_ENCODERS) for kind in classes):
             raise InputError(f"--backbone {name} is no encoder ({', '.join(classes)}); give one such as minilm.")
-        weights = sorted(
-            f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in Path(name).iterdir() if f.is_file()
-        )
-        return json.dumps([str(Path(name).resolve()), weights])
+        return folder_fingerprint(Path(name))
     if "/" not in name or name.startswith((".", "/", "~")):
         raise InputError(
             f"--backbone {name} is neither a folder with a config.json nor a name of the hub such as "

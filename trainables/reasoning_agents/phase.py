@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import platform
 import re
 import time
@@ -24,6 +25,12 @@ from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.reasoning_agents.config import AgentsConfig
 
+log = logging.getLogger(__name__)
+
+# written last, it says that a phase is finished, and what its other files must be
+RESULT = "result.json"
+# ending of the folder of a stage that is under way
+PROGRESS = ".progress"
 # raise it when a phase computes something else from the same settings
 VERSION = 2
 ENCODERS = ("rank", "alpha", "dropout", "layers", "pooling", "batch_size", "accumulation", "clip_norm", "lr")
@@ -140,9 +147,18 @@ def alone(folder: Folder) -> Iterator[None]:
 
 
 def result_of(folder: Folder) -> dict[str, Any] | None:
-    """Return what a finished phase came to, None where it is not finished."""
-    data = folder.read("result.json")
-    return None if data is None else json.loads(data)
+    """Return what a finished phase came to; None where it is not finished, or where a file of it is damaged."""
+    try:
+        result: dict[str, Any] | None = folder.read_json(RESULT)
+    except InputError:
+        damaged = [RESULT]
+    else:
+        files = (result or {}).get("files", {})
+        damaged = [name for name, digest in files.items() if _digest(folder, name) != digest]
+    if damaged:
+        log.warning("%s is damaged: the phase is run again.", folder.path(damaged[0]))
+        return None
+    return result
 
 
 def require_predecessors(phases: Sequence[int], cache: Folder, config: AgentsConfig, seed: int, backbone: str) -> None:
@@ -198,33 +214,36 @@ class Work:
             stage: Name of the stage.
             trainer: With ``train_round(number) -> (score, metrics)``, ``state_dict()`` and ``load_state_dict(state)``.
         """
-        import torch
+        from trainables.common.checkpoints import CheckpointMeta, Checkpoints
 
-        name, done = f"{stage}.progress.pt", []
-        kept = self.folder.read(name)
+        checkpoints, done = Checkpoints(self.folder.sub(f"{stage}{PROGRESS}"), keep=2), []
+        kept = checkpoints.newest({}, self.device)
         if kept is not None:
-            progress = torch.load(io.BytesIO(kept), map_location=self.device, weights_only=True)
-            trainer.load_state_dict(progress["state"])
-            done = progress["history"]
+            trainer.load_state_dict(kept[1]["state"])
+            done = kept[1]["history"]
         for entry in done:
             self._say(entry)
         for number in range(len(done), self.config.rounds):
             score, metrics = trainer.train_round(number)
             entry = {"stage": stage, "phase_metric": score, "seconds": self._lap(), **metrics}
             done.append(entry)
-            buffer = io.BytesIO()
             # one file: weights and history are never of different rounds
-            torch.save({"state": trainer.state_dict(), "history": done}, buffer)
-            self.folder.write(name, buffer.getvalue())
+            state = {"state": trainer.state_dict(), "history": done}
+            checkpoints.save(CheckpointMeta(len(done), None, {}), state)
             self._say(entry)
 
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write down what the phase came to; return it. The progress of its stages is no longer needed."""
         seconds = sum(entry["seconds"] for entry in self.history) + self._lap()
-        result = {"metrics": dict(metrics), "history": self.history, "seconds": seconds, "config": asdict(self.config)}
-        self.folder.write("result.json", json.dumps(result).encode())
-        for name in self.folder.names(".progress.pt"):
-            self.folder.delete(name)
+        files = {name: _digest(self.folder, name) for name in self.folder.names() if name != RESULT}
+        result = {
+            "metrics": dict(metrics), "history": self.history, "seconds": seconds, "config": asdict(self.config),
+            "files": files,
+        }  # fmt: skip
+        self.folder.write(RESULT, json.dumps(result).encode())
+        for name in self.folder.folders():
+            if name.endswith(PROGRESS):
+                self.folder.delete_folder(name)
         return result
 
     def _say(self, entry: dict[str, Any]) -> None:
@@ -235,6 +254,10 @@ class Work:
         now = time.monotonic()
         spent, self._began = now - self._began, now
         return spent
+
+
+def _digest(folder: Folder, name: str) -> str:
+    return hashlib.sha256(folder.read(name) or b"").hexdigest()
 
 
 def save(folder: Folder, name: str, state: Any) -> None:

@@ -6,11 +6,13 @@ HRM says of the same problem, and on right ones; its score says whether a candid
 
 from __future__ import annotations
 
+import logging
 import random
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch.nn import functional
 
@@ -18,7 +20,7 @@ from trainables.common.intervals import half_width
 from trainables.common.monitor import ComponentMonitor
 from trainables.common.schedules import warm_up
 from trainables.reasoning_agents import problems as made
-from trainables.reasoning_agents.corpus import build_corpus
+from trainables.reasoning_agents.corpus import Corpus, build_corpus
 from trainables.reasoning_agents.phase import Work, alone, load, save
 from trainables.reasoning_agents.problems import Labelling, Problem, execute
 from trainables.reasoning_agents.retrieval import Embedder, Index, precision_at
@@ -31,6 +33,8 @@ from trainables.reasoning_agents.tagger import (
     read,
     refine_once,
 )
+
+log = logging.getLogger(__name__)
 
 # held-out problems that are answered after each round; the whole splits are answered at the end
 ROUND_PROBLEMS = 60
@@ -57,11 +61,24 @@ def run_phase(work: Work) -> dict[str, Any]:
     return work.finish(metrics)
 
 
+def index_of(work: Work, embedder: Embedder) -> Index:
+    """Return the index that phase 1 built; it is built again where it is gone or damaged."""
+    try:
+        return Index.load(work.index, embedder)
+    except (OSError, pa.ArrowException) as error:
+        log.warning("The index is built again (%s).", error)
+        return _build(work, build_corpus(work.config.chunks, work.config.chunk_size, work.config.overlap), embedder)
+
+
+def _build(work: Work, corpus: Corpus, embedder: Embedder) -> Index:
+    with alone(work.index):
+        return Index.build(corpus, work.index, embedder)
+
+
 def index_corpus(work: Work) -> dict[str, Any]:
     """Build the index and measure the precision of ten retrieved chunks, beside each half alone and a random order."""
     corpus = build_corpus(work.config.chunks, work.config.chunk_size, work.config.overlap)
-    with alone(work.index):
-        index = Index.build(corpus, work.index, Embedder(work.backbone, work.device))
+    index = _build(work, corpus, Embedder(work.backbone, work.device))
     texts, relevant = [query.text for query in corpus.queries], [query.relevant for query in corpus.queries]
     shares = {by: precision_at(index.rank(texts, 10, by), relevant, 10) for by in ("fused", "dense", "lexical")}
     metrics: dict[str, Any] = {

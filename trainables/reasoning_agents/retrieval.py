@@ -71,8 +71,11 @@ class Index:
     def build(cls, corpus: Corpus, folder: Folder, embedder: Embedder) -> Index:
         """Make the index of a corpus and write it down; read it where the folder holds that of the same text."""
         data = folder.read(FILE)
-        kept = pq.read_table(io.BytesIO(data)) if data is not None else None
-        metadata = (kept.schema.metadata or {}) if kept is not None else {}
+        try:
+            metadata = pq.read_table(io.BytesIO(data or b"")).schema.metadata or {}
+        except (pa.ArrowException, OSError):
+            # missing or damaged
+            metadata = {}
         if metadata.get(b"fingerprint") != corpus.fingerprint.encode():
             vectors = embedder.embed(corpus.chunks)
             table = pa.table(
@@ -89,7 +92,12 @@ class Index:
 
     @classmethod
     def load(cls, folder: Folder, embedder: Embedder) -> Index:
-        """Read the index that `build` wrote. Raises FileNotFoundError where there is none."""
+        """Read the index that `build` wrote.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            pyarrow.ArrowException: If it is damaged.
+        """
         data = folder.read(FILE)
         if data is None:
             raise FileNotFoundError(folder.path(FILE))

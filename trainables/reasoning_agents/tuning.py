@@ -20,6 +20,7 @@ from trainables.reasoning_agents.pretraining import (
     ROUND_PROBLEMS,
     HrmTrainer,
     TrmTrainer,
+    index_of,
     is_right,
     load_agents,
     refine,
@@ -40,7 +41,7 @@ MOST_INSTRUCTIONS = 2000
 
 def run_phase(work: Work) -> dict[str, Any]:
     """Train both agents on instructions and measure them with and without retrieval."""
-    index = Index.load(work.index, Embedder(work.backbone, work.device))
+    index = index_of(work, Embedder(work.backbone, work.device))
     known, unseen = units()
     rng = random.Random(f"instructions {work.seed}")
     count = min(work.config.train_problems, MOST_INSTRUCTIONS)

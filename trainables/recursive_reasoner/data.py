@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 import numpy as np
@@ -25,11 +26,13 @@ class Dataset:
         kind: Of the puzzles.
         train: Puzzles to train on.
         held_out: Puzzles to measure on; no symmetry maps one onto a training puzzle.
+        left_out: By task, how much is neither trained nor measured on, by reason.
     """
 
     kind: Kind
     train: Puzzles
     held_out: Puzzles
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from trainables.common.checkpoints import CheckpointMeta, Checkpoints, require_same
+from trainables.common.checkpoints import CheckpointMeta, Checkpoints
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.recursive_reasoner.config import ReasonerConfig
@@ -43,7 +43,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
     config = ReasonerConfig(**settings["config"])
     dataset = load_dataset(settings["dataset"], config, settings["data_seed"], settings["dataset_dir"])
     trainer = Trainer(config, dataset, settings["seed"], run.device, run.rank, run.world_size)
-    folder = Folder(settings["folder"])
+    folder, own = Folder(settings["folder"]), identity(config, dataset, settings["seed"])
     checkpoints = Checkpoints(folder.sub("checkpoints"), config.keep_checkpoints)
 
     def publish() -> None:
@@ -57,22 +57,21 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             state = trainer.state_dict()
             if run.rank == 0:
                 # only a model that was measured at this very step may count as the best
-                checkpoints.save(
-                    CheckpointMeta(trainer.step, metric, identity(config, dataset, settings["seed"])), state
-                )
+                checkpoints.save(CheckpointMeta(trainer.step, metric, own), state)
 
-    source = checkpoints
-    if settings["checkpoint"] and not checkpoints.notes():
-        source = Checkpoints(Folder(settings["checkpoint"]).sub("checkpoints"), config.keep_checkpoints)
-    notes = source.notes()
-    if notes:
-        require_same(notes[-1], identity(config, dataset, settings["seed"]), settings["folder"])
-        trainer.load_state_dict(source.load(notes[-1], run.device))
+    kept = checkpoints.newest(own, run.device)
+    given = Folder(settings["checkpoint"]).sub("checkpoints") if settings["checkpoint"] and kept is None else None
+    found = Checkpoints(given, config.keep_checkpoints).newest(own, run.device) if given else kept
+    if found:
+        trainer.load_state_dict(found[1])
         if trainer.step == trainer.total:
             # killed between its end and the note of it, or another trial's work
             publish()
             run.report(trainer.metrics)
             return
+        # the epochs of another trial are none of this one's
+        trainer.metrics = trainer.metrics if kept else {}
+        run.recall(trainer.metrics)
     elif config.direct_baseline:
         with trainer.aside():
             trainer.facts = direct_baseline(config, dataset, settings["seed"], run, folder.sub("direct"))
@@ -119,9 +118,9 @@ def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, run: Ru
     )
     trainer = Trainer(direct, dataset, seed, run.device, run.rank, run.world_size)
     checkpoints, own = Checkpoints(folder.sub("checkpoints"), 1), identity(direct, dataset, seed)
-    for note in checkpoints.notes()[-1:]:
-        require_same(note, own, folder.location)
-        trainer.load_state_dict(checkpoints.load(note, run.device))
+    found = checkpoints.newest(own, run.device)
+    if found:
+        trainer.load_state_dict(found[1])
     while trainer.step < trainer.total:
         trainer.train_step()
         if trainer.step % config.checkpoint_every == 0 or trainer.step == trainer.total:

@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from trainables.common.embedded import MODELS, cache_folder
+from trainables.common import pretrained
+from trainables.common.embedded import cache_folder
 from trainables.common.errors import InputError
 from trainables.common.precision import has_fast_bf16
 from trainables.sad_student.config import SadConfig
-from trainables.sad_student.environments import KINDS, TEXTWORLD, Environment, Problem, Split, problems
+from trainables.sad_student.environments import KINDS, TEXTWORLD, Problem, Split, problems
 from trainables.sad_student.files import load_file
 from trainables.sad_student.models import (
     LAYERS,
@@ -31,6 +32,7 @@ from trainables.sad_student.models import (
     require_same_vocabulary,
     tokenizer_fingerprint,
 )
+from trainables.sad_student.protocol import Environment
 from trainables.sad_student.rollout import outcome, play
 from trainables.sad_student.server import ServerTeacher, check_server
 from trainables.sad_student.teacher import LocalTeacher, Targets, cached, fingerprint, judged, named, numbers
@@ -80,11 +82,12 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the teacher's weights and of the problems."""
+        """16 hex digits of the weights of teacher and student, of the problems and of a file of trajectories."""
         shown = [problem.name for problem in self.problems("train", 12)]
         file = self.file
         content = hashlib.sha256(file.read_bytes()).hexdigest() if file else self.trajectories
-        return fingerprint(model_fingerprint(self.teacher), shown, content, self.server)
+        models = model_fingerprint(self.teacher), student_fingerprint(self.student)
+        return fingerprint(*models, shown, content, self.server)
 
     @property
     def file(self) -> Path | None:
@@ -99,7 +102,7 @@ class Material:
     Attributes:
         vocabulary: Of all tokens below.
         train, train_targets: Training trajectories, and what the teacher says of them.
-        held_out, held_out_targets: The same of validation problems, or of every tenth line of a file.
+        held_out, held_out_targets: The same of validation problems, or of every tenth task of a file.
         practice: Training problems that are played on-policy.
         teacher: Judges further trajectories and plays.
         student: To be trained, its vocabulary cut like the teacher's.
@@ -156,10 +159,8 @@ def load_material(source: Source, config: SadConfig, device: str) -> Material:
     trajectories, held_out = ([expert_trajectory(problem) for problem in some] for some in (practice, validation))
     texts = [trajectory.text for trajectory in [*trajectories, *held_out]]
     if source.file:
-        given = load_file(source.file, source.skip_malformed).trajectories[: config.trajectories]
-        held_out = list(given[::10])
-        trajectories = [trajectory for place, trajectory in enumerate(given) if place % 10]
-        texts += [trajectory.text for trajectory in given]
+        trajectories, held_out = load_file(source.file, source.skip_malformed).split(config.trajectories)
+        texts += [trajectory.text for trajectory in (*trajectories, *held_out)]
     vocabulary = Vocabulary.of(tokenizer, texts)
     teacher: LocalTeacher | ServerTeacher
     if source.server:
@@ -181,7 +182,7 @@ def load_material(source: Source, config: SadConfig, device: str) -> Material:
     train_targets = judged(teacher, train, config.top_k, source.folder)
     held_out_targets = judged(teacher, held, config.top_k, source.folder)
     student = make_student(source, vocabulary, device)
-    identity = fingerprint(source.student, teacher.fingerprint)
+    identity = fingerprint(student_fingerprint(source.student), teacher.fingerprint)
     baselines["untrained_success_rate"] = _success(
         source, "untrained", computing(student, device), identity, vocabulary, validation
     )
@@ -235,16 +236,17 @@ def local_teacher(name: str, vocabulary: Vocabulary, device: str) -> LocalTeache
 
 
 def model_fingerprint(name: str) -> str:
-    """Return what names a model's weights: those of an embedded one, or the contents of its folder."""
-    adapter, base = adapter_of(name), base_of(name)
-    parts = [MODELS[base].fingerprint if base in MODELS else base]
-    for folder in filter(None, (adapter, base)):
-        for file in (
-            sorted(Path(folder).expanduser().glob("*.safetensors")) if Path(folder).expanduser().is_dir() else []
-        ):
-            with file.open("rb") as stream:
-                parts.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    """Return what names a model's weights, wherever they lie, and those of the adapter that a teacher has."""
+    parts, adapter = [pretrained.fingerprint(base_of(name))], adapter_of(name)
+    for file in sorted(Path(adapter).glob("*.safetensors")) if adapter else []:
+        with file.open("rb") as stream:
+            parts.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return fingerprint(parts)
+
+
+def student_fingerprint(name: str) -> str:
+    """Return what names a student: ``layers:N`` of the teacher as it is, or another model's weights."""
+    return name if LAYERS.fullmatch(name) else model_fingerprint(name)
 
 
 def make_student(source: Source, vocabulary: Vocabulary, device: str) -> Any:

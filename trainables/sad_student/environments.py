@@ -1,4 +1,4 @@
-"""Environments whose success a program decides: the protocol, and generated tasks with tools.
+"""Environments whose success a program decides: generated tasks with tools.
 
 Four kinds of generated tasks, each in three degrees of difficulty: ``lookup`` (one record, more fields), ``hops``
 (follow two to four people), ``sums`` (one to three operations with a calculator) and ``rooms`` (find a key in a tree
@@ -15,48 +15,17 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
+
+from trainables.sad_student.protocol import INVALID, MAX_TURNS, Environment
 
 Split = Literal["train", "validation", "test"]
 KINDS = ("lookup", "hops", "sums", "rooms")
 TEXTWORLD = "textworld"
 DIFFICULTIES = (1, 2, 3)
-# turns after which an episode ends without success; the expert never needs more than 8
-MAX_TURNS = 10
-INVALID = "Invalid action."
 CALCULATION = re.compile(r"(-?[0-9]{1,4}) ?([+-]) ?([0-9]{1,4})")
 # residues of a problem's hash, of ten
 SPLITS: dict[Split, tuple[int, ...]] = {"train": tuple(range(8)), "validation": (8,), "test": (9,)}
-
-
-class Environment(Protocol):
-    """One episode of a task.
-
-    Attributes:
-        kind: Kind of task, a group of which success is reported on its own.
-        difficulty: From 1.
-        success: Whether the task is done.
-        invalid: Actions so far that meant nothing; they change nothing but take a turn.
-        whole: What tells its problem apart from all others.
-    """
-
-    kind: str
-    difficulty: int
-    success: bool
-    invalid: int
-    whole: str
-
-    def reset(self) -> str:
-        """Start the episode and return the task as text."""
-
-    def step(self, action: str) -> tuple[str, bool]:
-        """Do an action; return the observation as text, and whether the episode is over."""
-
-    def actions(self) -> list[str]:
-        """Return actions that mean something now, of which a random agent chooses."""
-
-    def expert_action(self) -> tuple[str, str]:
-        """Return a thought and an action of an agent that knows how to do the task."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +41,7 @@ class Problem:
             # which loads the package
             from trainables.sad_student.textworld import TextWorldGame
 
-            return TextWorldGame(self)
+            return TextWorldGame(self.name, self.difficulty, self.seed)
         return _TASKS[self.kind](self)
 
     @property

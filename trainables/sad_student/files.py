@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.common.errors import InputError
+from trainables.common.text import parse_json, read_text
 from trainables.sad_student.trajectories import Segment, Span, Trajectory
 
 # characters of a trajectory above which it is dropped
@@ -36,6 +37,19 @@ class Loaded:
     trajectories: tuple[Trajectory, ...]
     dropped: Mapping[str, int]
 
+    def split(self, most: int) -> tuple[list[Trajectory], list[Trajectory]]:
+        """Return what of the first ``most`` is trained on, and what is held out: all trajectories of every tenth task.
+
+        A file of one task has no other to hold out; then it is every tenth trajectory.
+        """
+        given = self.trajectories[:most]
+        tasks = list(dict.fromkeys(one.task for one in given))
+        held_out = set(tasks[::10]) if len(tasks) > 1 else set()
+        sides: tuple[list[Trajectory], list[Trajectory]] = ([], [])
+        for place, one in enumerate(given):
+            sides[one.task in held_out if held_out else place % 10 == 0].append(one)
+        return sides
+
 
 def load_file(path: Path, skip_malformed: bool = False) -> Loaded:
     """Read a file and drop what nothing can be learned from.
@@ -47,10 +61,7 @@ def load_file(path: Path, skip_malformed: bool = False) -> Loaded:
     Raises:
         InputError: If the file is not there, a line cannot be read, or no trajectory is left.
     """
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--trajectories {path} cannot be read ({error}).") from error
+    lines = read_text(path, f"--trajectories {path}").split("\n")
     kept: list[Trajectory] = []
     dropped: Counter[str] = Counter()
     texts: set[str] = set()
@@ -58,7 +69,7 @@ def load_file(path: Path, skip_malformed: bool = False) -> Loaded:
         if not line.strip():
             continue
         try:
-            trajectory = parse(json.loads(line), f"{path.name}:{number}")
+            trajectory = parse(parse_json(line, "it"), f"{path.name}:{number}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if not skip_malformed:
                 missing = isinstance(error, KeyError)

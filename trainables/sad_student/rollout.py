@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from trainables.sad_student.environments import Environment
+from trainables.sad_student.protocol import Environment
 from trainables.sad_student.tokens import SPAN_IDS, Vocabulary, padded
 from trainables.sad_student.trajectories import Segment, Trajectory, observation_text, task_text, trajectory_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch
 from filelock import FileLock
 from torch.nn import functional as F
 
+from trainables.common.folder import replace
 from trainables.sad_student.models import hidden_states
 from trainables.sad_student.tokens import Tokens, batches, padded
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,16 +110,27 @@ def judged(teacher: Teacher, rows: Sequence[Tokens], top_k: int, folder: Path) -
 
 
 def cached(folder: Path, name: str, make: Any, read: Any) -> Any:
-    """Return ``read`` of the Parquet file of a name; a missing one is made of the table that ``make`` returns."""
+    """Return ``read`` of the Parquet file of a name; where it is missing or damaged it is made of ``make``'s table."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.parquet"
-    if not file.exists():
+    if not _is_whole(file):
         with FileLock(folder / f"{name}.lock"):
-            if not file.exists():
+            if not _is_whole(file):
                 aside = file.with_suffix(".tmp")
                 pq.write_table(make(), aside, compression="zstd")
-                aside.rename(file)
+                replace(aside, file)
     return read(pq.read_table(file))
+
+
+def _is_whole(file: Path) -> bool:
+    if not file.exists():
+        return False
+    try:
+        pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        log.warning("%s is damaged (%s): what it held is made again.", file, error)
+        return False
+    return True
 
 
 def _table(targets: Sequence[Targets]) -> pa.Table:

@@ -11,13 +11,11 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainables.common.embedded import cache_folder
 from trainables.common.errors import InputError
-
-if TYPE_CHECKING:
-    from trainables.sad_student.environments import Problem
+from trainables.sad_student.protocol import INVALID, MAX_TURNS
 
 # what the games write around an answer: the prompt, the line with room and moves, and the end
 AROUND = re.compile(r"\s*(\n>\s*(-= .* =-\S*)?|\*\*\* The End \*\*\*.*)\s*$", re.DOTALL)
@@ -29,13 +27,16 @@ class TextWorldGame:
     From difficulty 3 on the task names the last of them only.
 
     Args:
-        problem: Kind, difficulty and seed.
+        name: Of its problem.
+        difficulty: From 1.
+        seed: That it is made from.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.kind, self.difficulty, self.whole = problem.kind, problem.difficulty, problem.name
+    kind = "textworld"
+
+    def __init__(self, name: str, difficulty: int, seed: int) -> None:
+        self.whole, self.difficulty, self._seed = name, difficulty, seed
         self.success, self.turns, self.invalid = False, 0, 0
-        self._problem = problem
         self._game: Any = None
         self._state: Any = None
 
@@ -45,14 +46,12 @@ class TextWorldGame:
         asked = textworld.EnvInfos(
             policy_commands=True, admissible_commands=True, won=True, objective=True, description=True
         )
-        self._game = textworld.start(str(compiled(self._problem)), asked)
+        self._game = textworld.start(str(compiled(self.difficulty, self._seed)), asked)
         self._state = self._game.reset()
         self.success, self.turns, self.invalid = False, 0, 0
         return _plain(f"{self._state.objective} {self._state.description}")
 
     def step(self, action: str) -> tuple[str, bool]:
-        from trainables.sad_student.environments import INVALID, MAX_TURNS
-
         self.turns += 1
         if action.strip() not in self._state.admissible_commands:
             self.invalid += 1
@@ -81,19 +80,19 @@ def require_textworld() -> None:
         )
 
 
-def compiled(problem: Problem) -> Path:
+def compiled(difficulty: int, seed: int) -> Path:
     """Return the file of a game, made now where the cache folder does not have it."""
     import textworld
     from textworld.generator import compile_game, make_game
 
-    file = cache_folder() / "textworld" / f"{problem.difficulty}-{problem.seed}.z8"
+    file = cache_folder() / "textworld" / f"{difficulty}-{seed}.z8"
     if file.exists():
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     options = textworld.GameOptions()
-    options.nb_rooms = options.quest_length = problem.difficulty + 1
-    options.nb_objects, options.seeds = 2 * problem.difficulty + 2, problem.seed
-    options.grammar.only_last_action = problem.difficulty > 2
+    options.nb_rooms = options.quest_length = difficulty + 1
+    options.nb_objects, options.seeds = 2 * difficulty + 2, seed
+    options.grammar.only_last_action = difficulty > 2
     with tempfile.TemporaryDirectory(dir=file.parent) as aside:
         options.path = str(Path(aside, file.name))
         compile_game(make_game(options), options)

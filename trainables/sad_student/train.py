@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.common.checkpoints import CheckpointMeta, Checkpoints, require_same
+from trainables.common.checkpoints import CheckpointMeta, Checkpoints
 from trainables.common.context import Run
 from trainables.common.folder import Folder
 from trainables.sad_student.config import SadConfig
-from trainables.sad_student.data import Material, Source, load_material
+from trainables.sad_student.data import Material, Source, load_material, student_fingerprint
 from trainables.sad_student.family import FAMILY
 from trainables.sad_student.trainer import Trainer
 
@@ -61,9 +61,10 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
             with trainer.aside():
                 checkpoints.save(CheckpointMeta(trainer.step, metric, own), trainer.state_dict())
 
-    for note in checkpoints.notes()[-1:]:
-        require_same(note, own, settings["folder"])
-        trainer.load_state_dict(checkpoints.load(note, run.device))
+    found = checkpoints.newest(own, run.device)
+    if found:
+        trainer.load_state_dict(found[1])
+        run.recall(trainer.metrics)
         if trainer.step == trainer.total:
             # killed between its end and the note of it
             publish()
@@ -94,4 +95,4 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
 def identity(config: SadConfig, source: Source, material: Material, seed: int) -> dict[str, Any]:
     """Return what a checkpoint and the run that goes on from it must have in common."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FAMILY.not_identity}
-    return {"student": source.student, "material": material.fingerprint, "seed": seed, **settings}
+    return {"student": student_fingerprint(source.student), "material": material.fingerprint, "seed": seed, **settings}

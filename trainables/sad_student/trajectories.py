@@ -7,11 +7,13 @@ turns, each a segment that ends with a newline. Files of users, chat messages wi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from trainables.sad_student.environments import Environment, Problem
+from trainables.sad_student.environments import Problem
+from trainables.sad_student.protocol import Environment
 
 Span = Literal["reasoning", "action", "observation", "other"]
 SPANS: tuple[Span, ...] = ("reasoning", "action", "observation", "other")
@@ -48,6 +50,12 @@ class Trajectory:
     @property
     def text(self) -> str:
         return "".join(segment.text for segment in self.segments)
+
+    @property
+    def task(self) -> str:
+        """What is said before the agent's first thought or action."""
+        segments = itertools.takewhile(lambda segment: segment.span not in WRITTEN, self.segments)
+        return "".join(segment.text for segment in segments)
 
     @property
     def spans(self) -> list[tuple[int, int, Span]]:

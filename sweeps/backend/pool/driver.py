@@ -23,6 +23,7 @@ import ray.tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.backend.asha import GROUP, UNIT, GroupedASHA, Panel, Unit
+from sweeps.backend.patience import Patience
 from sweeps.backend.pool.broker import PoolBroker
 from sweeps.backend.pool.workers import AdapterPool, PoolError
 from sweeps.backend.trials import TRIAL_RESOURCES, InOrder, Search, StopFlag, diverged, run_tune
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 COLLECT_S = 0.5
 # Seconds that workers get to notice a stop that the user asked for; they look once an epoch.
 DRAIN_S = 8.0
+# Seconds that the Train run gets to end when all is done, and when somebody waits for the end.
+CLOSE_S, STOP_S = 10.0, 2.0
 
 
 class Listener(Protocol):
@@ -95,6 +98,7 @@ def run_pool_sweep(
     max_concurrent: int = 1,
     backlog: int = 1,
     storage_path: str | None = None,
+    grows: bool = False,
 ) -> PoolOutcome:
     """Run units of jobs as Tune trials through an adapter pool, until all are done or a stop is asked for.
 
@@ -116,6 +120,7 @@ def run_pool_sweep(
             slots of all workers, none waits for the driver.
         storage_path: A folder that all machines of the cluster reach, for notes that are of no use afterwards; None
             takes a temporary one, which is right on one machine.
+        grows: Whether an autoscaler may have to start machines first.
 
     Raises:
         InputError: If a worker raised one. What was reported until then has been handed over.
@@ -129,7 +134,7 @@ def run_pool_sweep(
     here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
     options = {"name": name, "num_cpus": 0, "max_concurrency": 10_000, "scheduling_strategy": here}
     broker = ray.remote(PoolBroker).options(**options).remote()
-    driver = _Driver(broker, work, listener, metric, asha, should_stop, backlog)
+    driver = _Driver(broker, work, listener, metric, asha, should_stop, backlog, grows)
     pool.start(broker, storage)
     try:
         if driver.search.num_samples:
@@ -150,9 +155,9 @@ def run_pool_sweep(
         driver.require_accepted()
     finally:
         try:
-            pool.close(10.0)
+            pool.close(STOP_S if driver.stopping else CLOSE_S)
         except ray.exceptions.RayError as error:
-            logger.warning("The adapter pool did not close: %s", error)
+            logger.warning("The adapter pool did not close: %s", str(error).partition("\n")[0])
         shutil.rmtree(scratch, ignore_errors=True)
     return PoolOutcome(driver.stopping, driver.counts, time.monotonic() - started)
 
@@ -172,6 +177,7 @@ class _Driver:
         asha: GroupedASHA | None,
         should_stop: StopFlag | None,
         backlog: int,
+        grows: bool,
     ) -> None:
         self._broker, self._listener, self._metric, self._asha = broker, listener, metric, asha
         self._should_stop, self._backlog = should_stop, backlog
@@ -179,6 +185,7 @@ class _Driver:
         self.search = work if isinstance(work, Search) else _in_turn(work)
         self.stopping = False
         self.counts: Mapping[str, int] = {"unfinished": 0, "running": 0, "workers": 0, "gave_up": 0}
+        self._patience = Patience(grows)
         self._submitted: set[str] = set()
         self._next = 0  # Index of the first unit of the list that may not have been submitted.
         self._unfinished = 0  # Number of jobs that the pool has.
@@ -211,7 +218,8 @@ class _Driver:
     # events from Tune, on the thread that called run_pool_sweep
 
     def look(self) -> None:
-        """Fetch reports, without waiting for them, and see whether to stop."""
+        """Fetch reports, without waiting for them, and see whether to stop, or to wait no longer for a worker."""
+        self._patience.look(waiting=not (self.counts["workers"] or self.counts["gave_up"] or self.stopping))
         if not self.stopping and self._should_stop is not None and self._should_stop.is_set():
             self.stopping = True
             self._get(self._broker.drain.remote())
@@ -320,7 +328,8 @@ class _Driver:
         try:
             return ray.get(answer, timeout=60)
         except ray.exceptions.RayError as error:
-            raise PoolError(f"The broker of the pool does not answer: {error}") from error
+            said = str(error).partition("\n")[0]
+            raise PoolError(f"The broker of the adapter pool does not answer any more ({said}).") from error
 
 
 def _in_turn(units: Sequence[Unit]) -> Search[Unit]:

@@ -22,14 +22,14 @@ import ray.train
 from sweeps.backend.pool.queue import BrokerQueue
 from sweeps.backend.ray_private import data_parallel_trainer
 from sweeps.backend.runs import TrainRun, use_threads
-from trainables.common.errors import InputError
+from trainables.common.errors import InputError, SurroundingsError
 
 logger = logging.getLogger(__name__)
 
 PoolLoop = str | Callable[[dict[str, Any], Any, Any], None]
 
 
-class PoolError(RuntimeError):
+class PoolError(SurroundingsError):
     """The machinery of the pool broke, as opposed to one of its jobs."""
 
 

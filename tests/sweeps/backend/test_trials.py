@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Heard:
         self.reports: dict[str, list[dict[str, Any]]] = {trial_id: [] for trial_id in trial_ids}
         self.ends: list[TrialEnd] = []
 
-    def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None:
+    def on_report(self, trial_id: str, metrics: dict[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
         self.reports[trial_id].append(metrics)
 
     def on_trial_end(self, end: TrialEnd) -> None:

@@ -2,24 +2,30 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 import pytest
+from pydantic import PositiveFloat, PositiveInt
 
 from search_spaces.space import Preset, SearchSpace
 from sweeps.core.arc_options import parse_tasks, read_taxonomy, task_options
 from sweeps.core.cli import common_parser, new_run_id, run_main, worker_options
+from sweeps.settings import spaces
 from trainables.common.errors import InputError
 from trainables.common.family import Family
 
 
 @dataclass(frozen=True)
 class Toy:
-    rank: int = 16
+    rank: PositiveInt = 16
+    """LoRA rank r; what more than 99% of all adapters have is ``small``, and a line of documentation may be long."""
+    lr: PositiveFloat = 0.1
+    """Learning rate."""
 
 
-SPACE = SearchSpace(Family("toy"), Toy, {"smoke": Preset("tiny"), "full": Preset("all")}, validate=lambda config: None)
+PRESETS = {"smoke": Preset("tiny"), "full": Preset("all")}
+SPACE = SearchSpace(Family("toy"), Toy, PRESETS, groups={"adapter": "rank", "training": "lr"})
 IDS = ["007bbfb7", "00d62c1b", "017c7c7b", "025d127b"]
 SIZES = dict(zip(IDS, (90, 40, 40, 10), strict=True))
 
@@ -89,6 +95,13 @@ def test_every_option_is_read(parser):
         ("--slots 0", ["--slots", "'0' must be a whole number of at least 1, or auto"]),
         ("--slots many", ["'many'", "or auto"]),
         ("--seed -1", ["--seed"]),
+        (f"--seed {2**32}", ["--seed", "'4294967296' must be a whole number of at most 4294967295"]),
+        (f"--seed {2**64}", ["--seed", "of at most 4294967295"]),
+        ("--seed " + "9" * 5000, ["--seed", "must be a whole number"]),
+        (f"--num-samples {2**64}", ["--num-samples", "at most"]),
+        ("--results-dir /a=b/results", ["--results-dir", "'/a=b/results' has a '=' in its path"]),
+        ("--results-dir s3://bucket/a=b/results?region=c", ["has a '=' in its path"]),
+        ("--results-dir /dev/null/results", ["--results-dir", "is no folder: /dev/null is a file"]),
         ("--workers-per-trial -1", ["--workers-per-trial"]),
         ("--preset smok", ["'smok' is not one of smoke, full; did you mean 'smoke'?"]),
         ("--wandb of", ["'of' is not one of off, offline, online; did you mean 'off'"]),
@@ -110,10 +123,40 @@ def test_bad_options_exit_with_2_and_one_line(parser, capsys, arguments, parts):
         assert part in error
 
 
+def test_the_folder_that_a_relative_results_folder_lies_in_counts(parser, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run=1").mkdir()
+    monkeypatch.chdir(tmp_path / "run=1")
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert "has a '=' in its path" in capsys.readouterr().err
+    assert parser.parse_args(["--results-dir", "s3://bucket/results?region=c"]).results_dir.endswith("?region=c")
+
+
 def test_help_names_every_preset(parser):
     text = parser.format_help()
     assert "smoke: tiny; full: all" in " ".join(text.split())
     assert text.startswith("usage:") and "Trains a toy." in text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_lists_the_settings_below_their_headings(parser, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, _, text = parser.format_help().partition("\n\nsettings and their defaults, adapter:\n")
+    assert max(map(len, text.splitlines())) in range(columns - 20, columns)
+    words = " ".join(text.split())
+    assert words.startswith("rank=16 LoRA rank r; what more than 99% of all adapters have is small, and")
+    assert "be long (whole number, at least 1) settings and their defaults, training: lr=0.1 Learning rate" in words
+    assert words.endswith("(number, above 0)")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_of_every_sweep_has_all_of_its_settings_within_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name, space in spaces():
+        _, *lines = common_parser(space, "").format_help().partition("\nsettings and their defaults")[2].splitlines()
+        assert max(map(len, lines)) < columns, name
+        listed = [line.split("=")[0].strip() for line in lines if line.startswith("  ") and not line.startswith("   ")]
+        assert listed == [item.name for item in fields(space.config)], name
 
 
 def test_options_of_a_group_are_absent_elsewhere():
@@ -163,12 +206,13 @@ def test_tasks_by_name_and_by_size():
     assert parse_tasks("panel:2", IDS, SIZES, panel=lambda count: tuple(IDS[:count])) == ("007bbfb7", "00d62c1b")
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "byte-order mark"])
 @pytest.mark.parametrize(
     "content", ["# chosen\n017c7c7b\n\n007bbfb7 # first\n017c7c7b\n", json.dumps(["017c7c7b", "007bbfb7", "017c7c7b"])]
 )
-def test_tasks_from_a_file(tmp_path, content):
+def test_tasks_from_a_file(tmp_path, content, mark):
     path = tmp_path / "ids.txt"
-    path.write_text(content)
+    path.write_text(mark + content, encoding="utf-8")
     assert parse_tasks(str(path), IDS, SIZES) == ("017c7c7b", "007bbfb7")
 
 
@@ -204,6 +248,9 @@ def test_bad_tasks_are_refused(text, message):
         (b'["017c7c7b"', "not valid JSON"),
         (b"007bbfb9\n", "the file names the unknown task '007bbfb9'; the nearest are 007bbfb7"),
         (b"\xff\xfe", "cannot be read"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"1" * 5_000 + b"]", "thousands of digits"),
+        (b"[null]", "one JSON list of task ids"),
     ],
 )
 def test_bad_task_files_are_refused(tmp_path, content, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from dashboards.report import render
+from sweeps.monitoring import trackers as trackers_module
 from sweeps.monitoring.trackers import Trackers, sinks_for
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
@@ -100,6 +102,30 @@ def test_one_wandb_run_for_a_sweep(store: ResultsStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_wandb_cuts_is_said_and_all_of_its_files_are_in_the_run(
+    store: ResultsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb.Table, "MAX_ARTIFACT_ROWS", 4)
+    home = tmp_path / "home"
+    for name, place in (("HOME", home), ("XDG_DATA_HOME", home / "data"), ("XDG_CACHE_HOME", home / "cache")):
+        monkeypatch.setenv(name, str(place))
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    with Trackers(sinks_for(store, "offline", False, False, render)) as trackers:
+        trackers.rows(TRIALS, HISTORY)
+    assert trackers.dropped == 0 and "has the last 4 of 6 rows" in caplog.text
+    [file] = Path(store.folder.root).glob("wandb/offline-run-*/*.wandb")
+    _, history, summary = logged(file)
+    assert (summary["history_rows"], summary["history_table_rows"]) == (6, 4)
+    assert summary["trials_rows"] == summary["trials_table_rows"] == 2
+    assert next(row["history_table.nrows"] for row in history if "history_table.nrows" in row) == 4
+    assert history[0]["mean_over_trials"] == 2
+    assert list(Path(store.folder.root, "wandb", "artifacts").rglob("*")), "where artifacts wait"
+    assert not [place for place in home.rglob("*") if place.is_file()]
+
+
+@pytest.mark.slow
 def test_one_wandb_run_for_each_trial(store: ResultsStore) -> None:
     assert main([store.folder.location, "--wandb", "offline", "--wandb-per-trial"]) == 0
     runs = [logged(file) for file in Path(store.folder.root).glob("wandb/offline-run-*/*.wandb")]
@@ -110,24 +136,103 @@ def test_one_wandb_run_for_each_trial(store: ResultsStore) -> None:
         assert summary["status"] == "success" and summary["final_loss"] == (0.5 if run["id"] == "run-t1-1" else 0.0)
 
 
-def test_tensorboard_gets_the_epochs(store: ResultsStore) -> None:
+def points(folder: Path) -> list[tuple[int, float]]:
+    """Return step and training loss of each event of the one event file in a folder."""
     from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401 - the writer's package reads no files
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
+    [file] = folder.glob("events.*")
+    data, place, found = file.read_bytes(), 0, []
+    while place < len(data):  # length, its checksum, event, its checksum
+        (length,) = struct.unpack("<Q", data[place : place + 8])
+        assert struct.unpack("<I", data[place + 8 : place + 12])[0] == masked_crc32c(data[place : place + 8])
+        content = data[place + 12 : place + 12 + length]
+        (checksum,) = struct.unpack("<I", data[place + 12 + length : place + 16 + length])
+        assert checksum == masked_crc32c(content)
+        event = Event()
+        event.ParseFromString(content)
+        found += [(event.step, v.simple_value) for v in event.summary.value if v.tag == "train_loss"]
+        place += 16 + length
+    return found
+
+
+CURVE = [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
+def test_tensorboard_gets_the_epochs(store: ResultsStore) -> None:
     with Trackers(sinks_for(store, "off", False, True, render)) as trackers:
         trackers.rows([], HISTORY[:4])
         trackers.rows(TRIALS, HISTORY[4:])
     assert trackers.dropped == 0
     for trial_id in ("t0", "t1"):
-        [file] = Path(store.folder.root, "tensorboard", trial_id).glob("events.*")
-        data, place, found = file.read_bytes(), 0, []
-        while place < len(data):  # length, its checksum, event, its checksum
-            (length,) = struct.unpack("<Q", data[place : place + 8])
-            event = Event()
-            event.ParseFromString(data[place + 12 : place + 12 + length])
-            found += [(event.step, v.simple_value) for v in event.summary.value if v.tag == "train_loss"]
-            place += 16 + length
-        assert found == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+        assert points(Path(store.folder.root, "tensorboard", trial_id)) == CURVE
+
+
+def test_tensorboard_from_the_files_twice_has_every_point_once_and_attempts_apart(store: ResultsStore) -> None:
+    store.append([{**TRIALS[0], "attempt": 2}], [{**row, "attempt": 2, "train_loss": 9.0} for row in HISTORY[:2]])
+    folder = Path(store.folder.root, "tensorboard", "t0")
+    for _ in range(2):
+        assert main([store.folder.location, "--tensorboard"]) == 0
+        assert points(folder) == CURVE and points(folder / "attempt-2") == [(1, 9.0), (2, 9.0)]
+
+
+def test_tensorboard_of_a_run_that_goes_on_has_all_epochs_and_no_file_stays_open(
+    store: ResultsStore, request: pytest.FixtureRequest
+) -> None:
+    curves = [{**row, "trial_id": f"more-{n}"} for n in range(300) for row in HISTORY[:2]]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits))
+    with Trackers(sinks_for(store, "off", False, True, render)) as trackers:
+        # of t0 the store has three epochs of an earlier session
+        trackers.rows([], [{**HISTORY[0], "epoch": 4, "train_loss": 0.25}])
+        trackers.rows([], curves)
+    assert trackers.dropped == 0
+    folder = Path(store.folder.root, "tensorboard")
+    assert points(folder / "t0") == [*CURVE, (4, 0.25)] and points(folder / "more-299") == CURVE[:2]
+
+
+@pytest.mark.slow
+def test_an_offline_wandb_run_that_goes_on_has_all_of_its_history_once(store: ResultsStore) -> None:
+    for more in ([], [{**HISTORY[0], "epoch": 4, "train_loss": 0.25}]):
+        with Trackers(sinks_for(store, "offline", False, False, lambda _: "<p></p>")) as trackers:
+            trackers.rows([], more)
+        assert trackers.dropped == 0
+    [file] = Path(store.folder.root).glob("wandb/offline-run-*/*.wandb")
+    _, history, _ = logged(file)
+    steps = [(row["_step"], row["mean/train_loss"]) for row in history if "mean/train_loss" in row]
+    assert steps == [(5, pytest.approx((1 + 1 / 2 + 1 / 3) / 3)), (8, 0.25)]
+
+
+@pytest.mark.slow
+def test_a_trial_with_a_long_or_odd_name_has_a_wandb_run_as_well(store: ResultsStore) -> None:
+    names = ["a/b:c#d?e f\\g", "n" * 200, "t0"]
+    trials = [{**TRIALS[0], "trial_id": name} for name in names]
+    with Trackers(sinks_for(store, "offline", True, False, render)) as trackers:
+        trackers.rows(trials, [{**HISTORY[0], "trial_id": name} for name in names])
+    assert trackers.dropped == 0
+    runs = [logged(file) for file in Path(store.folder.root).glob("wandb/offline-run-*/*.wandb")]
+    assert len(runs) == len(names) and all(summary["status"] == "success" for _, _, summary in runs)
+
+
+def test_a_tracker_loses_one_trial_and_no_other(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written, whole = [], trackers_module._write_events
+
+    def refuses_t0(file: Path, rows: Any) -> None:
+        if file.parent.name == "t0":
+            raise OSError("no such name")
+        whole(file, rows)
+        written.append(file.parent.name)
+
+    monkeypatch.setattr(trackers_module, "_write_events", refuses_t0)
+    with Trackers(sinks_for(store, "off", False, True, render)) as trackers:
+        for row in HISTORY:
+            trackers.rows([], [row])
+    assert trackers.dropped == 0 and set(written) == {"t1"}
+    assert caplog.text.count("TensorBoard lost the trial t0") == 1
 
 
 def test_a_log_to_nowhere_is_refused(store: ResultsStore) -> None:

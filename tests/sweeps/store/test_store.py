@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dashboards import report
+from sweeps import results, trackers
+from sweeps.core.cli import run_main
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore, RowWriter
 from sweeps.store.summary import summarise
@@ -138,6 +142,21 @@ def test_ctrl_c_just_after_a_file_is_complete_does_not_write_its_rows_again(stor
             store._parts[kind] = parts
     assert store.attempts() == {"a": 1} and store.trials().num_rows == store.predictions().num_rows == 1
     assert store.history().num_rows == 2
+
+
+def test_readers_see_the_first_row_of_a_key_that_two_writers_wrote(store, tmp_path):
+    store.create(record())
+    other = ResultsStore(tmp_path, "sweep", "run")
+    # each looks what there is before the other writes
+    for writer in (store, other):
+        writer.append()
+        writer._loaded("trials"), writer._loaded("history"), writer._loaded("predictions")
+    store.append([trial("a", seed=1)], epochs("a", 3), answers("a", 2))
+    other.append([trial("a", seed=2), trial("b")], epochs("a", 4), answers("a", 1))
+    reader = ResultsStore(tmp_path, "sweep", "run")
+    assert [(row["trial_id"], row["seed"]) for row in reader.trials().to_pylist()] == [("a", 1), ("b", None)]
+    assert reader.history()["epoch"].to_pylist() == [1, 2, 3, 4] and len(reader.predictions()) == 2
+    assert summarise(reader)["trials"] == 2
 
 
 def test_grids_come_back_as_they_were_and_their_files_are_not_written_again(store):
@@ -343,3 +362,91 @@ def test_a_run_from_before_families_were_declared_reads_and_goes_on(tmp_path):
     frame = pd.read_parquet(folder).set_index("trial_id")
     assert frame["direct_exact_accuracy"].to_dict() == {"a": 0.5, "b": 0.125}
     assert frame["exact_accuracy"].tolist() == [0.75, 0.25] and "metric/direct_exact_accuracy" not in frame
+
+
+# ------------------------------------------------------------------------------------------------- what is not a run
+
+
+def written(run_dir, **files):
+    for name, content in files.items():
+        place = run_dir / name.replace("__", "/").replace("_json", ".json").replace("_parquet", ".parquet")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir() if content is None else place.write_bytes(content)
+
+
+def parquet(**columns):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+SETTINGS = {"preset": "demo", "num_samples": 1, "family": {"rank": 8}}
+RUN = json.dumps({"settings": SETTINGS, "data_fingerprint": "f0"}).encode()
+FOREIGN = "trials__x_parquet"
+NO_RUNS = {
+    "null": ({"run_json": b"null"}, "it is null"),
+    "list": ({"run_json": b"[]"}, "it is a list"),
+    "text": ({"run_json": b'"run"'}, "it is a text"),
+    "empty object": ({"run_json": b"{}"}, "it has no 'settings'"),
+    "settings": ({"run_json": b'{"settings": []}'}, "'settings' is a list"),
+    "sessions": ({"run_json": b'{"settings": {}, "sessions": 3}'}, "'sessions' is a number"),
+    "family": ({"run_json": b'{"settings": {}, "family": {"name": "x"}}'}, "its family is not declared as one"),
+    "empty": ({"run_json": b""}, "it is not valid JSON"),
+    "brackets": ({"run_json": b"[" * 100_000}, "nested too deeply"),
+    "digits": ({"run_json": b"[" + b"1" * 5_000 + b"]"}, "thousands of digits"),
+    "binary": ({"run_json": b"\xff\xfe\x00"}, "it is not valid JSON"),
+    "a folder": ({"run_json": None}, "run.json is a folder where a file of a run belongs"),
+    "trials": ({"run_json": RUN, "trials": b""}, "trials is a file where a folder of a run belongs"),
+    "history": ({"run_json": RUN, "history": b""}, "history is a file where a folder of a run belongs"),
+    "predictions": ({"run_json": RUN, "predictions": b""}, "predictions is a file where a folder of a run belongs"),
+    "foreign": ({"run_json": RUN, FOREIGN: parquet(a=[1])}, "it has no column 'trial_id'"),
+    "numbers": ({"run_json": RUN, FOREIGN: parquet(trial_id=[1], attempt=[1])}, "'trial_id' of type string"),
+    "half": ({"run_json": RUN, FOREIGN: parquet(trial_id=["a"], attempt=[1])}, "it has no column 'status'"),
+    "types": (
+        {"run_json": RUN, FOREIGN: parquet(trial_id=["a"], attempt=[1], status=["success"], epochs=["many"])},
+        "the column 'epochs' as string where int64 belongs",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_RUNS)
+def test_what_is_no_run_is_refused_by_every_command_in_one_sentence(tmp_path, kind, capsys):
+    files, said = NO_RUNS[kind]
+    run_dir = tmp_path / "sweep" / "run"
+    written(run_dir, **files)
+    before = sorted(run_dir.rglob("*"))
+    for main, words in ((results.main, ()), (report.main, ()), (trackers.main, ("--tensorboard",))):
+        with pytest.raises(SystemExit) as exit_:
+            run_main(main, [str(run_dir), *words])
+        error = capsys.readouterr().err
+        assert exit_.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and said in error
+    with pytest.raises(InputError, match=re.escape(said)):
+        ResultsStore(tmp_path, "sweep", "run").create(record())
+    assert sorted(run_dir.rglob("*")) == before
+
+
+def test_a_file_in_the_place_of_the_run_or_the_sweep_is_refused(tmp_path):
+    (tmp_path / "sweep").write_text("")
+    with pytest.raises(InputError, match="sweep is a file where a folder of a run belongs"):
+        ResultsStore(tmp_path, "sweep", "run").create(record())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run").write_text("")
+    with pytest.raises(InputError, match="other/run is a file where a folder of a run belongs"):
+        ResultsStore(tmp_path, "other", "run").create(record())
+
+
+def test_a_start_is_taken_back_only_where_nothing_was_written_since(tmp_path):
+    store = ResultsStore(tmp_path / "new", "sweep", "run")
+    store.create(record())
+    store.withdraw()
+    assert not (tmp_path / "new").exists()
+    store.create(record())
+    store.append([trial("a")])
+    store.withdraw()
+    assert store.run() is not None and store.trials().num_rows == 1
+    # files that somebody else put there stay
+    kept = ResultsStore(tmp_path, "sweep", "mine")
+    written(tmp_path / "sweep" / "mine", notes=b"of a reader")
+    kept.create(record())
+    kept.withdraw()
+    assert [file.name for file in (tmp_path / "sweep" / "mine").iterdir()] == ["notes"]

@@ -9,10 +9,12 @@ import sys
 
 import pytest
 
+from dashboards.report_data import conclusion, gather
+from sweeps.monitoring.trackers import means_of
 from sweeps.results import main
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
-from sweeps.store.summary import print_summary, summarise
+from sweeps.store.summary import over_text, print_summary, summarise
 from tests.sweeps.store.test_store import ROOT, answers, epochs, record, trial
 from trainables.common.family import Column, Family
 
@@ -70,6 +72,41 @@ def test_the_printed_summary_is_plain_outside_a_terminal(full, capsys):
     assert "improved against the base 2" in lines and "exact-match accuracy 25.0 % 25.0 %" in lines
     assert "failed: retried: [loss] is NaN again" in lines and f"results: {full.folder.root}" in lines
     assert "recall of changed cells" not in text
+
+
+def test_a_mean_says_how_much_it_is_over(store, capsys):
+    ten = {f"t{i}": "f" for i in range(10)}
+    store.create({**record(), "fingerprints": ten, "left_out": {"t1": {"held_out": 2}, "t2": {"held_out": 1}}})
+    values = accuracies((0, 0.5), (1, 0.75))
+    store.append([*(trial(f"t{i}", **values) for i in range(4)), *(trial(f"t{i}", "failed") for i in range(4, 8))])
+    summary = summarise(store)
+    # two of the tasks have no row yet
+    assert summary["tasks"] == 10 and summary["over"]["final_grid_accuracy"] == [4, 4]
+    assert over_text(summary, "final_grid_accuracy") == "4 of 10 tasks"
+    assert main([store.folder.root]) == 0
+    lines = [" ".join(line.replace("|", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines.index("mean over 4 of 10 tasks") < lines.index("exact-match accuracy 0.0 % 100.0 %")
+    assert "left out of the data: 3 held out" in lines
+    first, second, *_ = conclusion(summary)
+    assert first.startswith("4 of 4 adapters are") and first.endswith("6 of 10 adapters were not compared.")
+    assert second.endswith("means over 4 of 10 tasks.")
+    told = means_of(summary)
+    assert told["mean/final_grid_accuracy"] == 1.0 and told["mean_over/final_grid_accuracy"] == "4 of 10 tasks"
+    page = gather(store)
+    assert page["summary"]["over_text"]["final_grid_accuracy"] == "4 of 10 tasks"
+    assert page["summary"]["left_out_text"] == "3 held out"
+    # a second configuration of each task: trials and tasks are no longer the same
+    store.append([{**trial(f"u{i}", **values), "task_id": f"t{i}"} for i in range(8)])
+    assert over_text(summarise(store), "final_grid_accuracy") == "12 of 16 adapters on 8 of 10 tasks"
+
+
+def test_of_trials_without_tasks_the_mean_is_over_trials(store):
+    store.create(run_record("command", {}, (), "f0", 0, Family("other", (Column("depth", float, "layers", "layers"),))))
+    rows = [{"trial_id": f"o{i}", "attempt": 1, "status": "success", "task_id": "other"} for i in range(3)]
+    store.append([{**rows[0], "depth": 2.0}, rows[1], {**rows[2], "status": "failed"}])
+    summary = summarise(store)
+    assert over_text(summary, "depth") == "1 of 3 trials"
+    assert conclusion(summary)[-1] == "Layers is 2, a mean over 1 of 3 trials."
 
 
 def test_an_empty_store_and_rows_of_another_family_have_a_summary(store, capsys):

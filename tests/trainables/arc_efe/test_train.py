@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.sweeps.killed import rows_after_kills
 from tests.trainables.arc_efe.tiny import make_tasks, save_language_model, tiny_config
 from trainables.arc import Pair, compare
 from trainables.arc_efe import language, train
@@ -35,7 +36,7 @@ def _settings(config: EfeConfig, folder: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     train.load_dataset.cache_clear()
-    monkeypatch.setattr(train, "load_tasks", lambda data: make_tasks())
+    monkeypatch.setattr(train, "load_tasks", lambda data, ids: {i: make_tasks()[i] for i in ids})
 
 
 def _trained(config: EfeConfig, steps: int, dataset: Dataset | None = None) -> Trainer:
@@ -43,6 +44,14 @@ def _trained(config: EfeConfig, steps: int, dataset: Dataset | None = None) -> T
     for _ in range(steps):
         trainer.train_step()
     return trainer
+
+
+def test_a_trial_that_is_killed_when_nothing_is_stored_has_a_row_for_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(tiny_config("", prompt="none", epochs=4), tmp_path)
+    rows = rows_after_kills(train.train_loop, settings, tmp_path, monkeypatch)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
 
 
 def test_a_run_leaves_rows_weights_and_answers(language_model: str, tmp_path: Path) -> None:
@@ -179,6 +188,8 @@ def test_long_prompts_are_cut_and_counted_and_embeddings_are_kept(language_model
     (kept,) = cache.glob("*.npz")
     again, cut = language.frozen_embeddings(language_model, 1, 8, "cpu", texts)
     assert cut == 1 and torch.equal(again, found) and [kept] == list(cache.glob("*.npz"))
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert torch.equal(language.frozen_embeddings(language_model, 1, 8, "cpu", texts)[0], found)
     alone = language.frozen_embeddings(language_model, 1, 8, "cpu", ["b" * 5])[0]
     assert torch.allclose(alone[0], found[1], atol=2e-2)
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from trainables.arc import Example, Pair, Task, load_tasks, write_pairs
+from trainables.arc import Example, Pair, Task, grid_key, load_tasks, write_pairs
 from trainables.atomic_lora import bases, canvas
 from trainables.atomic_lora.canvas import OUTSIDE, Canvas, answers, canvas_side, load_canvas, pixel_losses, save_canvas
 from trainables.atomic_lora.canvas_data import judge, on_canvases
-from trainables.atomic_lora.canvas_pretrain import pretrain_canvas, training_pairs
+from trainables.atomic_lora.canvas_pretrain import pretrain_canvas, training_data
 from trainables.atomic_lora.canvas_workload import CanvasWorkload
 from trainables.atomic_lora.config import AdapterConfig, CanvasConfig
 from trainables.atomic_lora.train import train_adapters
@@ -141,13 +141,25 @@ def test_judging_counts_sizes_cells_and_exact_answers() -> None:
     assert found["cell_accuracy"] == pytest.approx((1 + 0.5 + 0.5) / 4)
 
 
-def test_a_held_out_input_is_never_trained_on() -> None:
+def test_a_held_out_input_is_never_trained_on(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    pairs = [random_pair(rng) for _ in range(6)]
-    again = Pair(pairs[5].input, pairs[0].output)
-    tasks = {"one": Task("one", tuple(pairs[:3]) + (again,), (pairs[4],), (pairs[5],), False)}
-    kept, dropped = training_pairs(tasks, {}, [], 1)
-    assert [pair for _, pair in kept] == pairs[:3] and dropped == 1
+    pairs = [random_pair(rng) for _ in range(16)]
+    data, more, moved = tmp_path / "data", tmp_path / "more", tmp_path / "moved"
+    write_pairs(data, {"one": pairs[:12], "two": pairs[:12]}, {})
+    # the test pair with another output, the validation pair as it is, two new ones, and one of another task
+    write_pairs(
+        more, {"one": [Pair(pairs[11].input, pairs[0].output), pairs[10], *pairs[12:14]], "two": pairs[14:]}, {}
+    )
+    settings = {"data": f"re-arc:{data}", "more": [str(more)], "official": False, "tasks": ["one"]}
+    found = training_data(settings)
+    assert [grid_key(pair.input) for _, pair in found.pairs] == [
+        grid_key(p.input) for p in (*pairs[:10], *pairs[12:14])
+    ]
+    assert found.left_out == {"one": {"held_out": 2}}
+    # the pairs of the chosen task name the file, neither its place nor what else it holds
+    write_pairs(moved, {"one": [Pair(pairs[11].input, pairs[0].output), pairs[10], *pairs[12:14]]}, {"seed": "1"})
+    assert training_data({**settings, "more": [str(moved)]}).more_fingerprint == found.more_fingerprint
+    assert training_data({**settings, "more": [str(data)]}).more_fingerprint != found.more_fingerprint
 
 
 @pytest.mark.slow

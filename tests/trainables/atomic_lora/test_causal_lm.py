@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,11 +97,13 @@ def test_the_cut_model_is_the_whole_one_on_the_tokens_of_grids(folders: dict[str
 
 
 def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path, folders: dict[str, Path]) -> None:
-    again = save_qwen2(tmp_path)
+    again = save_qwen2(tmp_path / "model")
     name = f"hf:{again}"
     model: Any = AutoModelForCausalLM.from_pretrained(again)
     before = causal_lm.fingerprint(name)
     assert len(before) == 16 and before != causal_lm.fingerprint(f"hf:{folders['llama']}")
+    moved = shutil.copytree(again, tmp_path / "elsewhere")
+    assert causal_lm.fingerprint(f"hf:{moved}") == causal_lm.load_causal_lm(f"hf:{moved}").fingerprint == before
     model.model.layers[0].mlp.up_proj.weight.data += 1.0
     model.save_pretrained(again)
     assert causal_lm.fingerprint(name) != before

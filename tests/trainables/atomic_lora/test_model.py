@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +206,15 @@ def test_the_fingerprint_changes_with_any_weight(tmp_path: Path) -> None:
         model.head.bias[3] += 1e-3
     save_champion(tmp_path / "champion.safetensors", model, TINY, {})
     assert load_champion(tmp_path).fingerprint != before
+
+
+def test_the_fingerprint_is_of_what_the_model_computes_not_of_its_file(tmp_path: Path) -> None:
+    before = load_champion(_saved(tmp_path)).fingerprint
+    save_champion(tmp_path / "renamed.safetensors", _champion(torch.float32), TINY, {"seed": 1})
+    assert load_champion(tmp_path / "renamed.safetensors").fingerprint == before
+    # the same weights in other heads
+    save_champion(tmp_path / "other.safetensors", _champion(torch.float32), replace(TINY, heads=1), {})
+    assert load_champion(tmp_path / "other.safetensors").fingerprint != before
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "."])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.sweeps.killed import rows_after_kills
 from trainables.arc import Task, load_tasks
 from trainables.atomic_lora import pretrain as module
 from trainables.atomic_lora.config import ChampionConfig
@@ -50,7 +51,7 @@ def tasks() -> dict[str, Task]:
 def _small_source(monkeypatch: pytest.MonkeyPatch, tasks: dict[str, Task], tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     # the tasks as they are, read once for all tests
-    monkeypatch.setattr(module, "load_tasks", lambda source: tasks)
+    monkeypatch.setattr(module, "load_tasks", lambda source, ids: {i: tasks[i] for i in ids or tasks})
 
 
 def _settings(**config: Any) -> dict[str, Any]:
@@ -112,6 +113,15 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     assert repr(_measured(broken.reports + resumed.reports)) == repr(_measured(whole.reports))
     weights = [load_champion(tmp_path / name).fingerprint for name in ("whole", "broken")]
     assert weights[0] == weights[1]
+
+
+def test_a_trial_that_is_killed_when_nothing_is_stored_has_a_row_for_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # checkpoints come with the evaluations, and kills after other epochs
+    settings = _settings(epochs=5, eval_every=2) | {"folder": str(tmp_path)}
+    rows = rows_after_kills(pretrain, settings, tmp_path, monkeypatch, deaths=(3, 1))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
 
 
 def test_the_seed_decides_everything() -> None:

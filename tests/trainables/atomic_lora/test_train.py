@@ -18,7 +18,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainables.arc import EOS, ROW_END, Example, Task, load_tasks, test_examples, training_examples
+from trainables.arc import (
+    EOS,
+    ROW_END,
+    Example,
+    Task,
+    grid_key,
+    load_tasks,
+    pair_key,
+    split_demonstrations,
+    test_examples,
+    training_examples,
+)
 from trainables.atomic_lora.config import AdapterConfig, ChampionConfig, choose_slots
 from trainables.atomic_lora.data import collate
 from trainables.atomic_lora.decoding import grid_metrics
@@ -27,7 +38,7 @@ from trainables.atomic_lora.layout import Layout
 from trainables.atomic_lora.loss import row_losses
 from trainables.atomic_lora.model import Base, Champion, load_champion, save_champion
 from trainables.atomic_lora.train import train_adapters
-from trainables.atomic_lora.workload import MULTIPLE, ChampionWorkload, adapter_config, split_pairs
+from trainables.atomic_lora.workload import MULTIPLE, ChampionWorkload, adapter_config
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
@@ -149,24 +160,23 @@ def test_without_validation_pairs_every_demonstration_trains(
 def test_training_shows_no_test_pair_and_no_validation_query(
     workload: ChampionWorkload, tasks: Mapping[str, Task]
 ) -> None:
-    def seen(example: Any) -> set[bytes]:
-        pairs = (example.query, *example.context)
-        return {bytes([*pair.input.shape]) + pair.input.tobytes() + pair.output.tobytes() for pair in pairs}
-
     leaks = []
     for task_id in sorted(tasks, key=lambda t: tasks[t].tokens)[:40]:
         plan = workload.plan(_job(task_id, examples_per_epoch=128))
-        hidden = [*(e.query for e in test_examples(tasks[task_id])), *(e.query for e in plan.validation)]
-        forbidden = {bytes([*pair.input.shape]) + pair.input.tobytes() + pair.output.tobytes() for pair in hidden}
-        leaks += [task_id for example in plan.examples(1) if seen(example) & forbidden]
+        forbidden = {grid_key(pair.input) for pair in tasks[task_id].test}
+        queries = {pair_key(example.query) for example in plan.validation}
+        for example in plan.examples(1):
+            shown = (example.query, *example.context)
+            if {grid_key(pair.input) for pair in shown} & forbidden or {pair_key(pair) for pair in shown} & queries:
+                leaks.append(task_id)
     assert not leaks
 
 
 @pytest.mark.parametrize(("pairs", "asked", "kept"), [(2, 1, 0), (3, 1, 1), (3, 5, 1), (5, 2, 2), (5, 0, 0)])
 def test_two_pairs_are_always_left_to_train_on(tasks: Mapping[str, Task], pairs: int, asked: int, kept: int) -> None:
     task = next(t for t in tasks.values() if len(t.train) == pairs)
-    held = split_pairs(task, asked)
-    assert len(held) == kept and held == task.train[pairs - kept :]
+    trained, held = split_demonstrations(task, asked)
+    assert len(held) == kept and (trained, held) == (task.train[: pairs - kept], task.train[pairs - kept :])
 
 
 def test_json_lists_become_tuples() -> None:

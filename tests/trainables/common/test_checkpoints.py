@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,24 @@ def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:
     assert checkpoints.load(checkpoints.notes()[-1]) == {"step": 20}
 
 
+@pytest.mark.parametrize("suffix", ["pt", "json"])
+@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"\0" * len(d)])
+def test_where_the_newest_is_damaged_the_one_before_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, damage: Callable[[bytes], bytes]
+) -> None:
+    checkpoints = Checkpoints(Folder(tmp_path), keep=1)
+    assert checkpoints.newest({"width": 8}) is None
+    for step in (10, 20, 30):
+        checkpoints.save(CheckpointMeta(step, None, {"width": 8}), {"step": step})
+    assert checkpoints.newest({"width": 8}) == (CheckpointMeta(30, None, {"width": 8}), {"step": 30})
+    file = tmp_path / f"step-000000030.{suffix}"
+    file.write_bytes(damage(file.read_bytes()))
+    assert checkpoints.newest({"width": 8}) == (CheckpointMeta(20, None, {"width": 8}), {"step": 20})
+    assert f"{file} is damaged" in caplog.text
+    with pytest.raises(InputError, match="made with width = 8, but this run has 9"):
+        checkpoints.newest({"width": 9})
+
+
 def test_another_identity_is_refused_by_name() -> None:
     note = CheckpointMeta(10, None, {"width": 8, "betas": [0.9, 0.95]})
     require_same(note, {"width": 8, "betas": (0.9, 0.95)}, "here")
@@ -46,3 +65,19 @@ def test_another_identity_is_refused_by_name() -> None:
         require_same(note, {"width": 16, "betas": (0.9, 0.95)}, "here")
     with pytest.raises(InputError, match="made with depth = null, but this run has 2"):
         require_same(note, {"width": 8, "betas": (0.9, 0.95), "depth": 2}, "here")
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        (b"", "not valid JSON"),
+        (b"null", "holds null"),
+        (b"{}", "holds an empty object"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"step": 1, "metric": null}', "an object with 'step', 'metric'"),
+    ],
+)
+def test_a_note_that_says_nothing_is_refused_by_name(tmp_path: Path, note: bytes, said: str) -> None:
+    (tmp_path / "step-000000001.json").write_bytes(note)
+    with pytest.raises(InputError, match=r"step-000000001\.json .*" + said):
+        Checkpoints(Folder(tmp_path), 2).notes()

@@ -439,7 +439,7 @@ def test_a_checkpoint_of_another_base_is_not_continued(tmp_path: Path, caplog: p
 @pytest.mark.parametrize(
     "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"\0" * len(d)], ids=["half", "empty", "zeros"]
 )
-def test_a_corrupt_checkpoint_starts_anew_with_a_warning(
+def test_where_the_newest_checkpoint_is_corrupt_the_one_before_is_taken(
     damage: Callable[[bytes], bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, name = Folder(tmp_path), "checkpoints/a.safetensors"
@@ -449,9 +449,21 @@ def test_a_corrupt_checkpoint_starts_anew_with_a_warning(
     folder.write(name, damage(data))
     with caplog.at_level(logging.WARNING):
         done = train(RESUMED, 2, folder=folder)
-    assert "a starts anew: The checkpoint cannot be read" in caplog.text
+    assert "a goes on from the checkpoint before the last one: The checkpoint cannot be read" in caplog.text
     fresh = train(RESUMED, 2)
     assert distance(done.workload.exported["a"], fresh.workload.exported["a"]) < 1e-12
+    assert [row["epoch"] for row in done.history("a")] == list(range(1, 10))
+
+
+def test_where_both_checkpoints_are_corrupt_the_adapter_starts_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _killed_at(4, Folder(tmp_path))
+    for file in Path(tmp_path, "checkpoints").glob("a.*"):
+        file.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        done = train(RESUMED, 2, folder=Folder(tmp_path))
+    assert "a starts anew: The checkpoint cannot be read" in caplog.text
     assert [row["epoch"] for row in done.history("a")] == list(range(1, 10))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sweeps.backend.shards import build
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.puzzles.kinds import Kind
@@ -50,6 +52,33 @@ def test_a_shard_that_is_damaged_missing_or_of_another_plan_is_refused(tmp_path:
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(InputError, match="cannot be read .*; delete it and build it again"):
         PLAN.read(folder, 0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda d: d[:-50], lambda d: b"", lambda d: d[:200] + b"\0" * 100 + d[300:]],
+    ids=["cut", "empty", "changed"],
+)
+def test_a_damaged_shard_is_missing(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    folder, file = Folder(tmp_path), tmp_path / "shard-000001.parquet"
+    for index in range(3):
+        PLAN.write(folder, index)
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert PLAN.missing(folder, 3) == [1]
+    PLAN.write(folder, 1)
+    assert PLAN.missing(folder, 3) == [] and file.read_bytes() == whole
+
+
+def test_a_folder_of_another_plan_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    # the first shards are damaged, and only a later one says what the folder holds
+    PLAN.write(Folder(tmp_path), 2)
+    (tmp_path / "shard-000000.parquet").write_bytes(b"")
+    (tmp_path / "plan.txt").write_text("sudoku4 of side 4, seed 3\n")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="holds 20 sudoku4 of side 4, seed 3, shard 2, not 20 .* seed 4, shard 2"):
+        build(replace(PLAN, seed=4), str(tmp_path), 2)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_changed_puzzles_do_not_have_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

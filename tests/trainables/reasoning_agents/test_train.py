@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from search_spaces.reasoning_agents import SMOKE_VALUES
+from tests.sweeps.killed import rows_after_kills
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
@@ -71,6 +72,34 @@ def test_self_play_that_is_killed_goes_on_and_a_finished_phase_is_not_run_again(
     assert (cached / "result.json").stat().st_mtime_ns == before and len(list((tmp_path / "phases").iterdir())) == 1
     assert [report["optimal_moves"] for report in again.reports] == [r["optimal_moves"] for r in whole.reports]
     assert json.loads((tmp_path / "trial" / "shown.json").read_text())["selfplay_curve"]
+
+
+def test_a_trial_that_is_killed_when_nothing_is_stored_has_a_row_for_every_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_after_kills(train_loop, settings(tmp_path), tmp_path, monkeypatch)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_a_damaged_round_costs_that_round_and_a_damaged_phase_is_run_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dying = DyingRun(tmp_path / "run", 1)
+    with pytest.raises(Killed):
+        train_loop(settings(tmp_path), dying)
+    progress = sorted((tmp_path / "phases").glob("*/selfplay.progress/*.pt"))
+    assert len(progress) == 2
+    progress[-1].write_bytes(progress[-1].read_bytes()[:100])
+    resumed = PlainRun(folder=tmp_path / "run")
+    train_loop(settings(tmp_path), resumed)
+    assert "is damaged" in caplog.text and resumed.reports[-1]["epoch"] == 3
+    nets = next((tmp_path / "phases").glob("*/nets.pt"))
+    whole = nets.read_bytes()
+    nets.write_bytes(b"")
+    again = PlainRun()
+    train_loop(settings(tmp_path), again)
+    assert nets.read_bytes() and len(nets.read_bytes()) == len(whole)
+    assert [report["optimal_moves"] for report in again.reports][-1] == resumed.reports[-1]["optimal_moves"]
 
 
 def test_a_phase_depends_on_its_settings_the_seed_and_those_before_it() -> None:

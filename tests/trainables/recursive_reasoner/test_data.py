@@ -10,6 +10,7 @@ import pytest
 from trainables.common.errors import InputError
 from trainables.puzzles import mazes, sudoku
 from trainables.puzzles.kinds import KINDS
+from trainables.puzzles.puzzles import Puzzles
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, Stream, load_dataset
 
@@ -97,3 +98,15 @@ def test_arc_puzzles_are_told_apart_by_task_and_symmetry() -> None:
     one = dataset.train.take(dataset.train.ids < 8)
     sizes = {rule: (one.targets[one.ids == rule] < 10).sum(1).tolist() for rule in range(8)}
     assert len(set(map(tuple, sizes.values()))) == 1
+
+
+def test_of_arc_no_view_has_the_input_of_a_test_pair_and_what_is_left_out_is_counted() -> None:
+    dataset = load_dataset("arc", replace(CONFIG, arc_side=10))
+
+    def inputs(puzzles: Puzzles) -> set[tuple[int, bytes]]:
+        return {(int(rule) // 8, grid.tobytes()) for rule, grid in zip(puzzles.ids, puzzles.inputs, strict=True)}
+
+    tests, train = inputs(dataset.held_out), inputs(dataset.train)
+    assert tests and not tests & train
+    # both of its demonstrations are the test pair, turned
+    assert dataset.left_out["4522001f"] == {"held_out_views": 16}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.sweeps.killed import rows_after_kills
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
 from trainables.common.monitor import DeadComponentError, FrozenScheduleError
@@ -373,6 +374,26 @@ def test_a_finished_run_is_reported_and_not_trained_again(tmp_path: Path, monkey
     monkeypatch.setattr(Trainer, "train_step", None)
     train_loop(_settings(tmp_path), again)
     assert again.reports == first.reports[-1:]
+
+
+def test_a_trial_that_is_killed_when_nothing_is_stored_has_a_row_for_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_after_kills(train_loop, _settings(tmp_path, epochs=4), tmp_path, monkeypatch)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    whole = PlainRun()
+    train_loop(_settings(tmp_path / "whole", epochs=4), whole)
+    assert _measured(rows) == _measured(whole.reports)
+
+
+def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    whole = PlainRun()
+    train_loop(_settings(tmp_path), whole)
+    newest = max((tmp_path / "checkpoints").glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:100])
+    again = PlainRun()
+    train_loop(_settings(tmp_path), again)
+    assert _measured(again.reports) == _measured(whole.reports[-1:])
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,12 @@ import pytest
 
 from trainables.sad_student.environments import (
     DIFFICULTIES,
-    INVALID,
     KINDS,
-    MAX_TURNS,
     Problem,
     problems,
     split_of,
 )
+from trainables.sad_student.protocol import INVALID, MAX_TURNS
 from trainables.sad_student.trajectories import expert_trajectory
 
 

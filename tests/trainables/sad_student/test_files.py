@@ -70,7 +70,8 @@ def test_what_is_dropped_is_counted_by_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "Expecting property name"),
+        ("{", "it is not valid JSON: Expecting property name"),
+        ("[" * 100_000, "it is not valid JSON: it is nested too deeply"),
         ("[1]", "it is no JSON object"),
         ({"content": "x"}, "it has neither messages, prompt and completion, nor text"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "there is no role 'robot'"),
@@ -93,3 +94,14 @@ def test_too_few_trajectories_or_no_file_are_one_sentence(tmp_path: Path) -> Non
         load_file(file)
     with pytest.raises(InputError, match="cannot be read"):
         load_file(tmp_path / "none.jsonl")
+
+
+def test_all_trajectories_of_a_held_out_task_are_held_out(tmp_path: Path) -> None:
+    texts = [f"Task: {number // 2}\nThought: way {number}\nAction: done\n" for number in range(40)]
+    trained, held_out = load_file(write(tmp_path, *({"text": text} for text in texts))).split(30)
+    # of the tasks 0 to 14 the first and the eleventh, two trajectories each
+    assert [one.text for one in held_out] == [texts[place] for place in (0, 1, 20, 21)]
+    assert len(trained) == 26 and not {one.task for one in trained} & {one.task for one in held_out}
+    only = [f"Task: one\nThought: way {number}\nAction: done\n" for number in range(11)]
+    trained, held_out = load_file(write(tmp_path, *({"text": text} for text in only))).split(30)
+    assert (len(trained), len(held_out)) == (9, 2)

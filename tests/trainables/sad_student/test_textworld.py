@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainables.sad_student.environments import INVALID, MAX_TURNS, problems
+from trainables.sad_student.environments import problems
+from trainables.sad_student.protocol import INVALID, MAX_TURNS
 from trainables.sad_student.trajectories import expert_trajectory
 
 pytest.importorskip("textworld")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.sweeps.killed import rows_after_kills
 from tests.trainables.common.tiny_package import installed
 from tests.trainables.sad_student.conftest import SMALL
 from trainables.common.context import PlainRun
@@ -114,6 +115,15 @@ def test_guided_learns_from_its_own_tokens_within_the_budget_of_the_others(mater
     for item in trainer.buffer:
         assert item.own is not None and len(item.own) == len(item.tokens.ids) == len(item.targets.ids)
     assert trainer.scheduled(4)["teacher_share"] == 0.5 and trainer.scheduled(7)["teacher_share"] < 0.5
+
+
+def test_a_trial_that_is_killed_when_nothing_is_stored_has_a_row_for_every_epoch(
+    source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.asdict(dataclasses.replace(SMALL, loss="ce", epochs=3))
+    settings = {"config": config, "source": source, "seed": 0, "folder": str(tmp_path)}
+    rows = rows_after_kills(train_loop, settings, tmp_path, monkeypatch, deaths=(0, 1))
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("loss", ["sad", "guided"])
