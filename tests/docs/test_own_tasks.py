@@ -52,20 +52,19 @@ def test_a_folder_of_files_becomes_adapters(
 
     assert train[:2] == ["python", "sweeps/atomic_lora.py"]
     words = [f"hf:{folder / 'base'}" if word == "smollm2" else word for word in train[2:]]
-    short = ["epochs=3", "examples_per_epoch=16", "lr_multiple=10", "answer_tokens=4"]
+    short = ["epochs=2", "examples_per_epoch=16", "lr_multiple=10", "answer_tokens=4"]
     more = [word for text in short for word in ("--set", text)]
-    assert atomic_lora.main([*words, "--num-gpus", "0", "--tasks", "addition,plural,negation", *more]) == 0
+    assert atomic_lora.main([*words, "--num-gpus", "0", "--tasks", "addition,plural", *more]) == 0
     out = capsys.readouterr().out
     assert "adapts 14 layers" in out and "exact match of completions" in out and "score of generated answers" in out
     trials = rows(Path("results"), "mine").set_index("task_id")
     assert set(trials.status) == {"success"} and set(trials.family) == {"text_lora"}
-    assert trials.category.to_dict() == {"addition": "arithmetic", "negation": "text", "plural": "rewrite"}
-    assert {task: json.loads(config)["rank"] for task, config in trials.config.items()} == {
-        "addition": 8, "negation": 16, "plural": 16,
-    }  # fmt: skip
+    assert trials.category.to_dict() == {"addition": "arithmetic", "plural": "rewrite"}
+    ranks = {task: json.loads(config)["rank"] for task, config in trials.config.items()}
+    assert ranks == {"addition": 8, "plural": 16}
     assert (trials.final_test_loss < trials.base_test_loss).all() and (trials.num_examples == 122).all()
     predictions = rows(Path("results"), "mine", "predictions")
-    assert len(predictions) == 3 * 15 and predictions.adapted_answer.notna().all()
+    assert len(predictions) == 2 * 15 and predictions.adapted_answer.notna().all()
     for place in trials.checkpoint:
         adapter = Path("results/atomic_lora/mine", place)
         assert unservable(adapter) == {"vLLM": "", "SGLang": ""}

@@ -63,7 +63,7 @@ def test_a_pack_equals_peft_on(
     name = f"hf:{tmp_path / 'model'}"
     workload = Keeping(base, name, tasks, Folder(tmp_path / "run"), ("all-linear",), bf16=False)
     workload.kept = {}
-    values = vars(TextConfig(rank=3, epochs=3, batch_size=5, lr_multiple=2.0, export_dtype="float32"))
+    values = vars(TextConfig(rank=3, epochs=2, batch_size=5, lr_multiple=2.0, export_dtype="float32"))
     jobs = [Job("a", "t", 1, values), Job("b", "t", 2, {**values, "rank": 2, "loss": "all", "clip_norm": 0.1})]
     alone = {}
     for job in jobs:

