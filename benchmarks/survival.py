@@ -151,7 +151,7 @@ def harmed(
             found.faults.append(err[-2000:])
         if harm in ("group", "hup", "disk") and found.ended_s > 15:
             found.faults.append(f"it took {found.ended_s:.0f} s to end")
-        _, alive = psutil.wait_procs(children, timeout=10)
+        alive = left_of(children)
         if alive:
             found.faults.append(f"{len(alive)} processes are left, such as {alive[0].name()}")
     found.exit_code = process.returncode
@@ -205,6 +205,17 @@ def strike(
     elif harm == "disk":
         fill(run.parents[1] / "filler")
     return []
+
+
+def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return which processes are still there after ten seconds."""
+    deadline = time.monotonic() + 10
+    while True:
+        # nobody may have asked for the exit code of one that has ended
+        alive = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.2)
 
 
 def mounted(disk: Path) -> bool:
