@@ -207,12 +207,20 @@ def strike(
     return []
 
 
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return which processes are still there after ten seconds."""
     deadline = time.monotonic() + 10
     while True:
-        # nobody may have asked for the exit code of one that has ended
-        alive = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        # a zombie has ended, and nobody has asked for its exit code
+        alive = [process for process in processes if lives(process)]
         if not alive or time.monotonic() > deadline:
             return alive
         time.sleep(0.2)
