@@ -216,8 +216,8 @@ def lives(process: psutil.Process) -> bool:
 
 
 def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Return which processes are still there after ten seconds."""
-    deadline = time.monotonic() + 10
+    """Return which processes are still there after a minute: Ray's agents notice late that their raylet was killed."""
+    deadline = time.monotonic() + 60
     while True:
         # a zombie has ended, and nobody has asked for its exit code
         alive = [process for process in processes if lives(process)]
