@@ -151,7 +151,7 @@ def harmed(
             found.faults.append(err[-2000:])
         if harm in ("group", "hup", "disk") and found.ended_s > 15:
             found.faults.append(f"it took {found.ended_s:.0f} s to end")
-        _, alive = psutil.wait_procs(children, timeout=10)
+        alive = left_of(children)
         if alive:
             found.faults.append(f"{len(alive)} processes are left, such as {alive[0].name()}")
     found.exit_code = process.returncode
@@ -205,6 +205,25 @@ def strike(
     elif harm == "disk":
         fill(run.parents[1] / "filler")
     return []
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return which processes are still there after a minute: Ray's agents notice late that their raylet was killed."""
+    deadline = time.monotonic() + 60
+    while True:
+        # a zombie has ended, and nobody has asked for its exit code
+        alive = [process for process in processes if lives(process)]
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.2)
 
 
 def mounted(disk: Path) -> bool:

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import ray
@@ -17,11 +18,13 @@ log = logging.getLogger(__name__)
 
 # seconds without a worker after which it is said why, and after which the sweep ends; an autoscaler takes minutes
 SAY_S, END_S, GROWING_END_S = 60.0, 300.0, 1800.0
-# lines of Ray's logs that say what is wrong, not that something is done
-TELLING = re.compile(r"( E \d|error|fail|not found|no such file|cannot|denied|killed|full)", re.IGNORECASE)
-# what every session's logs hold
-USUAL = re.compile(r"(metrics|opentelemetry|prometheus|event_stats|deprecat|warning)", re.IGNORECASE)
-NOTE_BYTES = 200_000
+# an error in the logs of Ray's own programs, with its time, and one in what other programs say
+OWN_ERROR = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ E ")
+OTHERS_ERROR = re.compile(r"error|not found|no such file|cannot|denied|killed", re.IGNORECASE)
+# errors that every cluster's logs hold
+USUAL = re.compile(r"metric|opentelemetry|open_telemetry|prometheus", re.IGNORECASE)
+# how old an error may be to be the reason, in seconds, and how much of the end of a log is read, in bytes
+RECENT_S, TAIL_BYTES = 600.0, 200_000
 
 
 class Patience:
@@ -67,16 +70,23 @@ def why_no_worker() -> str:
 
 
 def last_trouble(logs: Path) -> str | None:
-    """Return the last line of trouble in a session's logs: those of workers first, then those of what starts them."""
+    """Return the last line of trouble in a session's logs: of what starts workers first, then those of workers."""
     files = [*logs.glob("worker-*.err"), *logs.glob("python-core-worker-*.log")]
     newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)[:10]
     for file in (*(logs / name for name in ("raylet.err", "raylet.out")), *newest):
-        if not file.exists():
+        if not file.exists() or time.time() - file.stat().st_mtime > RECENT_S:
             continue
         with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - NOTE_BYTES))
+            stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
             lines = stream.read().decode(errors="replace").splitlines()
-        told = [line for line in lines if TELLING.search(line) and not USUAL.search(line)]
+        told = [line for line in lines if _tells(line, file.suffix) and not USUAL.search(line)]
         if told:
             return f"{' '.join(told[-1].split())[:300]} ({file.name})"
     return None
+
+
+def _tells(line: str, suffix: str) -> bool:
+    own = OWN_ERROR.match(line)
+    if own:
+        return (datetime.now() - datetime.fromisoformat(own[1])).total_seconds() < RECENT_S
+    return suffix == ".err" and not line.startswith("[") and OTHERS_ERROR.search(line) is not None

@@ -36,8 +36,9 @@ class TrialFolder:
     """What a trial keeps in a folder of its own until its row is stored: the rows of its epochs, and where to go on.
 
     What the driver has heard may not be in the store yet when it is killed, so every row is here before it is reported.
-    A directory to go on from is ``checkpoint-<n>`` and, written after it, ``checkpoint-<n>.json`` with the digests of
-    its files. The last two are kept: where the newest is damaged, the one before is taken.
+    Rows are in ``rows-<block>-<0 or 1>.json``, written in turn: where the newest is damaged, the other lacks the last
+    row. A directory to go on from is ``checkpoint-<n>`` and, written after it, ``checkpoint-<n>.json`` with the digests
+    of its files and the row of its epoch. The last two are kept: where the newest is damaged, the one before is taken.
 
     Args:
         folder: The same at every attempt. One process at a time writes.
@@ -61,45 +62,49 @@ class TrialFolder:
         if self._earlier is None:
             self._earlier = {}
             for name in self._names("rows-", ".json"):
-                kept = json.loads(self._folder.read(name) or b"[]")
-                self._earlier |= {old["epoch"]: old for old in kept}
-                self._blocks = int(name[len("rows-") : -len(".json")]) + 1
+                self._blocks = int(name.split("-")[1]) + 1
+                try:
+                    self._earlier |= {old["epoch"]: old for old in json.loads(self._folder.read(name) or b"")}
+                except (ValueError, TypeError, KeyError) as error:
+                    log.warning("%s is damaged (%s): its rows are in other files.", self._folder.path(name), error)
         if len(self._block) == BLOCK_ROWS:
             self._block, self._blocks = [], self._blocks + 1
         self._block.append(row)
         self._earlier[row["epoch"]] = row
-        self._folder.write(f"rows-{self._blocks:06d}.json", json.dumps(self._block, default=_plain).encode())
+        name = f"rows-{self._blocks:06d}-{len(self._block) % 2}.json"
+        self._folder.write(name, json.dumps(self._block, default=_plain).encode())
 
-    def save(self, checkpoint: Path) -> None:
-        """Keep a directory as the latest to go on from."""
+    def save(self, checkpoint: Path, row: Mapping[str, Any]) -> None:
+        """Keep a directory as the latest to go on from, with the row of its epoch."""
         numbers = self._numbers()
         name = f"checkpoint-{numbers[-1] + 1 if numbers else 0:06d}"
         self._folder.upload(checkpoint, name)
         digests = {file.name: _digest(file.read_bytes()) for file in checkpoint.iterdir() if file.is_file()}
         # whoever reads this finds the files complete
-        self._folder.write(f"{name}.json", json.dumps(digests).encode())
+        note = {"files": digests, "row": row}
+        self._folder.write(f"{name}.json", json.dumps(note, default=_plain).encode())
         for number in numbers[:-1]:
             old = f"checkpoint-{number:06d}"
             self._folder.delete(f"{old}.json")
             for file in self._folder.sub(old).names():
                 self._folder.delete(f"{old}/{file}")
 
-    def load(self, local: Path) -> bool:
-        """Copy the newest directory that is whole into ``local``; return whether there is one."""
+    def load(self, local: Path) -> dict[str, Any] | None:
+        """Copy the newest directory that is whole into ``local`` and return the row of its epoch; None without one."""
         for number in reversed(self._numbers()):
             name = f"checkpoint-{number:06d}"
             try:
-                digests = json.loads(self._folder.read(f"{name}.json") or b"")
-                files = {file: self._folder.read(f"{name}/{file}") for file in digests}
-                if not all(data is not None and _digest(data) == digests[file] for file, data in files.items()):
+                note = json.loads(self._folder.read(f"{name}.json") or b"")
+                files = {file: self._folder.read(f"{name}/{file}") for file in note["files"]}
+                if not all(data is not None and _digest(data) == note["files"][file] for file, data in files.items()):
                     raise ValueError("its files are not those that were written")
-            except ValueError as error:
+            except (ValueError, TypeError, KeyError) as error:
                 log.warning("%s is damaged (%s): going on from the one before.", self._folder.path(name), error)
                 continue
             for file, data in files.items():
                 (local / file).write_bytes(data or b"")
-            return True
-        return False
+            return dict(note["row"])
+        return None
 
     def _numbers(self) -> list[int]:
         names = self._names("checkpoint-", ".json")
@@ -125,7 +130,7 @@ class _KeptRun:
         if self._kept and self.rank == 0:
             earlier = self._kept.keep(metrics)
             if checkpoint:
-                self._kept.save(checkpoint)
+                self._kept.save(checkpoint, metrics)
         return {**metrics, REPORT: dict(metrics), EARLIER: earlier}
 
     def checkpoint(self) -> Path | None:
@@ -133,7 +138,11 @@ class _KeptRun:
         if self._kept is None:
             return None
         local = Path(self._copies.enter_context(tempfile.TemporaryDirectory(prefix="checkpoint-")))
-        return local if self._kept.load(local) else None
+        row = self._kept.load(local)
+        if row is None:
+            return None
+        self.recall(row)
+        return local
 
     def recall(self, metrics: Mapping[str, Any]) -> None:
         """Take the row of the epoch that the loop goes on from, in case it was written but not reported."""

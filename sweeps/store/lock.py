@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -27,8 +28,8 @@ from trainables.common.folder import Folder
 log = logging.getLogger(__name__)
 
 FILE = "lock.json"
-# seconds between two heartbeats, after which a holder on another host counts as dead, and after which of two that write
-# the lock of an object store at once the later one has written
+# seconds between two heartbeats, after which a holder on another host counts as dead, and after which, where no disk
+# keeps them apart, of two that write the lock at once the later one has written
 HEARTBEAT_S = 10.0
 DEAD_S = 60.0
 SETTLE_S = 1.0
@@ -96,7 +97,7 @@ class RunLock:
         self._own = Holder.here()
         began, seen = time.monotonic(), None
         while True:
-            with _alone(self._folder):
+            with _alone(self._folder) as alone:
                 holder = self._holder()
                 if holder is None or self._is_dead(holder, seen, time.monotonic() - began):
                     self._write()
@@ -108,7 +109,7 @@ class RunLock:
                 )  # fmt: skip
             seen = holder
             time.sleep(min(1.0, HEARTBEAT_S / 4))
-        if not self._folder.is_local:
+        if not alone:
             time.sleep(SETTLE_S)
             holder = self._holder()
             if holder and holder.token != self._own.token:
@@ -175,15 +176,22 @@ class RunLock:
 
 
 @contextlib.contextmanager
-def _alone(folder: Folder) -> Iterator[None]:
-    """Keep other processes from looking and writing at the same time, where the disk knows locks."""
+def _alone(folder: Folder) -> Iterator[bool]:
+    """Keep other processes from looking and writing at the same time; yield whether the disk knows how."""
     if not folder.is_local:
-        yield
+        yield False
         return
     Path(folder.root).mkdir(parents=True, exist_ok=True)
     with Path(folder.root, ".lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        except OSError as error:
+            # some disks that machines share know no locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+            yield False
+            return
+        yield True
 
 
 def _machine() -> str:

@@ -40,6 +40,7 @@ def rows_after_kills(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     deaths: Sequence[int] = (1, 1),
+    between: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Return the rows that the last session of a trial hands on, in order.
 
@@ -49,6 +50,7 @@ def rows_after_kills(
         folder: Of the trial.
         monkeypatch: Takes the place of Tune.
         deaths: Reports that each session but the last makes.
+        between: Called after each death.
     """
     for last in (*deaths, None):
         rows: list[dict[str, Any]] = []
@@ -59,5 +61,12 @@ def rows_after_kills(
         else:
             with pytest.raises(Killed):
                 loop(dict(settings), run)
+            between()
         run.close()
     return rows
+
+
+def cut_newest(folder: Path) -> None:
+    """Cut the file that was written last in half, as a disk may that lost power."""
+    newest = max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,16 @@ def test_a_wait_says_why_once_and_ends(
 
 def test_the_last_line_of_trouble_in_rays_logs(tmp_path: Path) -> None:
     assert last_trouble(tmp_path) is None
+    now, before = datetime.now(), datetime.now() - timedelta(hours=1)
+    lines = [
+        (now, "I", "main.cc:1: Started, no errors."),
+        (now, "E", "worker_pool.cc:588: Workers have not registered within the timeout."),
+        (now, "E", "open_telemetry_metric_recorder.cc: Failed to export metrics."),
+        (before, "E", "worker_pool.cc:1: Of another sweep."),
+    ]
+    told = [f"[{at:%Y-%m-%d %H:%M:%S},000 {kind} 1 1] (raylet) {text}" for at, kind, text in lines]
     (tmp_path / "raylet.out").write_text(
-        "[2026-01-01 00:00:00,000 I 1 1] (raylet) main.cc:1: Started.\n"
-        "[2026-01-01 00:00:01,000 E 1 1] (raylet) worker_pool.cc:588: Workers have not registered within the timeout.\n"
-        "[2026-01-01 00:00:02,000 E 1 1] (raylet) open_telemetry_metric_recorder.cc: Failed to export metrics.\n"
+        "\n".join([*told, "[state-dump] FailureReason - 1 total", "- bytes errored: 0"])
     )
     assert "Workers have not registered" in str(last_trouble(tmp_path))
     (tmp_path / "raylet.err").write_text("bash: /home/my: No such file or directory\n")

@@ -51,13 +51,13 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_taken(
     source.mkdir()
     for number in range(3):
         (source / "state").write_text(f"state {number}")
-        kept.save(source)
+        kept.save(source, {"epoch": number + 1})
     assert folder.names() == ["checkpoint-000001.json", "checkpoint-000002.json"], "no more than two are kept"
 
     def loaded() -> str | None:
         local = tmp_path / uuid.uuid4().hex
         local.mkdir()
-        return (local / "state").read_text() if TrialFolder(folder).load(local) else None
+        return (local / "state").read_text() if TrialFolder(folder).load(local) is not None else None
 
     assert loaded() == "state 2"
     folder.write(file, damage(folder.read(file) or b""))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -114,6 +116,20 @@ def test_a_holder_that_stood_still_hears_that_its_lock_is_taken(folder: Folder) 
     assert lost.wait(5)
     held.release()
     assert folder.read(lock.FILE) is not None, "it is another's"
+
+
+def test_a_disk_without_locks_does_as_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    held, folder = RunLock(Folder(tmp_path)), Folder(tmp_path)
+    held.acquire()
+    held.release()
+    # another one writes in the same moment, a little later
+    monkeypatch.setattr(lock.time, "sleep", lambda _: left_by(folder, elsewhere(0)))
+    with pytest.raises(InputError, match="on another is at work"):
+        RunLock(folder).acquire()
 
 
 def test_a_lock_that_nobody_can_read_holds_nobody_up(folder: Folder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.sweeps.killed import rows_after_kills
+from tests.sweeps.killed import cut_newest, rows_after_kills
 from trainables.arc import Task, load_tasks
 from trainables.atomic_lora import pretrain as module
 from trainables.atomic_lora.config import ChampionConfig
@@ -121,6 +122,16 @@ def test_a_trial_that_is_killed_when_nothing_is_stored_has_a_row_for_every_epoch
     # checkpoints come with the evaluations, and kills after other epochs
     settings = _settings(epochs=5, eval_every=2) | {"folder": str(tmp_path)}
     rows = rows_after_kills(pretrain, settings, tmp_path, monkeypatch, deaths=(3, 1))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("death", [1, 2, 3, 4])
+def test_whatever_file_was_written_last_may_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: int
+) -> None:
+    settings = _settings(epochs=5, eval_every=2) | {"folder": str(tmp_path)}
+    damage = partial(cut_newest, tmp_path / "kept")
+    rows = rows_after_kills(pretrain, settings, tmp_path, monkeypatch, (death,), damage)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.sweeps.killed import rows_after_kills
+from tests.sweeps.killed import cut_newest, rows_after_kills
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
 from trainables.common.monitor import DeadComponentError, FrozenScheduleError
@@ -384,6 +385,15 @@ def test_a_trial_that_is_killed_when_nothing_is_stored_has_a_row_for_every_epoch
     whole = PlainRun()
     train_loop(_settings(tmp_path / "whole", epochs=4), whole)
     assert _measured(rows) == _measured(whole.reports)
+
+
+@pytest.mark.parametrize("death", [1, 3])
+def test_whatever_file_was_written_last_may_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: int
+) -> None:
+    settings, damage = _settings(tmp_path, epochs=4), partial(cut_newest, tmp_path)
+    rows = rows_after_kills(train_loop, settings, tmp_path, monkeypatch, (death,), damage)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
 
 
 def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_from_the_one_before(tmp_path: Path) -> None:
