@@ -142,10 +142,10 @@ def conclusion(summary: Mapping[str, Any]) -> list[str]:
         )
         return [f"{success} of {summary['trials']} {noun} succeeded{more}.", *told]
     total = max(summary["trials"], summary["tasks"])
-    others = f" {total - compared} of {total} {noun} were not compared." if compared < total else ""
+    left = f" {total - compared} of {total} {noun} were not compared." if compared < total else ""
     sentences = [
         f"{versus['improved']} of {compared} {noun} {_are(versus['improved'])} better than the base, "
-        f"{versus['worse']} {_are(versus['worse'])} worse, {versus['same']} the same.{others}",
+        f"{versus['worse']} {_are(versus['worse'])} worse, {versus['same']} the same.{left}",
     ]
     beside = [line for line in summary["headlines"] if line["base"] and means[line["name"]] is not None]
     if beside:
