@@ -77,6 +77,10 @@ def prepare_texts(
         )
         for task_id, found in checked.tasks.items()
     }
+    left_out = {
+        task_id: {"too_long": found["left_out"], "repeats_of_held_out_rows": found["repeats"]}
+        for task_id, found in checked.tasks.items()
+    }
     fingerprints = {task_id: found["fingerprint"] for task_id, found in checked.tasks.items()}
     inputs = Inputs(
         config_hash(fingerprints, 0),
@@ -84,6 +88,7 @@ def prepare_texts(
         extendable=("tasks", "slots", "taxonomy", "data", "base"),
         places=bases.places(base) | {"data": args.data.removeprefix(PREFIX)},
         fingerprints=fingerprints,
+        left_out={task_id: {why: n for why, n in counts.items() if n} for task_id, counts in left_out.items()},
     )
     sweep = Sweep(name, space, args, config, domains, inputs, categories, costs, {k: v for k, v in own.items() if v})
     return sweep, checked, {task_id: TextSize(found["epoch_tokens"]) for task_id, found in checked.tasks.items()}

@@ -43,6 +43,10 @@ def words(base: Path, data: Path, results: Path, *more: str) -> list[str]:
 def test_a_search_takes_text_tasks_as_its_panel(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with (data / "chat.jsonl").open("a") as file:
+        for i in range(40):
+            messages = [{"role": "user", "content": f"LINE {i}!"}, {"role": "assistant", "content": "grid"}]
+            file.write(json.dumps({"messages": messages}) + "\n")
     argv = words(base, data, tmp_path, "--sweep", "batch_size=2,4", "--num-samples", "2", "--tasks", "panel:2")
     sweep, _, tasks = atomic_lora.prepare(
         "atomic_lora_search", atomic_lora.TEXT_SPACE, "", [*argv, "--set", "max_tokens=23"], stratified_panel
@@ -51,6 +55,8 @@ def test_a_search_takes_text_tasks_as_its_panel(
     # settings of its own hold in every configuration
     assert sweep.job("chat", vars(sweep.config) | {"epochs": 1}, 0, 0).config["epochs"] == 3
     assert sweep.cost(sweep.job("chat", vars(sweep.config), 0, 0)).epochs == 3
+    # nothing is left of the completions behind the longer prompts
+    assert sweep.inputs.left_out["chat"] == {"too_long": 40}
     assert "chat: 40 rows are longer than 23 tokens and are cut at their end." in capsys.readouterr().err
 
 

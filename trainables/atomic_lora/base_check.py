@@ -299,7 +299,7 @@ def require_ids(base: str, ids: Sequence[int], rows: int, what: str) -> None:
 def check_texts(
     base: str, tokenizer: Any, eos: int, rows: int, limit: int, data: str, configs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Write text tasks as tokens; return of each its fingerprint, tokens, rows, and rows cut and left out.
+    """Write text tasks as tokens; return of each its fingerprint, tokens, and how many rows it has and has not.
 
     Raises:
         InputError: If a task cannot be read or written, or nothing of it fits.
@@ -322,6 +322,7 @@ def check_texts(
             "rows": len(examples),
             "cut": tokens.cut,
             "left_out": tokens.left_out,
+            "repeats": task.repeats,
             "most": min(limit, config.max_tokens),
         }
     return found
