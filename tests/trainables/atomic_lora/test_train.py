@@ -458,7 +458,7 @@ def test_three_tasks_train_end_to_end(tmp_path: Path, smallest: list[str], tasks
             teacher_forced(loaded, examples, "cpu")["teacher_forced_cell_accuracy"]
         )
         assert row["final_cell_accuracy"] == pytest.approx(autoregressive(loaded, examples, "cpu")["cell_accuracy"])
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == sorted(
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("*.safetensors")) == sorted(
         f"{t}-0.safetensors" for t in smallest[:3]
     )
 
