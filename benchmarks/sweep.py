@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -295,9 +295,11 @@ def stub_others(workers: int, trials: int) -> None:
     from sweeps.backend.trials import Training, TrialEnd, run_ordinary
 
     class Listener:
-        def on_report(self, trial_id: str, metrics: dict[str, Any]) -> None: ...
+        def on_report(self, trial_id: str, metrics: dict[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None: ...
 
         def on_trial_end(self, end: TrialEnd) -> None: ...
+
+        def on_tick(self) -> None: ...
 
     with tempfile.TemporaryDirectory() as folder, connect(None, 0):
         training = Training(stub_train, "stub", folder, workers_per_trial=workers, use_gpu=False)

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 T = TypeVar("T")
+# seconds between two ticks of a listener
+TICK_S = 0.5
 # Resources of a trial that only waits: none, so it never blocks the workers it waits for. Tune rejects an empty
 # request, hence one byte of memory.
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
@@ -268,6 +271,9 @@ class TrialListener(Protocol):
     def on_trial_end(self, end: TrialEnd) -> None:
         """Take the end of each trial, but for those that a stop interrupted."""
 
+    def on_tick(self) -> None:
+        """Called about twice a second, whether or not a trial reports."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -416,6 +422,7 @@ class _Ordinary:
         self._should_stop = should_stop
         self._last: dict[str, dict[str, Any]] = {}
         self._patience, self._alive = Patience(grows), set[str]()
+        self._ticked = time.monotonic()
         # Tune's ids of the trials that reported what ASHA compares
         self._compared: set[str] = set()
 
@@ -425,6 +432,9 @@ class _Ordinary:
 
     def look(self) -> None:
         self._patience.look(waiting=not self._alive)
+        if time.monotonic() - self._ticked >= TICK_S:
+            self._ticked = time.monotonic()
+            self._listener.on_tick()
 
     def began(self, trial: Trial) -> None:
         self._alive.add(trial.trial_id)

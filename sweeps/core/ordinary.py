@@ -142,6 +142,10 @@ class _Rows:
         metrics |= end.decision.columns() if end.decision else {}
         self._recorder.on_reports([Report(end.trial_id, status, epoch, metrics, (), end.error, end.traceback)])
 
+    def on_tick(self) -> None:
+        # rows that are due are written, and progress is shown
+        self._recorder.on_reports([])
+
 
 # ``seconds`` of a report are those of an epoch; the trial's row has their sum
 HISTORY_ONLY = ("epoch", "step", "lr", "grad_norm", "examples", "tokens", "seconds")

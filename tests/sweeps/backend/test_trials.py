@@ -60,12 +60,16 @@ class Heard:
     def __init__(self, trial_ids: Iterable[str]) -> None:
         self.reports: dict[str, list[dict[str, Any]]] = {trial_id: [] for trial_id in trial_ids}
         self.ends: list[TrialEnd] = []
+        self.ticks = 0
 
     def on_report(self, trial_id: str, metrics: dict[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
         self.reports[trial_id].append(metrics)
 
     def on_trial_end(self, end: TrialEnd) -> None:
         self.ends.append(end)
+
+    def on_tick(self) -> None:
+        self.ticks += 1
 
 
 def run_trials(
@@ -80,7 +84,8 @@ def run_trials(
         train_loop, "run", str(tmp_path), workers_per_trial=workers, use_gpu=False, max_failures=max_failures
     )
     assert run_ordinary(trials, training, heard, metric="eval_loss", asha=asha)
-    assert len(heard.ends) == len(trials)
+    # the first comes while a trial's process starts, long before its report
+    assert len(heard.ends) == len(trials) and heard.ticks
     return heard.reports, {end.trial_id: end for end in heard.ends}
 
 
