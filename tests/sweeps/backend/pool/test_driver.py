@@ -261,10 +261,8 @@ with connect("local", num_gpus=0, num_cpus=2), stop_on_signals() as stop:
         while len(said.read_text().splitlines()) < 8 and process.poll() is None:
             time.sleep(0.1)
         asked = time.monotonic()
-        if number == signal.SIGINT:  # Ctrl-C reaches the whole process group
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+        # the whole process group, as a terminal, `timeout` or a service manager does: the cluster must not end first
+        os.killpg(process.pid, number)
         process.wait(timeout=120)
         seconds = time.monotonic() - asked
     finally:
