@@ -65,8 +65,20 @@ def test_what_ends_a_run_says_how_to_go_on() -> None:
             raise passed
 
 
+@pytest.fixture
+def undisturbed() -> Iterator[None]:
+    """The signal handlers of a new process: Ray leaves its own in one that was connected."""
+    fresh = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in fresh.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_before_the_sweep_interrupts(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_before_the_sweep_interrupts(
+    undisturbed: None, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
 
     def main(argv: object) -> None:
