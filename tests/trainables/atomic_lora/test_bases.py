@@ -15,6 +15,7 @@ from tests.trainables.common.tiny_package import installed, needs_gguf
 from trainables.atomic_lora import bases, causal_lm
 from trainables.common import embedded
 from trainables.common.errors import InputError
+from trainables.common.pretrained import folder_fingerprint
 
 
 def test_what_a_name_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,4 +69,5 @@ print([name for name in ("torch", "transformers", "peft", "gguf") if name in sys
     assert done.returncode == 0, done.stderr
     said, *lines = done.stdout.split("\n")
     assert said == "The base has 134,515,008 parameters: adapts 210 layers, 78.9% of them."
-    assert lines[:2] == [f"smollm2 b179c9523d0e6a0f {4 * 134_515_008}", "[]"]
+    fingerprint = folder_fingerprint(embedded.folder("smollm2"))
+    assert lines[:2] == [f"smollm2 {fingerprint} {4 * 134_515_008}", "[]"]

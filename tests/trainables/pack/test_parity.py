@@ -257,7 +257,8 @@ def _smallest(count: int) -> list[str]:
 
 
 def _champion_jobs() -> list[Job]:
-    one, two, three = _smallest(3)
+    # of the very smallest task two epochs are so alike that in float32 rounding decides whose weights are kept
+    _, one, two, three = _smallest(4)
     return [
         Job("a", one, 1, ADAPTER | {"rank": 4, "alpha": 8.0, "lr_schedule": "cosine"}),
         Job("b", two, 2, ADAPTER | {"rank": 2, "epochs": 7, "batch_size": 1, "lr_multiple": 2.0, "clip_norm": 0.1}),
