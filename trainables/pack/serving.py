@@ -1,8 +1,8 @@
 """Whether the servers that take PEFT adapters would load one: the names, ranks and types that they ask for.
 
-These are the rules of vLLM (``vllm/lora``, ``vllm/config/lora.py``) and of SGLang (``sglang/srt/lora``) as read in their
-sources, as far as an adapter's own files can break them; neither server has been run with one. Which models a server
-has LoRA layers for, and the ``--max-lora-rank`` that it was started with, is not known here.
+These are the rules of vLLM (``vllm/lora``, ``vllm/config/lora.py``) and of SGLang (``sglang/srt/lora``) as read in
+their sources, as far as an adapter's own files can break them; neither server has been run with one. Which models a
+server has LoRA layers for, and the ``--max-lora-rank`` that it was started with, is not known here.
 """
 
 from __future__ import annotations
