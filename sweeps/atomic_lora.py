@@ -44,8 +44,9 @@ class Sized(Protocol):
 
 # chooses tasks from categories, sizes, count and seed
 Panel = Callable[[Mapping[str, str], Mapping[str, int], int, int], tuple[str, ...]]
-# of a worker on a CPU beside its base: interpreter, activations, optimizer state
-WORKER_BYTES = 4 << 30
+# of a worker on a CPU beside its base: interpreter, activations, optimizer state; and of one for text tasks, whose logits
+# are over a whole vocabulary (docs/log.md)
+WORKER_BYTES, TEXT_WORKER_BYTES = 4 << 30, 8 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,7 +129,7 @@ def pool_of(sweep: Sweep, checked: bases.Checked, tasks: Sequence[str]) -> Pool:
         {"base": sweep.inputs.identity["base"], "data": args.data, "tasks": list(tasks), "slots": args.slots},
         limits,
         lambda on_gpu: choose_slots(args.slots, "cuda" if on_gpu else "cpu"),
-        WORKER_BYTES + 4 * checked.parameters,
+        (TEXT_WORKER_BYTES if is_text(args.data) else WORKER_BYTES) + 4 * checked.parameters,
     )
 
 
