@@ -44,8 +44,8 @@ class Sized(Protocol):
 
 # chooses tasks from categories, sizes, count and seed
 Panel = Callable[[Mapping[str, str], Mapping[str, int], int, int], tuple[str, ...]]
-# of a worker on a CPU beside its base: interpreter, activations, optimizer state; and of one for text tasks, whose
-# logits are over a whole vocabulary (docs/log.md)
+# What a worker on a CPU needs beside its base: interpreter, activations, optimizer state. Text tasks need more, since
+# their logits are over a whole vocabulary (docs/log.md).
 WORKER_BYTES, TEXT_WORKER_BYTES = 4 << 30, 8 << 30
 
 

@@ -66,7 +66,7 @@ def task_tokens(task: TextTask, tokenizer: Any, eos: int, limit: int, config: Te
         for row, (prompt, completion) in zip(rows, _tokens(task.id, rows, tokenizer, eos), strict=True):
             ids = prompt + completion
             too_long = len(ids) > most
-            # of a row without a prompt the first token is given
+            # a row without a prompt begins with a token that is given
             targets = min(len(ids), most) - (1 if config.loss == "all" or not prompt else len(prompt))
             if targets < 1 or (too_long and config.too_long == "leave_out"):
                 left_out += 1

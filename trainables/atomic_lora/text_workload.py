@@ -150,21 +150,10 @@ class TextWorkload(LoRAWorkload[TextExample]):
             order = np.random.default_rng((job.seed, epoch)).permutation(len(train))
             return [train[place] for place in order[:count]]
 
-        return AdapterPlan(
-            signature=f"data {self.data_fingerprint(job.task_id)}",
-            rank=config.rank,
-            alpha=config.alpha,
-            target_modules=config.target_modules,
-            lr=self.base_lr * config.lr_multiple,
-            lr_schedule=config.lr_schedule,
-            steps_per_epoch=-(-count // config.batch_size),
-            weight_decay=config.weight_decay,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            patience=config.patience,
-            min_delta=config.min_delta,
-            clip_norm=config.clip_norm,
-            report_every=config.report_every,
+        return self.plan_of(
+            job,
+            config,
+            count,
             examples=examples,
             validation=tokens.validation,
             facts={

@@ -32,7 +32,7 @@ from trainables.arc import (
     validation_examples,
 )
 from trainables.atomic_lora.card import model_card
-from trainables.atomic_lora.config import AdapterConfig
+from trainables.atomic_lora.config import AdapterConfig, LoRAConfig
 from trainables.atomic_lora.data import (
     example_tokens,
     grid_sequence,
@@ -130,6 +130,26 @@ class LoRAWorkload(ABC, Generic[E]):
         """Return the component that a layer's gradients are recorded under: here its top-level module."""
         return layer.partition(".")[0]
 
+    def plan_of(self, job: Job, config: LoRAConfig, count: int, **own: Any) -> AdapterPlan[E]:
+        """Return the plan of a job that draws ``count`` examples an epoch; ``own`` are the plan's other fields."""
+        return AdapterPlan(
+            rank=config.rank,
+            alpha=config.alpha,
+            target_modules=config.target_modules,
+            lr=self.base_lr * config.lr_multiple,
+            lr_schedule=config.lr_schedule,
+            steps_per_epoch=-(-count // config.batch_size),
+            weight_decay=config.weight_decay,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            patience=config.patience,
+            min_delta=config.min_delta,
+            clip_norm=config.clip_norm,
+            report_every=config.report_every,
+            signature=f"data {self.data_fingerprint(job.task_id)}",
+            **own,
+        )
+
     def export(self, job: Job, plan: AdapterPlan[E], factors: Factors, evaluation: Evaluation) -> str:
         """Write the adapter in PEFT's format, with its model card, and return its place within the run's folder.
 
@@ -197,24 +217,13 @@ class ArcWorkload(LoRAWorkload[Example]):
         pairs, held_out = split_demonstrations(task, config.validation_pairs)
         validation = validation_examples(task, pairs, held_out)
         avoid = (*task.test, *(example.query for example in validation))
-        return AdapterPlan(
-            rank=config.rank,
-            alpha=config.alpha,
-            target_modules=config.target_modules,
-            lr=self.base_lr * config.lr_multiple,
-            lr_schedule=config.lr_schedule,
-            steps_per_epoch=-(-config.examples_per_epoch // config.batch_size),
-            weight_decay=config.weight_decay,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            patience=config.patience,
-            min_delta=config.min_delta,
-            clip_norm=config.clip_norm,
-            report_every=config.report_every,
+        return self.plan_of(
+            job,
+            config,
+            config.examples_per_epoch,
             examples=lambda epoch: training_examples(task, config.examples_per_epoch, job.seed, epoch, pairs, avoid),
             validation=validation,
             facts={"num_examples": len(pairs)},
-            signature=f"data {fingerprint({task.id: task})}",
         )
 
     def evaluate(self, finished: Sequence[tuple[Job, AdapterPlan[Example]]]) -> list[Evaluation]:

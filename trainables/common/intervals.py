@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-# of the normal distribution
+# The quantile of the normal distribution that leaves 2.5 % above it.
 QUANTILE = 1.959964
 
 

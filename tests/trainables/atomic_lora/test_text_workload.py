@@ -166,7 +166,7 @@ def test_rows_of_all_tasks_are_trained_together_and_a_changed_task_starts_anew(q
     files(tmp_path, "a", [{**row, "completion": "b"} for row in rows])
     engine, again = train()
     assert {end.trial_id: end.metrics["epochs"] for end in again} == {"a-x": 2, "b-x": 2}
-    # of the other only the evaluation is done again
+    # the other one only repeats its evaluation
     assert engine.stats.examples == 2 * next(e.metrics["num_examples"] for e in again if e.trial_id == "a-x")
 
 

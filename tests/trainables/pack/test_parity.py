@@ -257,7 +257,7 @@ def _smallest(count: int) -> list[str]:
 
 
 def _champion_jobs() -> list[Job]:
-    # of the very smallest task two epochs are so alike that in float32 rounding decides whose weights are kept
+    # The very smallest task is left out: two of its epochs are so alike that rounding decides whose weights are kept.
     _, one, two, three = _smallest(4)
     return [
         Job("a", one, 1, ADAPTER | {"rank": 4, "alpha": 8.0, "lr_schedule": "cosine"}),
