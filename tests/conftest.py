@@ -23,6 +23,8 @@ os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from sweeps.backend.cluster import ClusterInfo, connect  # noqa: E402
+
 # how long an example takes says more about what else the machine does than about the code
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
@@ -38,6 +40,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none here"))
+
+
+@pytest.fixture(scope="session")
+def cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterInfo]:
+    """Ray for all tests of this process: two CPUs to train on, as on the smallest machine, and no GPU.
+
+    A sweep that is called in this process and names no cluster runs here, as `connect` says. Its workers know the S3
+    server.
+    """
+    kept = dict(os.environ)
+    os.environ.update(s3_environment(s3_server))
+    os.environ["RAY_LORA_SWEEPS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    with connect("local", num_gpus=0, num_cpus=3) as info:
+        # sweeps in processes of their own start their own
+        os.environ.clear()
+        os.environ.update(kept)
+        yield info
 
 
 @pytest.fixture(scope="session")
@@ -63,19 +82,22 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait()
 
 
+def s3_environment(server: str) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": server,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """``s3://...`` of an empty bucket, on a server that this process and those that it starts are told to use."""
     import boto3
 
-    names = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in names.items():
+    for name, value in s3_environment(s3_server).items():
         monkeypatch.setenv(name, value)
     bucket = f"sweeps-{uuid.uuid4().hex[:8]}"
     boto3.client("s3").create_bucket(Bucket=bucket)

@@ -130,6 +130,8 @@ def connect(
 ) -> Iterator[ClusterInfo]:
     """Connect to Ray for the length of a ``with`` block, and shut down or leave the cluster at its end.
 
+    Within the block of another call, a cluster that is not named is the one of that block, which stays.
+
     Args:
         address: ``host:port``, ``auto`` or ``ray://...`` of a running cluster; ``local`` starts one whatever
             ``RAY_ADDRESS`` says; None starts one unless ``RAY_ADDRESS`` is set.
@@ -138,13 +140,17 @@ def connect(
 
     Raises:
         InputError: If there are fewer GPUs than asked for, and no autoscaler that may start more, the address does not
-            answer, or Ray cannot start processes with this interpreter or keep its files where it is told to.
+            answer, this process is connected to another cluster, or Ray cannot start processes with this interpreter
+            or keep its files where it is told to.
     """
     require_startable(address)
     if num_gpus is not None and num_gpus < 0:
         raise InputError(f"--num-gpus is {num_gpus}; give 0 to use the CPU, or the number of GPUs to use.")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
+    if local and _within:
+        yield _info(_within[-1], num_gpus)
+        return
     before = dict(os.environ)
     aside: str | None = None
     for name, value in ENVIRONMENT.items():
@@ -152,16 +158,33 @@ def connect(
     keep_local_addresses_from_proxies(_addresses(address))
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if local:
-            aside = _start(options, num_gpus, num_cpus)
-        else:
-            _attach(address, options)
-        yield _info(local, num_gpus)
+        if not local:
+            _require_answer(address)
+        if ray.is_initialized():
+            raise InputError(
+                "This process is connected to a Ray cluster already; end that with ray.shutdown(), or run the sweep in "
+                "a process of its own."
+            )
+        try:
+            if local:
+                aside = _start(options, num_gpus, num_cpus)
+            else:
+                _attach(address, options)
+            _within.append(local)
+            try:
+                yield _info(local, num_gpus)
+            finally:
+                _within.pop()
+        finally:
+            ray.shutdown()
+            if aside:
+                shutil.rmtree(aside, ignore_errors=True)
     finally:
-        ray.shutdown()
-        if aside:
-            shutil.rmtree(aside, ignore_errors=True)
         _restore_environment(before)
+
+
+# whether this process started the cluster of the `connect` that it is within; empty outside
+_within: list[bool] = []
 
 
 @contextlib.contextmanager
@@ -271,14 +294,23 @@ def _attach(address: str, options: dict[str, Any]) -> None:
     if not in_job():
         # a submitted job brings its working directory; without one the other machines get the code from here
         runtime_env["py_modules"] = [str(ROOT / name) for name in PACKAGES]
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if host and port.isdecimal():
-            # Ray itself tries for many minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    with _answering(address):
         ray.init(address=address, runtime_env=runtime_env, **options)
+
+
+def _require_answer(address: str) -> None:
+    # Ray itself tries for many minutes
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        with _answering(address):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+@contextlib.contextmanager
+def _answering(address: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
-        ray.shutdown()
         raise InputError(
             f"No Ray cluster answers at {address!r} ({error}); leave --address out to start one, and set "
             "RAY_AUTH_MODE=token if it is there and asks for a token."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,8 @@ class Head:
         return done
 
     def wait(self) -> None:
-        """Wait until it takes jobs."""
-        wait_for(lambda: self.ray("job", "list", check=False).returncode == 0, 120)
+        """Wait until drivers can connect to it."""
+        wait_for(lambda: "Ray runtime started" in Path(self._log.name).read_text(), 120)
 
     def stop(self) -> None:
         # `ray stop` would end every Ray on the machine; and asked to end, `ray start` waits half a minute for a head
@@ -74,6 +76,12 @@ class Head:
         self._process.wait()
         self._log.close()
         shutil.rmtree(self._temp, ignore_errors=True)
+
+
+def in_own_process(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function where no Ray is connected yet; what it raises is raised here."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        executor.submit(function, *arguments).result()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:

@@ -24,14 +24,18 @@ def loss(job: Job, epoch: int) -> float:
     return float(job.config["quality"]) * (1 + 1 / epoch)
 
 
+def fails(folder: Path, job: Job) -> bool:
+    return any((folder / f"fails-{name}").exists() for name in (job.task_id, job.config["quality"]))
+
+
 def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
     """Train up to ``slots`` jobs, an epoch of all in ``epoch_s`` seconds, with reports every 5 epochs.
 
     With ``settings["names_node"]`` the metrics of a report hold the ``node`` that it comes from. What is called
     ``eval_loss``, the lower the better, is called ``settings["metric"]`` where that is given, the higher the better.
 
-    Files in ``settings["folder"]``: ``die`` kills the worker once in the middle of its work, ``fails-<task>`` has the
-    jobs of a task fail in epoch 8.
+    Files in ``settings["folder"]``: ``die`` kills the worker once in the middle of its work, ``fails-<task>`` and
+    ``fails-<quality>`` have the jobs of a task or of a quality fail in epoch 8.
     """
     if settings.get("refused"):
         raise InputError("the base checkpoint is of another kind")
@@ -59,7 +63,7 @@ def loop(settings: dict[str, Any], run: Any, queue: JobQueue) -> None:
                 del metrics[metric]
             if name in cancelled:
                 reports.append(Report(name, "stopped", epoch, metrics, history))
-            elif epoch == job.config.get("fails_at") or (epoch == 8 and (folder / f"fails-{job.task_id}").exists()):
+            elif epoch == job.config.get("fails_at") or (epoch == 8 and fails(folder, job)):
                 reports.append(Report(name, "failed", epoch, {}, history, "diverged", "Traceback ..."))
             elif epoch == settings.get("last", {}).get(job.task_id, job.config["epochs"]):
                 reports.append(Report(name, "success", epoch, metrics, history))

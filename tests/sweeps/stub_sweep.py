@@ -54,16 +54,22 @@ SPACE = SearchSpace(
 def train_loop(settings: dict[str, Any], run: Any) -> None:
     """An ordinary family's loop, with a checkpoint after every other epoch.
 
-    With ``settings["good_first"]`` a trial of quality 1 trains before the others.
+    With ``settings["good_first"]`` a trial of quality 1 trains before the others. A file ``fails-<quality>`` in the
+    run's folder has the trials of a quality fail in epoch 8.
     """
     config = settings["config"]
-    trained = Path(settings["folder"]).parent / "trained"
+    models = Path(settings["folder"]).parent
+    trained, fails = models / "trained", models.parent / f"fails-{config['quality']}"
     while settings.get("good_first") and config["quality"] != 1.0 and not trained.exists():
         time.sleep(0.05)
+    models.mkdir(exist_ok=True)
     kept = run.checkpoint()
     first = int((kept / "epoch").read_text()) + 1 if kept else 1
     for epoch in range(first, config["epochs"] + 1):
         time.sleep(config["epoch_s"])
+        if epoch == 8 and fails.exists():
+            trained.touch()
+            raise RuntimeError("told to fail")
         score = "high" if config["says"] == "text" else -config["quality"] * (1 + 1 / epoch)
         metrics = {"epoch": None if config["says"] == "no_epoch" else epoch, "score": score}
         if epoch % 2:
@@ -72,7 +78,6 @@ def train_loop(settings: dict[str, Any], run: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "epoch").write_text(str(epoch))
             run.report(metrics, Path(folder))
-    trained.parent.mkdir(exist_ok=True)
     trained.touch()
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +14,6 @@ from sweeps.core import cli
 from sweeps.core.sweep import Sweep
 from tests.trainables.arc_efe.tiny import save_language_model
 from trainables.common.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_goes_on_with_its_language_model_in_another_folder_and_with_no_other(tmp_path: Path) -> None:
@@ -51,25 +46,14 @@ def test_a_run_goes_on_with_its_language_model_in_another_folder_and_with_no_oth
 
 
 @pytest.mark.slow
-def test_a_sweep_leaves_complete_rows(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_sweep_leaves_complete_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lm = save_language_model(tmp_path / "lm")
-    place = ["--preset", "smoke", "--num-gpus", "0", "--results-dir", str(tmp_path), "--run-id", "r"]
-    command = [
-        sys.executable,
-        str(ROOT / "sweeps" / "arc_efe.py"),
-        *place,
-        "--workers-per-trial",
-        "0",
-        "--set",
-        f"lm={lm}",
-    ]
-    environment = {**os.environ, "RAY_LORA_SWEEPS_CACHE": str(tmp_path / "cache")}
-    process = subprocess.run(
-        [*command, "--sweep", "lm_training=ablate(lora)"],
-        capture_output=True, text=True, timeout=280, env=environment,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert "exact without a prompt" in process.stdout and "cells by copying" in process.stdout
+    fixed = ["--preset", "smoke", "--num-gpus", "0", "--workers-per-trial", "0", "--set", f"lm={lm}"]
+    place = ["--results-dir", str(tmp_path), "--run-id", "r"]
+    assert arc_efe.main([*fixed, *place, "--sweep", "lm_training=ablate(lora)"]) == 0
+    table = capsys.readouterr().out
+    assert "exact without a prompt" in table and "cells by copying" in table
     folder = tmp_path / "arc_efe" / "r"
     trials, history = pd.read_parquet(folder / "trials"), pd.read_parquet(folder / "history")
     assert (trials["status"] == "success").all() and sorted(trials["lm_training"]) == ["frozen", "lora"]
@@ -97,11 +81,8 @@ def test_a_sweep_leaves_complete_rows(tmp_path: Path) -> None:
 def test_bad_input_is_one_sentence(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from sweeps.arc_efe import main
-    from sweeps.core import cli
-
     with pytest.raises(SystemExit) as end:
-        cli.run_main(main, ["--preset", "smoke", "--results-dir", str(tmp_path), *arguments])
+        cli.run_main(arc_efe.main, ["--preset", "smoke", "--results-dir", str(tmp_path), *arguments])
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from sweeps import atomic_lora, atomic_lora_search
+from sweeps.backend.cluster import ClusterInfo
 from sweeps.core.cli import run_main
-from tests.sweeps.tiny import ROOT, SMALLEST, TINY, rows, save_tiny_champion
+from tests.sweeps.tiny import SMALLEST, TINY, Called, called, rows, save_tiny_champion
 from tests.trainables.atomic_lora.language_models import save_llama, save_qwen2
 from trainables.arc import load_tasks
 from trainables.atomic_lora.config import ChampionConfig
@@ -27,14 +28,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_champion(tmp_path_factory.mktemp("base"))
 
 
-def command(base: Path | str, results: Path, run_id: str, *more: str, script: str = "atomic_lora") -> list[str]:
+def words(base: Path | str, results: Path, run_id: str, *more: str) -> list[str]:
     fixed = ["--preset", "smoke", "--num-gpus", "0", "--base", str(base)]
-    place = ["--results-dir", str(results), "--run-id", run_id]
-    return [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), *fixed, *place, *more]
+    return [*fixed, "--results-dir", str(results), "--run-id", run_id, *more]
 
 
-def run(*args: Any, script: str = "atomic_lora", timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*args, script=script), capture_output=True, text=True, timeout=timeout)
+def run(*args: Any, main: Any = atomic_lora.main) -> Called:
+    return called(main, words(*args))
+
+
+def start(*args: Any, **options: Any) -> subprocess.Popen[str]:
+    """Start a sweep in a process of its own, with a Ray of its own."""
+    return subprocess.Popen([sys.executable, str(Path(atomic_lora.__file__)), *words(*args)], text=True, **options)
 
 
 # --------------------------------------------------------------------------------------------------- bad input, no Ray
@@ -158,7 +163,7 @@ def test_a_search_without_anything_to_search_is_refused(capsys: pytest.CaptureFi
 
 
 @pytest.fixture(scope="module")
-def swept(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def swept(base: Path, cluster: ClusterInfo, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Called]:
     """A complete smoke sweep over four tasks with two configurations each."""
     results = tmp_path_factory.mktemp("results")
     more = ("--tasks", ",".join(SMALLEST), "--num-samples", "2", "--sweep", "rank=2,4", "--wandb", "offline")
@@ -166,9 +171,9 @@ def swept(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, s
 
 
 @pytest.mark.slow
-def test_every_task_and_sample_has_its_row(swept: tuple[Path, subprocess.CompletedProcess[str]], base: Path) -> None:
+def test_every_task_and_sample_has_its_row(swept: tuple[Path, Called], base: Path) -> None:
     results, process = swept
-    assert process.returncode == 0, process.stderr
+    assert process.code == 0, process.err
     trials, history = rows(results, "a"), rows(results, "a", "history")
     assert sorted(zip(trials["task_id"], trials["sample"], strict=True)) == [(t, s) for t in SMALLEST for s in (0, 1)]
     assert set(trials["status"]) <= {"success", "stopped"}
@@ -195,11 +200,11 @@ def test_every_task_and_sample_has_its_row(swept: tuple[Path, subprocess.Complet
     # derived from the base's own learning rate, not typed twice
     assert history["lr"].tolist() == pytest.approx([TINY.lr] * len(history))
     assert (history[["grad_norm/decoder", "grad_norm/encoder", "grad_norm/context_encoder"]] > 0).all(axis=None)
-    assert "exact-match accuracy" in process.stdout and "adapters per hour" in process.stderr
+    assert "exact-match accuracy" in process.out and "adapters per hour" in process.err
 
 
 @pytest.mark.slow
-def test_the_adapters_load_in_peft(swept: tuple[Path, subprocess.CompletedProcess[str]], base: Path) -> None:
+def test_the_adapters_load_in_peft(swept: tuple[Path, Called], base: Path) -> None:
     from peft import PeftModel
 
     results, _ = swept
@@ -212,43 +217,40 @@ def test_the_adapters_load_in_peft(swept: tuple[Path, subprocess.CompletedProces
 
 
 @pytest.mark.slow
-def test_the_same_command_again_does_nothing_and_more_samples_extend_it(
-    swept: tuple[Path, subprocess.CompletedProcess[str]], base: Path
-) -> None:
+def test_the_same_command_again_does_nothing_and_more_samples_extend_it(swept: tuple[Path, Called], base: Path) -> None:
     results, _ = swept
     before = rows(results, "a").set_index("trial_id")["finished_at"]
     more = ("--tasks", ",".join(SMALLEST), "--sweep", "rank=2,4")
     again = run(base, results, "a", *more, "--num-samples", "2")
-    assert again.returncode == 0, again.stderr
+    assert again.code == 0, again.err
     assert rows(results, "a").set_index("trial_id")["finished_at"].equals(before)
     extended = run(base, results, "a", *more, "--num-samples", "3")
-    assert extended.returncode == 0, extended.stderr
+    assert extended.code == 0, extended.err
     after = rows(results, "a").set_index("trial_id")["finished_at"]
     assert len(after) == 12 and after[before.index].equals(before)
 
 
 @pytest.mark.slow
 def test_a_run_id_with_other_settings_is_refused(
-    swept: tuple[Path, subprocess.CompletedProcess[str]], base: Path
+    swept: tuple[Path, Called], base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results, _ = swept
-    other = run(
-        base, results, "a", "--tasks", ",".join(SMALLEST), "--num-samples", "2", "--sweep", "rank=2,4", "--seed", "1"
-    )
-    assert other.returncode == 2 and "seed" in other.stderr and "--run-id" in other.stderr
-    assert "Traceback" not in other.stderr
+    more = ("--tasks", ",".join(SMALLEST), "--num-samples", "2", "--sweep", "rank=2,4", "--seed", "1")
+    error = refused(capsys, *words(base, results, "a", *more))
+    assert "seed" in error and "--run-id" in error
 
 
 @pytest.mark.slow
-def test_wandb_offline_leaves_a_run(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_wandb_offline_leaves_a_run(swept: tuple[Path, Called]) -> None:
     results, _ = swept
     assert list((results / "atomic_lora" / "a" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_killed_driver_loses_nothing_and_two_runs_share_the_machine(base: Path, tmp_path: Path) -> None:
     more = ("--tasks", ",".join(SMALLEST), "--set", "epochs=40", "--set", "patience=40", "--set", "report_every=2")
-    processes = {name: subprocess.Popen(command(base, tmp_path, name, *more)) for name in ("killed", "beside")}
+    processes = {name: start(base, tmp_path, name, *more) for name in ("killed", "beside")}
     checkpoints = tmp_path / "atomic_lora" / "killed" / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("*.safetensors")) and time.monotonic() < deadline:
@@ -258,7 +260,7 @@ def test_a_killed_driver_loses_nothing_and_two_runs_share_the_machine(base: Path
     killed_at = rows(tmp_path, "killed", "history")
     assert processes["beside"].wait(240) == 0
     again = run(base, tmp_path, "killed", *more)
-    assert again.returncode == 0, again.stderr
+    assert again.code == 0, again.err
     for name in ("killed", "beside"):
         trials, history = rows(tmp_path, name), rows(tmp_path, name, "history")
         assert sorted(trials["task_id"]) == SMALLEST
@@ -273,27 +275,11 @@ def test_a_killed_driver_loses_nothing_and_two_runs_share_the_machine(base: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_flushes(base: Path, tmp_path: Path, number: signal.Signals) -> None:
-    more = ("--tasks", ",".join(SMALLEST), "--set", "epochs=4000", "--set", "patience=4000")
-    process = subprocess.Popen(command(base, tmp_path, "s", *more), stderr=subprocess.PIPE, text=True)
-    checkpoints = tmp_path / "atomic_lora" / "s" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while len(list(checkpoints.glob("*.safetensors"))) < len(SMALLEST) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(process.pid, number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--run-id" in error
-    history = rows(tmp_path, "s", "history")
-    assert set(history["task_id"]) == set(SMALLEST) and rows(tmp_path, "s").empty
-    assert len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST)
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_trials_that_diverge_are_failed_rows_and_the_exit_code_says_so(base: Path, tmp_path: Path) -> None:
     more = ("--tasks", ",".join(SMALLEST), "--num-samples", "2", "--sweep", "lr_multiple=1.0,1e30")
     process = run(base, tmp_path, "d", *more)
-    assert process.returncode == 1, process.stderr
+    assert process.code == 1, process.err
     trials = rows(tmp_path, "d")
     assert sorted(zip(trials["task_id"], trials["sample"], strict=True)) == [(t, s) for t in SMALLEST for s in (0, 1)]
     wild = trials["config/lr_multiple"] > 1.0
@@ -304,10 +290,11 @@ def test_trials_that_diverge_are_failed_rows_and_the_exit_code_says_so(base: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_adapters_on_a_hugging_face_base(tmp_path: Path) -> None:
     model = save_llama(tmp_path / "model")
     process = run(f"hf:{model}", tmp_path, "h", "--tasks", ",".join(SMALLEST))
-    assert process.returncode == 0, process.stderr
+    assert process.code == 0, process.err
     trials = rows(tmp_path, "h")
     assert sorted(trials["task_id"]) == SMALLEST and (trials["status"] == "success").all()
     kept = json.loads(
@@ -319,15 +306,16 @@ def test_adapters_on_a_hugging_face_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_panel_search_compares_configurations_on_the_same_tasks(base: Path, tmp_path: Path) -> None:
     more = ("--num-samples", "3", "--sweep", "rank=2,4", "--sweep", "lr_multiple=loguniform(0.1, 1.0)")
-    process = run(base, tmp_path, "p", *more, script="atomic_lora_search")
-    assert process.returncode == 0, process.stderr
+    process = run(base, tmp_path, "p", *more, main=atomic_lora_search.main)
+    assert process.code == 0, process.err
     trials = rows(tmp_path, "p", sweep="atomic_lora_search")
     panels = trials.groupby("config_hash")["task_id"].apply(lambda ids: tuple(sorted(ids)))
     assert len(panels) == 3 and len(set(panels)) == 1 and len(panels.iloc[0]) == 4
-    again = run(base, tmp_path, "p", *more, script="atomic_lora_search")
-    assert again.returncode == 0 and len(rows(tmp_path, "p", sweep="atomic_lora_search")) == 12
+    again = run(base, tmp_path, "p", *more, main=atomic_lora_search.main)
+    assert again.code == 0 and len(rows(tmp_path, "p", sweep="atomic_lora_search")) == 12
 
 
 def test_the_smallest_tasks_are_what_these_tests_say() -> None:

@@ -14,6 +14,7 @@ from trainables.common.errors import InputError
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_pre_training_leaves_rows_and_a_base(tmp_path: Path) -> None:
     # as a Ray Train run: tests/sweeps/test_object_storage.py
     fixed = ["--preset", "smoke", "--num-gpus", "0", "--workers-per-trial", "0", "--set", "epochs=2"]
@@ -29,6 +30,7 @@ def test_pre_training_leaves_rows_and_a_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_canvas_model_trains_by_the_same_command(tmp_path: Path) -> None:
     fixed = ["--preset", "smoke", "--num-gpus", "0", "--workers-per-trial", "0", "--set", "architecture=canvas"]
     place = ["--results-dir", str(tmp_path), "--run-id", "c"]

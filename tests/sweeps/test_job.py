@@ -65,7 +65,8 @@ def _uploaded(tree: Path, package: Path) -> set[str]:
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     node = Head(tmp_path_factory.mktemp("home"), ["--num-cpus=2", "--num-gpus=0"], {"RAY_AUTH_MODE": "token"})
     try:
-        node.wait()
+        # the jobs' server comes last
+        wait_for(lambda: node.ray("job", "list", check=False).returncode == 0, 120)
         yield node
     finally:
         node.stop()

@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from sweeps.backend.asha import Unit
 from sweeps.backend.cluster import connect
 from sweeps.backend.pool.driver import run_pool_sweep
 from sweeps.backend.pool.workers import AdapterPool
-from tests.sweeps.head import Head, free_port
+from tests.sweeps.head import Head, free_port, in_own_process
 from tests.sweeps.stub_pool import make_job
 from trainables.common.errors import InputError
 from trainables.common.jobs import Report
@@ -38,10 +38,9 @@ class Deadline:
         return time.monotonic() > self._at
 
 
-@pytest.fixture
-def nodes() -> Iterator[Cluster]:
-    """A head without GPUs and two machines with one each."""
-    kept = dict(os.environ)
+@contextmanager
+def machines() -> Iterator[Cluster]:
+    """A head without GPUs and two machines with one each; in a process of its own, which ends with them."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # Train tries in vain for this long, a minute by default, to start a worker on the machine that is gone
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
@@ -53,13 +52,22 @@ def nodes() -> Iterator[Cluster]:
         cluster.wait_for_nodes()
         yield cluster
     finally:
-        ray.shutdown()
         cluster.shutdown()
-        os.environ.clear()
-        os.environ.update(kept)
 
 
-def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster, tmp_path: Path) -> None:
+def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(tmp_path: Path) -> None:
+    in_own_process(sweep_while_a_machine_goes, tmp_path)
+
+
+def sweep_while_a_machine_goes(folder: Path) -> None:
+    with machines() as nodes:
+        with pytest.raises(InputError, match="--num-gpus is 3, but the cluster has 2"):
+            with connect(nodes.address, num_gpus=3):
+                pass
+        _sweep(nodes, folder)
+
+
+def _sweep(nodes: Cluster, folder: Path) -> None:
     class RemovesANode(list[Report]):
         """Keeps the reports, and ends a machine once both have reported."""
 
@@ -90,7 +98,7 @@ def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster
             metric="eval_loss",
             should_stop=Deadline(300),
             backlog=12,
-            storage_path=str(tmp_path),
+            storage_path=str(folder),
         )
     assert len(reports.removed) == 1 and len(reports.seen) == 2, (
         "there was a worker on each machine, and one of them died"
@@ -103,9 +111,9 @@ def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(nodes: Cluster
         assert epochs == set(range(1, EPOCHS + 1))
 
 
-def test_gpus_that_no_autoscaler_will_start_are_refused(nodes: Cluster) -> None:
-    with pytest.raises(InputError, match="--num-gpus is 3, but the cluster has 2"), connect(nodes.address, num_gpus=3):
-        pass
+def look_at_a_cluster_that_grows(address: str) -> None:
+    with connect(address, num_gpus=2) as info:
+        assert (info.nodes, info.num_gpus, info.grows) == (1, 2, True)
 
 
 def test_gpus_that_an_autoscaler_may_start_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +122,6 @@ def test_gpus_that_an_autoscaler_may_start_are_waited_for(tmp_path: Path, monkey
     head = Head(tmp_path, ["--num-cpus=1", "--num-gpus=0"], {"RAY_AUTH_MODE": "disabled", "RAY_NODE_TYPE_NAME": "head"})
     try:
         head.wait()
-        with connect(head.address, num_gpus=2) as info:
-            assert (info.nodes, info.num_gpus, info.grows) == (1, 2, True)
+        in_own_process(look_at_a_cluster_that_grows, head.address)
     finally:
         head.stop()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sweeps import atomic_lora, champion, results
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore, RowWriter
 from tests.sweeps.tiny import ROOT, SMALLEST, save_tiny_champion
@@ -106,20 +107,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_champion(tmp_path_factory.mktemp("base"))
 
 
-def python(*words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 @pytest.mark.slow
-def test_a_killed_sweep_continues_from_what_is_on_s3(bucket: str, base: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_sweep_continues_from_what_is_on_s3(
+    bucket: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from peft import PeftModel
 
-    command = ["sweeps/atomic_lora.py", "--preset", "smoke", "--num-gpus", "0", "--base", str(base)]
+    command = ["--preset", "smoke", "--num-gpus", "0", "--base", str(base)]
     command += ["--tasks", ",".join(SMALLEST), "--results-dir", f"{bucket}/results", "--run-id", "k"]
     command += ["--set", "epochs=40", "--set", "patience=40", "--set", "report_every=2"]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, str(Path(atomic_lora.__file__)), *command])
     store = ResultsStore(f"{bucket}/results", "atomic_lora", "k")
     checkpoints, deadline = store.folder.sub("checkpoints"), time.monotonic() + 240
     while len(checkpoints.names()) < len(SMALLEST) and time.monotonic() < deadline:
@@ -127,7 +125,7 @@ def test_a_killed_sweep_continues_from_what_is_on_s3(bucket: str, base: Path, tm
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert checkpoints.names() and not store.finished(), "the kill came too late to show anything"
-    python(*command)
+    assert atomic_lora.main(command) == 0
     history = store.history().to_pandas()
     assert sorted(zip(history["task_id"], history["epoch"], strict=True)) == [
         (task_id, epoch) for task_id in SMALLEST for epoch in range(1, 41)
@@ -139,13 +137,15 @@ def test_a_killed_sweep_continues_from_what_is_on_s3(bucket: str, base: Path, tm
         (tmp_path / name).write_bytes(adapter.read(name) or b"")
     model = PeftModel.from_pretrained(load_champion(base).model, str(tmp_path))
     assert any("lora_A" in name for name, _ in model.named_parameters())
-    assert "4 (4 success)" in python("-m", "sweeps.results", f"{bucket}/results/atomic_lora/k").stdout
+    capsys.readouterr()
+    assert results.main([f"{bucket}/results/atomic_lora/k"]) == 0 and "4 (4 success)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_train_run_keeps_its_checkpoints_on_s3(bucket: str) -> None:
     fixed = ["--preset", "smoke", "--num-gpus", "0", "--set", "epochs=2", "--workers-per-trial", "1"]
-    python("sweeps/champion.py", *fixed, "--results-dir", f"{bucket}/results", "--run-id", "c")
+    assert champion.main([*fixed, "--results-dir", f"{bucket}/results", "--run-id", "c"]) == 0
     store = ResultsStore(f"{bucket}/results", "champion", "c")
     (row,) = store.trials().to_pylist()
     assert row["status"] == "success" and store.history()["epoch"].to_pylist() == [1, 2]

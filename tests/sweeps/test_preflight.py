@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import ray
 
 from sweeps import preflight
 from sweeps.backend.cluster import ClusterInfo
-from tests.sweeps.tiny import ROOT, save_tiny_champion
+from tests.sweeps.tiny import save_tiny_champion
 from trainables.atomic_lora import bases
 from trainables.reasoning_agents import needs
 
@@ -54,13 +51,17 @@ def test_a_relative_base_is_looked_for_in_full_on_every_machine(
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_and_its_exit_code_says_whether_all_is_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sweeps.preflight", "--num-gpus", "0", "--results-dir"]
-    environment = {**os.environ, "COLUMNS": "200"}
-    good = subprocess.run([*command, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert good.returncode == 0 and "missing" not in good.stdout, good.stdout + good.stderr
-    assert f"{ray.__version__} at" in good.stdout and "State API" in good.stdout and "fingerprint" in good.stdout
-    more = [*command, "s3://", "--num-gpus", "99", "--teacher", "http://127.0.0.1:1/v1"]
-    bad = subprocess.run(more, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert bad.returncode == 1 and bad.stdout.count("missing") == 3, bad.stdout + bad.stderr
-    assert "--num-gpus is 99" in bad.stdout and "No teacher answers" in bad.stdout
+@pytest.mark.usefixtures("cluster")
+def test_the_command_prints_a_table_and_its_exit_code_says_whether_all_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["--num-gpus", "0", "--results-dir", str(tmp_path)]
+    assert preflight.main(words) == 0
+    good = capsys.readouterr().out
+    assert "missing" not in good and "State API" in good and "fingerprint" in good
+    assert f"{ray.__version__} at" in good
+    more = [*words, "--results-dir", "s3://", "--num-gpus", "99", "--teacher", "http://127.0.0.1:1/v1"]
+    assert preflight.main(more) == 1
+    bad = capsys.readouterr().out
+    assert bad.count("missing") == 3 and "--num-gpus is 99" in bad and "No teacher answers" in bad

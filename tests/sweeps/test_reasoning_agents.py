@@ -9,16 +9,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from sweeps import reasoning_agents
+from sweeps.core.cli import run_main
+from tests.sweeps.tiny import ROOT
+from trainables.common.errors import InputError
+from trainables.reasoning_agents import games, needs
 
 
 @pytest.mark.slow
-def test_a_trial_goes_through_five_phases(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "sweeps" / "reasoning_agents.py"), "--preset", "smoke", "--num-gpus", "0"]
-    place = ["--workers-per-trial", "0", "--results-dir", str(tmp_path), "--run-id", "r"]
-    process = subprocess.run([*command, *place], capture_output=True, text=True, timeout=580)
-    assert process.returncode == 0, process.stderr
-    assert "HRM: steps found (criterion 70 %)" in process.stdout and "criteria met, of 5" in process.stdout
+@pytest.mark.usefixtures("cluster")
+def test_a_trial_goes_through_five_phases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fixed = ["--preset", "smoke", "--num-gpus", "0", "--workers-per-trial", "0"]
+    assert reasoning_agents.main([*fixed, "--results-dir", str(tmp_path), "--run-id", "r"]) == 0
+    table = capsys.readouterr().out
+    assert "HRM: steps found (criterion 70 %)" in table and "criteria met, of 5" in table
     folder = tmp_path / "reasoning_agents" / "r"
     trial, history = pd.read_parquet(folder / "trials").iloc[0], pd.read_parquet(folder / "history")
     assert trial["status"] == "success"
@@ -60,22 +64,15 @@ def test_bad_input_is_one_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sweeps.core import cli
-    from sweeps.reasoning_agents import main
-    from trainables.reasoning_agents import games
-
     monkeypatch.setattr(games, "MOST_STATES", 2000)
     with pytest.raises(SystemExit) as end:
-        cli.run_main(main, ["--preset", "smoke", "--results-dir", str(tmp_path), *arguments])
+        run_main(reasoning_agents.main, ["--preset", "smoke", "--results-dir", str(tmp_path), *arguments])
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainables.common.errors import InputError
-    from trainables.reasoning_agents import needs
-
     monkeypatch.setitem(needs.PACKAGES, "nowhere_to_be_found", "nowhere==1.0")
     with pytest.raises(
         InputError, match=r"run 'pip install nowhere==1.0', or install this project with its extra \[agents\]"

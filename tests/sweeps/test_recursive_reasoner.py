@@ -12,26 +12,22 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sweeps import recursive_reasoner
+from sweeps.core.cli import run_main
+from trainables.common.errors import InputError
 from trainables.puzzles.kinds import KINDS
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def _command(folder: Path, *arguments: str) -> list[str]:
-    place = ["--preset", "smoke", "--num-gpus", "0", "--results-dir", str(folder), "--run-id", "r"]
-    return [sys.executable, str(ROOT / "sweeps" / "recursive_reasoner.py"), *place, *arguments]
-
-
-def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(_command(folder, *arguments), capture_output=True, text=True, timeout=280)
+def _words(folder: Path, *arguments: str) -> list[str]:
+    return ["--preset", "smoke", "--num-gpus", "0", "--results-dir", str(folder), "--run-id", "r", *arguments]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_sweep_over_halting_rules_leaves_complete_rows_and_can_be_extended(tmp_path: Path) -> None:
     swept = ["--workers-per-trial", "0", "--sweep", "halting=fixed,bce,dqn"]
     for samples in (2, 4):
-        process = _run(tmp_path, *swept, "--num-samples", str(samples))
-        assert process.returncode == 0, process.stderr
+        assert recursive_reasoner.main(_words(tmp_path, *swept, "--num-samples", str(samples))) == 0
     folder = tmp_path / "recursive_reasoner" / "r"
     trials, history = pd.read_parquet(folder / "trials"), pd.read_parquet(folder / "history")
     assert len(trials) == 4 and trials["trial_id"].is_unique and (trials["attempt"] == 1).all()
@@ -50,13 +46,15 @@ def test_a_sweep_over_halting_rules_leaves_complete_rows_and_can_be_extended(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path: Path) -> None:
     # epochs 1 and 3 have no evaluation
     length = ["--set", "epochs=4", "--set", "eval_every=2", "--set", "direct_baseline=false"]
     swept = ["--sweep", "halting=fixed,bce", "--sweep", "lr=loguniform(1e-5, 1e-2)", *length]
     search = ["--workers-per-trial", "0", "--search", "optuna", *swept]
     folder = tmp_path / "recursive_reasoner" / "r"
-    killed = subprocess.Popen(_command(tmp_path, *search, "--num-samples", "2"))
+    script = [sys.executable, str(Path(recursive_reasoner.__file__))]
+    killed = subprocess.Popen([*script, *_words(tmp_path, *search, "--num-samples", "2")])
     deadline = time.monotonic() + 120
     while (
         not list(folder.glob("models/*/checkpoints/*.json")) and killed.poll() is None and time.monotonic() < deadline
@@ -67,8 +65,7 @@ def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path:
     begun = list(json.loads((folder / "search.json").read_text()))
     assert not list(folder.glob("trials/*.parquet")), "the kill came too late to show anything"
     for samples in (2, 3):
-        process = _run(tmp_path, *search, "--num-samples", str(samples))
-        assert process.returncode == 0, process.stderr
+        assert recursive_reasoner.main(_words(tmp_path, *search, "--num-samples", str(samples))) == 0
         trials = pd.read_parquet(folder / "trials")
         assert len(trials) == samples and trials["trial_id"].is_unique and (trials["attempt"] == 1).all()
         assert set(trials["status"]) <= {"success", "stopped"}
@@ -79,28 +76,27 @@ def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_trial_as_a_ray_train_run_and_another_that_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    process = _run(tmp_path, "--workers-per-trial", "1", "--dataset", "maze")
-    assert process.returncode == 0, process.stderr
+    assert recursive_reasoner.main(_words(tmp_path, "--workers-per-trial", "1", "--dataset", "maze")) == 0
     folder = tmp_path / "recursive_reasoner" / "r"
     first = pd.read_parquet(folder / "trials").iloc[0]
     assert (first["status"], first["dataset"], first["epochs"]) == ("success", "maze", 2)
     (trial,) = (folder / "models").iterdir()
     again = ["--workers-per-trial", "0", "--dataset", "maze", "--checkpoint", str(trial), "--run-id", "again"]
-    process = _run(tmp_path, *again)
-    assert process.returncode == 0, process.stderr
+    assert recursive_reasoner.main(_words(tmp_path, *again)) == 0
     other = pd.read_parquet(tmp_path / "recursive_reasoner" / "again" / "trials").iloc[0]
     assert (other["exact_accuracy"], other["token_accuracy"]) == (first["exact_accuracy"], first["token_accuracy"])
-    process = _run(tmp_path, *again, "--run-id", "wider", "--set", "width=32")
-    assert process.returncode == 2
-    assert "was made with width = 16, but this run has 32" in process.stderr and process.stderr.count("\n") == 1
+    with pytest.raises(InputError, match="was made with width = 16, but this run has 32"):
+        recursive_reasoner.main(_words(tmp_path, *again, "--run-id", "wider", "--set", "width=32"))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_mixture_from_shards_leaves_a_row_with_the_accuracy_of_each_modality(tmp_path: Path) -> None:
     shards = ["--dataset-dir", str(tmp_path / "shards")]
-    process = _run(tmp_path, "--workers-per-trial", "0", "--dataset", "mixed", "--set", "halting=bce", *shards)
-    assert process.returncode == 0, process.stderr
+    mixed = ["--workers-per-trial", "0", "--dataset", "mixed", "--set", "halting=bce", *shards]
+    assert recursive_reasoner.main(_words(tmp_path, *mixed)) == 0
     folder = tmp_path / "recursive_reasoner" / "r"
     trial, history = pd.read_parquet(folder / "trials").iloc[0], pd.read_parquet(folder / "history")
     assert (trial["status"], trial["dataset"]) == ("success", "mixed")
@@ -131,11 +127,8 @@ def test_a_mixture_from_shards_leaves_a_row_with_the_accuracy_of_each_modality(t
 def test_bad_input_is_one_sentence(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from sweeps.core import cli
-    from sweeps.recursive_reasoner import main
-
     with pytest.raises(SystemExit) as end:
-        cli.run_main(main, ["--preset", "smoke", "--results-dir", str(tmp_path), *arguments])
+        run_main(recursive_reasoner.main, ["--preset", "smoke", "--results-dir", str(tmp_path), *arguments])
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

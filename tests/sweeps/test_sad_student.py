@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from sweeps import sad_student
+from sweeps.core.cli import run_main
 from tests.trainables.common.tiny_package import installed
 from tests.trainables.sad_student.models import save_tiny
 
-ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ["--preset", "smoke", "--num-gpus", "0", "--workers-per-trial", "0"]
 pytestmark = installed("smollm2")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_sweep_over_losses_leaves_complete_rows(tmp_path: Path) -> None:
     teacher = save_tiny(tmp_path / "teacher")
-    command = [
-        sys.executable, str(ROOT / "sweeps" / "sad_student.py"), "--preset", "smoke", "--num-gpus", "0",
-        "--workers-per-trial", "0", "--results-dir", str(tmp_path / "results"), "--run-id", "r", "--teacher", teacher,
-        "--student", "layers:1", "--teacher-cache", str(tmp_path / "cache"), "--sweep", "loss=grid(sad, guided)",
-    ]  # fmt: skip
-    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert process.returncode == 0, process.stderr
+    place = ["--results-dir", str(tmp_path / "results"), "--run-id", "r", "--teacher-cache", str(tmp_path / "cache")]
+    more = ["--teacher", teacher, "--student", "layers:1", "--sweep", "loss=grid(sad, guided)"]
+    assert sad_student.main([*SMOKE, *place, *more]) == 0
     folder = tmp_path / "results" / "sad_student" / "r"
     trials, history = pd.read_parquet(folder / "trials"), pd.read_parquet(folder / "history")
     assert trials["loss"].tolist() == trials["config/loss"].tolist() and set(trials["status"]) == {"success"}
@@ -74,12 +71,9 @@ def test_a_sweep_over_losses_leaves_complete_rows(tmp_path: Path) -> None:
 def test_bad_input_is_one_sentence(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from sweeps.core import cli
-    from sweeps.sad_student import main
-
     with pytest.raises(SystemExit) as end:
         place = ["--results-dir", str(tmp_path), "--teacher", "smollm2"]
-        cli.run_main(main, ["--preset", "smoke", *place, *arguments])
+        run_main(sad_student.main, ["--preset", "smoke", *place, *arguments])
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1, error
     assert not list(tmp_path.iterdir())

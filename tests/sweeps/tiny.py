@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +30,23 @@ def save_tiny_champion(folder: Path) -> Path:
     torch.nn.init.constant_(model.head.bias[10:13], 2.0)
     save_champion(path, model, TINY, {})
     return path
+
+
+@dataclass(frozen=True)
+class Called:
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def called(main: Callable[[Sequence[str]], int], words: Sequence[str]) -> Called:
+    """Call a command's ``main`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    return Called(code, out.getvalue(), err.getvalue())
 
 
 def rows(results: Path, run_id: str, kind: str = "trials", sweep: str = "atomic_lora") -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pytest
 import ray.train
 import ray.train.torch
 
-from sweeps.backend.cluster import ROOT, connect
+from sweeps.backend.cluster import ROOT, ClusterInfo
 from sweeps.backend.ray_private import (
     JOB_CONFIG_VARIABLE,
     dashboard_url,
@@ -44,8 +44,7 @@ def test_the_trainer_without_a_process_group_is_the_one_below_torchs() -> None:
 
 
 @pytest.mark.slow
-def test_a_connected_process_knows_the_dashboard_and_the_sessions_folder() -> None:
-    with connect("local", num_gpus=0, num_cpus=1):
-        assert Path(session_folder()).is_dir()
-        with urllib.request.urlopen(f"http://{dashboard_url()}/", timeout=20) as answer:
-            assert answer.status == 200
+def test_a_connected_process_knows_the_dashboard_and_the_sessions_folder(cluster: ClusterInfo) -> None:
+    assert Path(session_folder()).is_dir()
+    with urllib.request.urlopen(f"http://{dashboard_url()}/", timeout=20) as answer:
+        assert answer.status == 200

@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray._private.authentication.http_token_authentication import get_auth_heade
 from ray.tune.search import Searcher
 
 from sweeps.backend.asha import Decision, GroupedASHA
-from sweeps.backend.cluster import ClusterInfo, connect
+from sweeps.backend.cluster import ClusterInfo
 from sweeps.backend.trials import InOrder, Training, TrialEnd, run_ordinary
 
 
@@ -46,12 +46,6 @@ def test_a_trial_without_workers_leaves_no_copies_of_checkpoints(
     assert epochs == [1, 2, 3, 4]
     assert not list((tmp_path / "scratch").iterdir())
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["t"]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[ClusterInfo]:
-    with connect("local", num_gpus=0, num_cpus=2) as info:
-        yield info
 
 
 class Heard:
@@ -136,6 +130,6 @@ def test_as_a_train_run(cluster: ClusterInfo, tmp_path: Path) -> None:
     headers = get_auth_headers_if_auth_enabled({})
     request = urllib.request.Request(f"{cluster.dashboard_url}/api/train/v2/runs/v1", headers=headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
-        [run] = json.load(answer)["train_runs"]
-    assert (run["name"], run["status"]) == ("run-t", "FINISHED")
+        [run] = [run for run in json.load(answer)["train_runs"] if run["name"] == "run-t"]
+    assert run["status"] == "FINISHED"
     assert [attempt["status"] for attempt in run["attempts"]] == ["ERRORED", "FINISHED"]

@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from sweeps import atomic_lora
-from sweeps.backend.cluster import connect
+from sweeps.backend.cluster import ClusterInfo
 from sweeps.core import checks
 from trainables.atomic_lora.bases import DEFAULT_BASE
 from trainables.common.errors import InputError
@@ -142,16 +142,15 @@ def test_a_driver_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.slow
-def test_machines_are_looked_at_where_they_are(tmp_path: Path) -> None:
-    with connect("local", num_gpus=0, num_cpus=1) as info:
-        found = checks.machines(info, str(tmp_path), {"base": str(DEFAULT_BASE)})
-        assert not checks.state_api(info).missing
-        assert [
-            check for check in checks.machines(info, str(tmp_path), {"base": str(tmp_path / "none")}) if check.missing
-        ]
-        # a folder that only the driver has
-        look = ray.remote(num_cpus=0)(checks.look)
-        machine = ray.get(look.remote(Folder(tmp_path / "other"), "theirs", "own", {}, True))
+def test_machines_are_looked_at_where_they_are(cluster: ClusterInfo, tmp_path: Path) -> None:
+    found = checks.machines(cluster, str(tmp_path), {"base": str(DEFAULT_BASE)})
+    assert not checks.state_api(cluster).missing
+    assert [
+        check for check in checks.machines(cluster, str(tmp_path), {"base": str(tmp_path / "none")}) if check.missing
+    ]
+    # a folder that only the driver has
+    look = ray.remote(num_cpus=0)(checks.look)
+    machine = ray.get(look.remote(Folder(tmp_path / "other"), "theirs", "own", {}, True))
     assert {check.name.partition(" ")[0] for check in found} == {"GPUs", "disk", "results"}
     assert not [check.missing for check in found if check.missing and not check.name.startswith("disk")]
     assert not list(tmp_path.iterdir())

@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 from ray.exceptions import OutOfMemoryError
 
 from sweeps.core.ending import RunEndedError, explained, explaining, run_main
-from tests.sweeps.head import free_port
+from tests.sweeps.head import Head
 from trainables.common.errors import InputError, SurroundingsError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -127,30 +125,26 @@ def test_a_stream_that_cannot_be_written_stops_nobody(tmp_path: Path, how: str) 
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A machine on which many sweeps train at once."""
-    kept = dict(os.environ)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    arguments = {"num_cpus": 8, "num_gpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
-    cluster = Cluster(initialize_head=True, head_node_args=arguments)
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A cluster that many sweeps in processes of their own attach to at once."""
+    options = ["--num-cpus=8", "--num-gpus=0", "--include-dashboard=false"]
+    node = Head(tmp_path_factory.mktemp("home"), options, {"RAY_AUTH_MODE": "disabled"})
     try:
-        yield cluster.address
+        node.wait()
+        yield node
     finally:
-        ray.shutdown()
-        cluster.shutdown()
-        os.environ.clear()
-        os.environ.update(kept)
+        node.stop()
 
 
-def start(folder: Path, *more: str, kind: str = "ordinary", code: str = "", **options: object) -> subprocess.Popen[str]:
+def start(head: Head, folder: Path, *more: str, kind: str = "ordinary", code: str = "") -> subprocess.Popen[str]:
     """Start a sweep of one trial of many short epochs, as its user would."""
     run = ["-c", code] if code else ["-m", "tests.sweeps.stub_sweep"]
-    words = [kind, str(folder), "--set", "epoch_s=0.05", *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    return subprocess.Popen([sys.executable, *run, *words], **{**pipes, **options})  # type: ignore[call-overload]
+    command = [sys.executable, *run, kind, str(folder), "--address", head.address, "--set", "epoch_s=0.05", *more]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=head.environment)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -163,40 +157,46 @@ def stored(folder: Path, kind: str = "history") -> pd.DataFrame:
 
 
 @pytest.mark.slow
-def test_signals_second_starts_kills_and_a_closed_pipe(address: str, tmp_path: Path) -> None:
+def test_signals_second_starts_kills_and_a_closed_pipe(head: Head, tmp_path: Path) -> None:
     """All at once on one cluster: each would wait for a start of Python and Ray."""
-    signals = {"TERM": signal.SIGTERM, "HUP": signal.SIGHUP}
-    place, long = ("--address", address), ("--set", "epochs=4000")
-    sweeps = {name: start(tmp_path / name, *place, *long) for name in signals}
-    sweeps["KILL"] = start(tmp_path / "KILL", *place, "--set", "epochs=60")
-    code = f"{sys.executable} -m tests.sweeps.stub_sweep ordinary {tmp_path}/pipe --address {address} --set epochs=3"
-    pipe = subprocess.Popen(["bash", "-c", f"{code} 2>&1 | head -1"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    signals = {"TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "INT": signal.SIGINT}
+    kinds = {"INT": "pool"}
+    long, killed = ("--set", "epochs=4000"), ("--set", "epochs=60")
+    sweeps = {name: start(head, tmp_path / name, *long, kind=kinds.get(name, "ordinary")) for name in signals}
+    sweeps["KILL"] = start(head, tmp_path / "KILL", *killed)
+    code = (
+        f"{sys.executable} -m tests.sweeps.stub_sweep ordinary {tmp_path}/pipe --address {head.address} --set epochs=3"
+    )
+    shell = ["bash", "-c", f"{code} 2>&1 | head -1"]
+    pipe = subprocess.Popen(shell, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=head.environment)
     try:
         for name in sweeps:
             wait_for(lambda name=name: len(stored(tmp_path / name)) > 2)
-        second = start(tmp_path / "HUP", *place, *long)
+        second = start(head, tmp_path / "HUP", *long)
         sweeps["KILL"].kill()
         sweeps["KILL"].communicate()
         reported = stored(tmp_path / "KILL")
-        again = start(tmp_path / "KILL", *place, "--set", "epochs=60")
-        out, err = second.communicate(timeout=60)
+        again = start(head, tmp_path / "KILL", *killed)
+        out, err = second.communicate(timeout=120)
         assert second.returncode == 2 and err.count("\n") == 1 and "Traceback" not in err
         assert f"error: Process {sweeps['HUP'].pid} on " in err and "choose another --run-id" in err
         for name, number in signals.items():
             began = time.monotonic()
             sweeps[name].send_signal(number)
-            out, err = sweeps[name].communicate(timeout=60)
+            out, err = sweeps[name].communicate(timeout=120)
             assert time.monotonic() - began < 15, name
             assert sweeps[name].returncode == 130 and "Traceback" not in err, err
             assert err.endswith("Interrupted: run the same command with --run-id r to finish.\n")
             rows = stored(tmp_path / name)
-            assert sorted(rows["epoch"]) == list(range(1, len(rows) + 1)) and len(rows) > 2
+            # a trial of an ordinary sweep, or both jobs of a pool
+            for _, epochs in rows.groupby("trial_id")["epoch"]:
+                assert sorted(epochs) == list(range(1, len(epochs) + 1)) and len(epochs) > 2
             assert not (tmp_path / name / "stub" / "r" / "lock.json").exists()
-        out, err = again.communicate(timeout=60)
+        out, err = again.communicate(timeout=120)
         assert again.returncode == 0, err
         rows = stored(tmp_path / "KILL")
         assert sorted(rows["epoch"]) == list(range(1, 61)) and len(reported) < 60
-        pipe.communicate(timeout=60)
+        pipe.communicate(timeout=120)
         assert list(stored(tmp_path / "pipe", "trials")["status"]) == ["success"]
         assert "stdout cannot be written" in (tmp_path / "pipe" / "stub" / "r" / "progress.log").read_text()
     finally:
@@ -205,7 +205,7 @@ def test_signals_second_starts_kills_and_a_closed_pipe(address: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_in_training_ends_with_a_sentence(address: str, tmp_path: Path) -> None:
+def test_a_disk_that_fills_in_training_ends_with_a_sentence(head: Head, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
@@ -216,15 +216,14 @@ def test_a_disk_that_fills_in_training_ends_with_a_sentence(address: str, tmp_pa
         "from tests.sweeps import stub_sweep\n"
         "cli.run_main(lambda _: stub_sweep.main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))\n"
     )
-    more = ("--address", address, "--set", "epochs=100")
     try:
-        sweep = start(disk, *more, code=code)
+        sweep = start(head, disk, "--set", "epochs=100", code=code)
         wait_for(lambda: len(stored(disk)) > 2)
         with pytest.raises(OSError), (disk / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(b"\0" * 4096)
         began = time.monotonic()
-        out, err = sweep.communicate(timeout=60)
+        out, err = sweep.communicate(timeout=120)
         assert sweep.returncode == 1 and time.monotonic() - began < 20
         last = err.splitlines()[-1]
         assert last.startswith("error: A disk is full (") and "--run-id r" in last and "Traceback" not in err

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from search_spaces.recursive_reasoner import SPACE
 from sweeps import recursive_reasoner
@@ -24,7 +19,6 @@ from sweeps.core import cli
 from sweeps.core.ordinary import run_trials
 from sweeps.core.sweep import Inputs, Sweep
 from tests.sweeps import stub_sweep
-from tests.sweeps.head import free_port
 from trainables.common.errors import InputError
 
 # ----------------------------------------------------------------------------------------------------- how many at once
@@ -69,23 +63,7 @@ def test_a_trial_whose_workers_find_no_room_is_refused(gpus: int, what: str) -> 
     assert replace(cluster, grows=True).trials_at_once(4, 8)[0] == 1
 
 
-# --------------------------------------------------------------------------------------------------- on a small cluster
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A machine of two CPUs, whose workers run in another folder than the driver."""
-    kept = dict(os.environ)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    arguments = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
-    cluster = Cluster(initialize_head=True, head_node_args=arguments)
-    try:
-        yield cluster.address
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        os.environ.clear()
-        os.environ.update(kept)
+# ------------------------------------------------------------------------------------------- on a machine of two CPUs
 
 
 def meet(settings: dict[str, Any], run: Any) -> None:
@@ -106,10 +84,10 @@ def meet(settings: dict[str, Any], run: Any) -> None:
         run.report(metrics | {"threads": torch.get_num_threads(), "world_size": run.world_size})
 
 
-def sweep_of(tmp_path: Path, address: str, *more: str) -> Sweep:
+def sweep_of(tmp_path: Path, *more: str) -> Sweep:
     parser = cli.common_parser(SPACE, "")
     cli.worker_options(parser)
-    place = ["--results-dir", str(tmp_path), "--run-id", "r", "--address", address, "--num-gpus", "0"]
+    place = ["--results-dir", str(tmp_path), "--run-id", "r", "--num-gpus", "0"]
     args = parser.parse_args(["--preset", "smoke", *place, *more])
     config, domains = SPACE.resolve(args.preset, args.config, args.sets, args.sweeps, args.num_samples)
     return Sweep("recursive_reasoner", SPACE, args, config, domains, Inputs("f0"))
@@ -120,8 +98,9 @@ def rows(tmp_path: Path, kind: str = "trials", run_id: str = "r") -> pd.DataFram
 
 
 @pytest.mark.slow
-def test_two_cores_train_two_trials_at_once_with_a_thread_each(address: str, tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, address, "--workers-per-trial", "0", "--num-samples", "3")
+@pytest.mark.usefixtures("cluster")
+def test_two_cores_train_two_trials_at_once_with_a_thread_each(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "--workers-per-trial", "0", "--num-samples", "3")
     assert run_trials(sweep, meet, {"together": 2}) == 0
     trials, history = rows(tmp_path), rows(tmp_path, "history")
     assert len(trials) == 3 and (history["threads"] == 1).all()
@@ -132,8 +111,9 @@ def test_two_cores_train_two_trials_at_once_with_a_thread_each(address: str, tmp
 
 
 @pytest.mark.slow
-def test_trials_of_two_workers_take_turns(address: str, tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, address, "--workers-per-trial", "2", "--num-samples", "2")
+@pytest.mark.usefixtures("cluster")
+def test_trials_of_two_workers_take_turns(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "--workers-per-trial", "2", "--num-samples", "2")
     assert run_trials(sweep, meet, {"together": 2}) == 0
     assert set(rows(tmp_path)["status"]) <= {"success", "stopped"} and len(rows(tmp_path)) == 2
     assert (rows(tmp_path, "history")["world_size"] == 2).all()
@@ -143,10 +123,13 @@ def test_trials_of_two_workers_take_turns(address: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_complete_at_a_rung_is_a_success_whatever_asha_says(address: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_trial_that_is_complete_at_a_rung_is_a_success_whatever_asha_says(
+    cluster: ClusterInfo, tmp_path: Path
+) -> None:
     # all but the first report of a rung are below its cut
     more = ["--num-samples", "2", "--sweep", "epochs=grid(1, 2)", "--set", "eval_every=1"]
-    sweep = sweep_of(tmp_path, address, "--workers-per-trial", "0", *more)
+    sweep = sweep_of(tmp_path, "--workers-per-trial", "0", *more)
     assert run_trials(sweep, meet, {"together": 1}) == 0
     trials = rows(tmp_path)
     complete = trials["epochs"] == trials["config/epochs"]
@@ -155,29 +138,26 @@ def test_a_trial_that_is_complete_at_a_rung_is_a_success_whatever_asha_says(addr
 
 
 @pytest.mark.slow
-def test_relative_paths_mean_the_drivers_folder_on_an_attached_cluster(address: str, tmp_path: Path) -> None:
-    # Each sweep has its own process: in one that had left the cluster before, a Ray Data task once never started.
-    fixed = ["--preset", "smoke", "--address", address, "--num-gpus", "0", "--workers-per-trial", "0"]
+@pytest.mark.usefixtures("cluster")
+def test_relative_paths_mean_the_drivers_folder_and_not_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fixed = ["--preset", "smoke", "--num-gpus", "0", "--workers-per-trial", "0"]
     fixed += ["--set", "direct_baseline=false", "--results-dir", "results"]
-
-    def sweep(*more: str) -> None:
-        script = Path(recursive_reasoner.__file__)
-        done = subprocess.run(
-            [sys.executable, str(script), *fixed, *more], cwd=tmp_path, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    sweep("--dataset-dir", "shards", "--run-id", "first")
+    assert recursive_reasoner.main([*fixed, "--dataset-dir", "shards", "--run-id", "first"]) == 0
     assert sorted(file.suffix for file in (tmp_path / "shards").iterdir()) == [".parquet", ".txt"]
     (trial,) = (tmp_path / "results/recursive_reasoner/first/models").iterdir()
-    sweep("--dataset-dir", "shards", "--checkpoint", str(trial.relative_to(tmp_path)), "--run-id", "again")
+    again = ["--dataset-dir", "shards", "--checkpoint", str(trial.relative_to(tmp_path)), "--run-id", "again"]
+    assert recursive_reasoner.main([*fixed, *again]) == 0
     exact = [rows(tmp_path / "results", run_id=name)["exact_accuracy"][0] for name in ("first", "again")]
     assert exact[0] == exact[1]
 
 
 @pytest.mark.slow
-def test_a_report_that_does_not_fit_fails_its_own_trial_alone(address: str, tmp_path: Path) -> None:
-    sweep = ["--sweep", "says=ablate(text, no_epoch)", "--set", "epochs=3", "--address", address]
+@pytest.mark.usefixtures("cluster")
+def test_a_report_that_does_not_fit_fails_its_own_trial_alone(tmp_path: Path) -> None:
+    sweep = ["--sweep", "says=ablate(text, no_epoch)", "--set", "epochs=3"]
     assert stub_sweep.main("ordinary", tmp_path, sweep) == 1
     trials = pd.read_parquet(tmp_path / "stub" / "r" / "trials").set_index("config/says")
     assert trials["status"].to_dict() == {"score": "success", "text": "failed", "no_epoch": "failed"}

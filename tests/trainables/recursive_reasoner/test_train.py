@@ -503,94 +503,98 @@ class _Worker(PlainRun):
         self.rank, self.world_size = rank, world_size
 
 
-def _work(rank: int, folder: str, settings: dict[str, Any], death: int | None) -> None:
+def _work(rank: int, folder: str, cases: dict[str, tuple[dict[str, Any], int | None]]) -> None:
+    """Train each case beside the other worker, until its step of death, and write down what was seen."""
     torch.set_num_threads(1)
     step = Trainer.train_step
-
-    def dying(trainer: Trainer) -> None:
-        if trainer.step == death:
-            raise _Killed
-        step(trainer)
-
-    Trainer.train_step = dying  # type: ignore[method-assign]
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    run = _Worker(rank, 2)
-    try:
-        train_loop(settings, run)
-    except _Killed:
-        pass
-    Path(folder, f"losses-{rank}.json").write_text(json.dumps([report["train_loss"] for report in run.reports]))
-    # one that ends while the other still talks to it would bring that one down
-    torch.distributed.barrier()
+    for name, (settings, death) in cases.items():
+        baseline_steps: list[int] = []
+
+        def watched(trainer: Trainer, death: int | None = death, steps: list[int] = baseline_steps) -> None:
+            if trainer.step == death:
+                raise _Killed
+            if trainer.config.max_steps == 1:
+                steps.append(trainer.step)
+            step(trainer)
+
+        Trainer.train_step = watched  # type: ignore[method-assign]
+        run = _Worker(rank, 2)
+        try:
+            train_loop(settings, run)
+        except _Killed:
+            pass
+        seen = {"losses": [report["train_loss"] for report in run.reports], "baseline_steps": baseline_steps}
+        last = run.reports[-1] if run.reports else None
+        Path(folder, f"{name}-{rank}.json").write_text(json.dumps(seen | {"last": last}, default=str))
+        # one that ends while the other still talks to it would bring that one down
+        torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("halting", "dataset", "death"),
-    [
-        ("fixed", "sudoku4", None),
-        ("bce", "sudoku4", None),
-        ("bce", "sudoku4", 13),
-        ("dqn", "sudoku4", None),
-        ("bce", "mixed", None),
-    ],
-)
-def test_two_workers_train_like_one(tmp_path: Path, halting: str, dataset: str, death: int | None) -> None:
-    def settings(name: str) -> dict[str, Any]:
-        return _settings(tmp_path / name, halting=halting, max_steps=4) | {"dataset": dataset}
+PAIRS: dict[str, tuple[dict[str, Any], str, int | None]] = {
+    "fixed": ({"halting": "fixed", "max_steps": 4}, "sudoku4", None),
+    "bce": ({"halting": "bce", "max_steps": 4}, "sudoku4", None),
+    "killed": ({"halting": "bce", "max_steps": 4}, "sudoku4", 13),
+    "dqn": ({"halting": "dqn", "max_steps": 4}, "sudoku4", None),
+    "mixed": ({"halting": "bce", "max_steps": 4}, "mixed", None),
+    "baseline": ({"direct_baseline": True}, "sudoku4", None),
+}
 
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two workers left of each of `PAIRS`, all trained by the same two processes."""
+    folder = tmp_path_factory.mktemp("pairs")
+    cases = {name: (_pair_settings(folder, name), death) for name, (_, _, death) in PAIRS.items()}
+    torch.multiprocessing.spawn(_work, args=(str(folder), cases), nprocs=2)
+    return folder
+
+
+def _pair_settings(folder: Path, name: str) -> dict[str, Any]:
+    config, dataset, _ = PAIRS[name]
+    return _settings(folder / name, **config) | {"dataset": dataset}
+
+
+def _seen(pairs: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    first, second = (json.loads((pairs / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
+    return first, second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fixed", "bce", "mixed"])
+def test_two_workers_train_like_one(pairs: Path, tmp_path: Path, name: str) -> None:
     alone = PlainRun()
-    train_loop(settings("alone"), alone)
-    (tmp_path / "pair").mkdir()
-    torch.multiprocessing.spawn(_work, args=(str(tmp_path / "pair"), settings("pair"), death), nprocs=2)
-    if death:
-        # what two workers left, one takes up in the middle of the epoch
-        rest = PlainRun()
-        train_loop(settings("pair"), rest)
-        expected = [report["train_loss"] for report in alone.reports[1:]]
-        assert [report["train_loss"] for report in rest.reports] == pytest.approx(expected, rel=2e-3)
-        return
-    if halting == "dqn":
-        # each worker has a replay of its own, so the values differ; the rows of all must be there all the same
-        files = [json.loads((tmp_path / "pair" / f"losses-{rank}.json").read_text()) for rank in (0, 1)]
-        assert files[0] == files[1] and len(files[0]) == 3
-        return
-    first, second = (json.loads((tmp_path / "pair" / f"losses-{rank}.json").read_text()) for rank in (0, 1))
-    assert first == pytest.approx([report["train_loss"] for report in alone.reports], rel=2e-3)
+    train_loop(_pair_settings(tmp_path, name), alone)
+    first, second = _seen(pairs, name)
+    assert first["losses"] == pytest.approx([report["train_loss"] for report in alone.reports], rel=2e-3)
     # each reports the mean over all rows
-    assert first == second
-    weights = [torch.load(tmp_path / name / "reasoner.pt", weights_only=True)["model"] for name in ("alone", "pair")]
-    for name in weights[0]:
-        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-2, atol=1e-3)
-
-
-def _work_beside_a_baseline(rank: int, folder: str, settings: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    step, baseline_steps = Trainer.train_step, list[int]()
-
-    def watched(trainer: Trainer) -> None:
-        if trainer.config.max_steps == 1:
-            baseline_steps.append(trainer.step)
-        step(trainer)
-
-    Trainer.train_step = watched  # type: ignore[method-assign]
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    run = _Worker(rank, 2)
-    train_loop(settings, run)
-    seen = {"baseline_steps": baseline_steps, "last": run.reports[-1]}
-    Path(folder, f"seen-{rank}.json").write_text(json.dumps(seen, default=str))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    assert first["losses"] == second["losses"]
+    weights = [torch.load(place / name / "reasoner.pt", weights_only=True)["model"] for place in (tmp_path, pairs)]
+    for key in weights[0]:
+        torch.testing.assert_close(weights[0][key], weights[1][key], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
-def test_all_workers_train_the_direct_baseline(tmp_path: Path) -> None:
+def test_what_two_workers_left_one_takes_up_in_the_middle_of_the_epoch(pairs: Path, tmp_path: Path) -> None:
+    alone, rest = PlainRun(), PlainRun()
+    train_loop(_pair_settings(tmp_path, "killed"), alone)
+    train_loop(_pair_settings(pairs, "killed"), rest)
+    expected = [report["train_loss"] for report in alone.reports[1:]]
+    assert [report["train_loss"] for report in rest.reports] == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_two_workers_with_a_replay_each_report_the_rows_of_all(pairs: Path) -> None:
+    # their values differ from those of one worker
+    first, second = _seen(pairs, "dqn")
+    assert first["losses"] == second["losses"] and len(first["losses"]) == 3
+
+
+@pytest.mark.slow
+def test_all_workers_train_the_direct_baseline(pairs: Path, tmp_path: Path) -> None:
     # A worker that waits while another one trains a whole model runs into the time limit of its next collective.
-    settings = _settings(tmp_path / "pair", direct_baseline=True)
-    (tmp_path / "pair").mkdir()
-    torch.multiprocessing.spawn(_work_beside_a_baseline, args=(str(tmp_path / "pair"), settings), nprocs=2)
-    first, second = (json.loads((tmp_path / "pair" / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+    first, second = _seen(pairs, "baseline")
     assert first["baseline_steps"] == second["baseline_steps"] == list(range(24))
     alone = PlainRun()
     train_loop(_settings(tmp_path / "alone", direct_baseline=True), alone)
