@@ -17,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # large pages pay in long runs; short ones start faster without
 os.environ["GLIBC_TUNABLES"] = os.environ["MALLOC_CONF"] = ""
+# Ray's workers would wait for whatever else the tests do
+os.environ["RAY_worker_niceness"] = "0"
 # so that the end of a pool is noticed at once, not up to 2 s later
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 

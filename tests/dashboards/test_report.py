@@ -17,6 +17,8 @@ import pytest
 from dashboards.report import content, embedded, main, page
 from dashboards.report_server import ReportServer
 from sweeps.store.store import ResultsStore
+from tests.dashboards.sections.test_arc_efe import efe_run
+from tests.dashboards.sections.test_sad_student import student_run
 from tests.dashboards.stores import (
     HOSTILE,
     agents_run,
@@ -310,6 +312,23 @@ def test_agents_have_criteria_a_tagged_problem_a_refinement_and_curves(tab: Tab,
     assert "1 words wrong" in tab.texts("#refinement .note")[0] and "7, right" in tab.texts("#refinement .note")[1]
     for name, points in (("precision", 15), ("selfplay", 8), ("routing", 2)):
         assert tab.page.locator(f"#chart-{name} path.point").count() == points, name
+    assert tab.errors == []
+
+
+@pytest.mark.slow
+def test_grid_agents_and_students_have_their_curves_pictures_and_an_episode(tab: Tab, tmp_path: Path) -> None:
+    tab.open(written(tmp_path, efe_run(tmp_path / "efe"), student_run(tmp_path / "sad"))).read_through()
+    assert tab.page.locator("#chart-efe .scatterlayer .js-line").count() == 1
+    assert tab.texts("#efe figcaption b") == ["input", "target", "before", "after"]
+    assert "2 of 4 cells" in tab.texts("#efe figcaption")[2] and "exact" in tab.texts("#efe figcaption")[3]
+    tab.page.locator("#efe summary").click()
+    assert tab.texts("#efe pre") == [HOSTILE]
+    assert tab.column("sad-variants", "variant") == ["sad", "ce"]
+    assert tab.column("sad-variants", "exact")[1] == "40.0" and tab.column("sad-variants", "seeds") == ["2", "1"]
+    assert tab.page.locator("#chart-sad-action path.point").count() == 2
+    spans = tab.page.locator("#sad-episode [data-span]")
+    assert [span.get_attribute("data-span") for span in spans.all()] == ["other", "action"]
+    assert "not solved" not in tab.texts("#sad-episode .note")[0]
     assert tab.errors == []
 
 
