@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-lm test test-most test-rest test-alone check fix bench
+.PHONY: help setup demo demo-lm test test-sweeps test-others check fix bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
@@ -27,24 +27,16 @@ demo-lm: $(STAMP) ## adapters of a pre-trained language model on 24 tasks: CPU, 
 	$(BIN)/python sweeps/atomic_lora.py --preset demo --base smollm2 --tasks smallest:24 --set epochs=20
 
 test: $(STAMP) ## run all tests, the slow ones included
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-most test-rest test-alone
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-sweeps test-others
 
-# what starts clusters, servers and browsers waits most of its time, so the other tests run meanwhile
-REST = tests/trainables tests/dashboards/sections $(wildcard tests/dashboards/test_report*.py) \
-  $(patsubst %,tests/sweeps/%.py,test_recursive_reasoner test_sad_student test_reasoning_agents test_arc_efe test_job \
-  backend/test_trials)
+# what starts clusters and servers waits much of its time, so the other tests run meanwhile
+SWEEPS = tests/sweeps tests/docs
 
-# tests that attach this process to a cluster: after other Ray sessions of the same process it lost actors (docs/log.md)
-ALONE = tests/sweeps/core/test_ordinary.py tests/sweeps/test_nodes.py
+test-sweeps: $(STAMP)
+	$(BIN)/python -m pytest $(SWEEPS)
 
-test-most: $(STAMP)
-	$(BIN)/python -m pytest $(addprefix --ignore ,$(REST) $(ALONE))
-
-test-rest: $(STAMP)
-	$(BIN)/python -m pytest $(REST)
-
-test-alone: $(STAMP)
-	@status=0; for file in $(ALONE); do $(BIN)/python -m pytest $$file || status=1; done; exit $$status
+test-others: $(STAMP)
+	$(BIN)/python -m pytest tests $(addprefix --ignore ,$(SWEEPS))
 
 check: $(STAMP) ## lint, formatting and types
 	$(BIN)/ruff check .
