@@ -126,7 +126,8 @@ def pretrain_canvas(settings: Mapping[str, Any], run: Run) -> None:
             # the clock should see what was computed, not what was asked for
             torch.cuda.synchronize(device)
         spent, since = spent + clock() - since, clock()
-        if spent < budget * (epoch + 1) / config.epochs:
+        # the head begins at zero, so the first step alone gives no gradient to what is before it
+        if spent < budget * (epoch + 1) / config.epochs or len(losses) < 2:
             continue
         epoch += 1
         train_loss, grad_norm = (float(torch.stack(values).mean()) for values in (losses, norms))
