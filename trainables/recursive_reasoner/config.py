@@ -114,6 +114,8 @@ class ReasonerConfig:
     """Puzzles to measure on."""
     maze_side: Annotated[int, Field(ge=5), AfterValidator(require_odd)] = 15
     """Cells in a row of a maze, an odd number."""
+    most_givens: NonNegativeInt = 0
+    """Givens that Sudoku are dug down to at most; 0: as many as come with the size. A few have more, being minimal."""
     arc_side: Annotated[int, Field(ge=1, le=30)] = 10
     """Longest side of the ARC grids that are taken; of these, all are."""
 
@@ -129,3 +131,5 @@ class ReasonerConfig:
     """Compile the network for training, which needs a C++ compiler and on GPUs Triton."""
     direct_baseline: bool = True
     """Train beside it a model of the same parameters that answers in one pass."""
+    direct_lr_ratio: PositiveFloat = 1.0
+    """Learning rate of that model over ``lr``: the one that suits it is not the reasoner's."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trainables.common.monitor import ComponentMonitor, require_movement
 from trainables.common.precision import has_fast_bf16
 from trainables.common.schedules import Schedule, total_steps, warm_up
+from trainables.puzzles.puzzles import Puzzles
 from trainables.recursive_reasoner import evaluation
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, Stream
@@ -59,6 +60,7 @@ class Trainer:
 
     Attributes:
         step: Optimizer steps taken.
+        cpu_seconds: What all threads of this process computed in these steps, over all sessions of the run.
         total: Steps of the run.
         steps_per_epoch: Steps of an epoch.
         facts: What was measured once and belongs to the last row.
@@ -105,6 +107,7 @@ class Trainer:
         self.sums: dict[str, Any] = {}
         # The start of the epoch under way, and the seconds since then that were no training.
         self.started, self.seconds_aside = time.perf_counter(), 0.0
+        self.cpu_seconds = 0.0
 
     # ------------------------------------------------------------------------------------------------------- one step
 
@@ -116,6 +119,7 @@ class Trainer:
     def train_step(self) -> None:
         """Refill rows that have halted, do one supervision step of all rows, learn from it, and let rows halt."""
         config, carry, values = self.config, self.carry, self.scheduled(self.step)
+        computed = time.process_time()
         thoughts = int(values.get("thoughts", 0))
         draws = torch.rand(config.batch_size, 4, generator=self.generator)
         draws = draws[self.rank * self.rows : (self.rank + 1) * self.rows].to(self.device)
@@ -151,6 +155,7 @@ class Trainer:
         self._note("finished_solved", (finished & solved).sum() * self.world_size)
         self._note("finished_steps", torch.where(finished, carry["steps"], 0).sum() * self.world_size)
         self.step += 1
+        self.cpu_seconds += time.process_time() - computed
 
     def _refill(self, thoughts: int, draws: Tensor, epsilon: float) -> None:
         carry = self.carry
@@ -271,6 +276,7 @@ class Trainer:
         finished, solved, steps = (means.pop(n) for n in ("finished", "finished_solved", "finished_steps"))
         row = {
             "epoch": epoch,
+            "cpu_seconds": self.cpu_seconds,
             "step": self.step,
             **values,
             **means,
@@ -303,21 +309,35 @@ class Trainer:
     def evaluate(self) -> dict[str, Any]:
         """Return held-out metrics of the averaged weights."""
         model, halting = self.evaluated()
-        solved = evaluation.solve(model, halting, self.dataset, self.device, self._thoughts())
-        row = evaluation.metrics(solved)
-        row |= evaluation.metrics_by_modality(solved, self.dataset.held_out, self.dataset.kind.modalities)
+        kind, puzzles = self.dataset.kind, self.dataset.held_out
+        solved = evaluation.solve(model, halting, kind, puzzles, self.device, self._thoughts())
+        row = evaluation.metrics(solved) | evaluation.valid_metrics(solved, kind, puzzles)
+        row |= evaluation.metrics_by_modality(solved, puzzles, kind.modalities)
         flops = evaluation.flops_per_step(model, self.device, self._thoughts())
         return row | {"flops_per_puzzle": flops * row["mean_steps"]}
+
+    def evaluate_levels(self) -> dict[str, Any]:
+        """Return the accuracies on puzzles harder than those trained on, and on each level of these and the held-out
+        ones; nothing of puzzles that all are alike."""
+        if not len(self.dataset.harder):
+            return {}
+        kind, puzzles = self.dataset.kind, Puzzles.concatenate([self.dataset.held_out, self.dataset.harder])
+        solved = evaluation.solve(*self.evaluated(), kind, puzzles, self.device, self._thoughts())
+        harder = evaluation.solve(*self.evaluated(), kind, self.dataset.harder, self.device, self._thoughts())
+        row = evaluation.metrics(harder) | evaluation.valid_metrics(harder, kind, self.dataset.harder)
+        names = [name for name in ("exact_accuracy", "valid_accuracy") if name in row]
+        levels = evaluation.metrics_by_level(solved, kind.level(puzzles))
+        return {f"harder_{name}": row[name] for name in names} | levels
 
     def solved_puzzles(self) -> dict[str, Any]:
         """Return the first held-out puzzles with the averaged weights' answer after each step, for pictures."""
         first = np.arange(min(SHOWN_PUZZLES, len(self.dataset.held_out)))
-        shown = dataclasses.replace(self.dataset, held_out=self.dataset.held_out.take(first))
-        solved = evaluation.solve(*self.evaluated(), shown, self.device, self._thoughts())
+        kind, shown = self.dataset.kind, self.dataset.held_out.take(first)
+        solved = evaluation.solve(*self.evaluated(), kind, shown, self.device, self._thoughts())
         return {
-            "side": self.dataset.kind.side,
-            "inputs": shown.held_out.inputs.tolist(),
-            "targets": shown.held_out.targets.tolist(),
+            "side": kind.side,
+            "inputs": shown.inputs.tolist(),
+            "targets": shown.targets.tolist(),
             "answers": solved.answers.transpose(0, 1).tolist(),
             "steps": solved.steps.tolist(),
             "answered": solved.answered.tolist(),
@@ -342,6 +362,9 @@ class Trainer:
             {
                 "config": dataclasses.asdict(self.config),
                 "dataset": self.dataset.name,
+                "step": self.step,
+                "total_steps": self.total,
+                "cpu_seconds": self.cpu_seconds,
                 "model": model.state_dict(),
                 "halting": weights,
             },
@@ -369,6 +392,7 @@ class Trainer:
             "metrics": self.metrics,
             "seconds": time.perf_counter() - self.started,
             "seconds_aside": self.seconds_aside,
+            "cpu_seconds": self.cpu_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -392,6 +416,7 @@ class Trainer:
         # Checkpoints of older versions do not hold the times.
         self.started = time.perf_counter() - state.get("seconds", 0.0)
         self.seconds_aside = state.get("seconds_aside", 0.0)
+        self.cpu_seconds = state.get("cpu_seconds", 0.0)
 
     def _empty_carry(self) -> dict[str, Tensor]:
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from tests.sweeps.killed import cut_newest, rows_after_kills
+from trainables.common.checkpoints import Checkpoints
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
+from trainables.common.folder import Folder
 from trainables.common.monitor import DeadComponentError, FrozenScheduleError
 from trainables.common.schedules import Schedule
 from trainables.puzzles import sudoku
@@ -123,6 +125,36 @@ def test_a_mixture_is_shown_and_asked_for_the_grid(tmp_path: Path) -> None:
     Reasoner(ReasonerConfig(**trained["config"]), 5, 16, 3, modalities=MODALITIES).load_state_dict(trained["model"])
     solved = json.loads((tmp_path / "solved.json").read_text())
     assert [len(grid) for grid in solved["inputs"]] == [16] * 8
+
+
+@pytest.mark.parametrize("name", ["sudoku6", "maze"])
+def test_a_wrong_or_a_blank_puzzle_id_costs_nothing_where_puzzles_have_one_rule(name: str) -> None:
+    chosen = replace(TINY, prefix=2)
+    trainer = Trainer(chosen, load_dataset(name, chosen), 0, "cpu")
+    trainer.train_step()
+    model, held_out = trainer.model, trainer.dataset.held_out
+    inputs, ids = (torch.from_numpy(array).long() for array in (held_out.inputs, held_out.ids))
+    assert model.prefix is not None and model.prefix.weight.abs().max() > 0, "the prefix has learned something"
+    with torch.no_grad():
+        right, blank, wrong = (
+            model(model.start(len(inputs)), inputs, puzzle_ids=said).logits for said in (ids, None, ids + 7)
+        )
+    assert torch.equal(right, blank) and torch.equal(right, wrong)
+
+
+def test_puzzles_harder_than_trained_on_are_measured_by_level_and_direct_prediction_has_its_own_rate(
+    tmp_path: Path,
+) -> None:
+    run = PlainRun()
+    settings = _settings(tmp_path, epochs=1, train_puzzles=64, direct_baseline=True, direct_lr_ratio=0.5)
+    train_loop(settings | {"dataset": "maze"}, run)
+    last, dataset = run.reports[-1], load_dataset("maze", ReasonerConfig(**settings["config"]), 0)
+    levels = np.concatenate([dataset.held_out.difficulty, dataset.harder.difficulty])
+    assert len(dataset.harder) and {f"exact_at_level/{level}" for level in levels} <= set(last)
+    assert last["exact_accuracy"] <= last["valid_accuracy"] <= 1 and last["harder_exact_accuracy"] >= 0
+    assert {"direct_harder_exact_accuracy", "direct_valid_accuracy"} <= set(last) and last["cpu_seconds"] > 0
+    notes = Checkpoints(Folder(tmp_path / "direct" / "checkpoints"), 1).notes()
+    assert {note.identity["lr"] for note in notes} == {0.5 * settings["config"]["lr"]}
 
 
 def test_targets_of_a_mixture_are_the_answers_of_its_grids() -> None:
