@@ -111,23 +111,26 @@ def turn_back(grids: np.ndarray, cells: np.ndarray, tokens: np.ndarray) -> np.nd
     return turn(grids, cells.argsort(axis=1), tokens.argsort(axis=1))
 
 
-def kind_of(name: str, maze_side: int, arc_side: int, most_givens: int = 0) -> Kind:
+def kind_of(name: str, maze_side: int, arc_side: int, givens: float = 1.0) -> Kind:
     """Return the kind of that name; mazes have ``maze_side`` cells in a row, ARC grids at most ``arc_side``.
 
-    ``most_givens`` is for Sudoku, see `Kind`; 0 leaves as many as there are.
+    ``givens`` is the largest share of cells that a Sudoku shows; of mixtures, mazes and ARC grids it says nothing.
 
     Raises:
-        InputError: If the name is unknown, or no Sudoku of its side has so few givens.
+        InputError: If the name is unknown, or Sudoku of its side are not to have so few givens.
     """
     if name not in KINDS:
         near = did_you_mean(name, KINDS) or "."
         raise InputError(f"--dataset {name!r} is not one of {', '.join(KINDS)}{near}")
     sides = {"maze": maze_side, "arc": arc_side, "mixed": 4}
     side = sides[name] if name in sides else int(name.removeprefix("sudoku"))
-    if not most_givens or name in ("maze", "arc"):
+    if not name.startswith("sudoku"):
         return Kind(name, side)
     low, high = sudoku.CLUES[side]
-    fewest = max(low, sudoku.FEWEST_TRAINED.get(side, 0))
-    if not fewest <= most_givens <= high:
-        raise InputError(f"most_givens is {most_givens}, but {name} takes {fewest} to {high}, or 0 for all.")
-    return Kind(name, side, most_givens)
+    most, fewest = int(givens * side * side), max(low, sudoku.FEWEST_TRAINED.get(side, 0))
+    if most < fewest:
+        raise InputError(
+            f"givens is {givens}, at most {most} of the {side * side} cells of {name}; give {fewest / side**2:.2f} "
+            "or more."
+        )
+    return Kind(name, side, most if most < high else None)

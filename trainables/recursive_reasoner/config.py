@@ -122,8 +122,8 @@ class ReasonerConfig:
     """Puzzles to measure on."""
     maze_side: Annotated[int, Field(ge=5), AfterValidator(require_odd)] = 15
     """Cells in a row of a maze, an odd number."""
-    most_givens: NonNegativeInt = 0
-    """Givens that Sudoku are dug down to at most; 0: as many as come with the size. A few have more, being minimal."""
+    givens: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share of its cells that a Sudoku shows; a few show more, where none can be spared."""
     arc_side: Annotated[int, Field(ge=1, le=30)] = 10
     """Longest side of the ARC grids that are taken; of these, all are."""
 

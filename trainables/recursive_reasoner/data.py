@@ -87,7 +87,7 @@ def load_dataset(name: str, config: ReasonerConfig, seed: int = 0, folder: str |
     Raises:
         InputError: If the name is unknown, there are not as many puzzles, or a shard is missing or damaged.
     """
-    kind = kind_of(name, config.maze_side, config.arc_side, config.most_givens)
+    kind = kind_of(name, config.maze_side, config.arc_side, config.givens)
     return _load(kind, config.train_puzzles, config.held_out_puzzles, seed, folder)
 
 
