@@ -71,7 +71,7 @@ def _weights(trainer: Trainer) -> torch.Tensor:
 
 
 def _measured(reports: list[dict[str, Any]]) -> str:
-    timed = ("seconds", "puzzles_per_second", "rows_per_second")
+    timed = ("seconds", "cpu_seconds", "puzzles_per_second", "rows_per_second")
     return repr([{name: value for name, value in report.items() if name not in timed} for report in reports])
 
 
@@ -483,7 +483,7 @@ class _Clock:
     """A clock that the training itself moves: 1 s for a step, 100 s for an evaluation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
+        self.now, self.computed = 0.0, 0.0
         self.steps_left = 10**9
         step, evaluate = Trainer.train_step, Trainer.evaluate
 
@@ -505,6 +505,11 @@ class _Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    def process_time(self) -> float:
+        # read at both ends of a step
+        self.computed += 0.25
+        return self.computed
+
 
 def test_seconds_of_the_epochs_add_up_to_the_time_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, run = _Clock(monkeypatch), PlainRun()
@@ -513,6 +518,7 @@ def test_seconds_of_the_epochs_add_up_to_the_time_of_the_trial(tmp_path: Path, m
     assert [row["seconds"] for row in run.reports] == [24 + 100 + 108, 108, 108]
     assert sum(row["seconds"] for row in run.reports) == clock.now
     assert [row["rows_per_second"] for row in run.reports] == [8.0] * 3, "training alone"
+    assert [row["cpu_seconds"] for row in run.reports] == [2.0, 4.0, 6.0], "without the baseline"
 
 
 def test_seconds_leave_out_the_pause_between_two_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,6 +530,7 @@ def test_seconds_leave_out_the_pause_between_two_sessions(tmp_path: Path, monkey
     train_loop(_settings(tmp_path), second)
     assert [row["seconds"] for row in first.reports + second.reports] == [108.0] * 3
     assert [row["rows_per_second"] for row in first.reports + second.reports] == [8.0] * 3
+    assert [row["cpu_seconds"] for row in first.reports + second.reports] == [2.0, 4.0, 6.0]
 
 
 # -------------------------------------------------------------------------------------------------------------- workers
