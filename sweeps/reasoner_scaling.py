@@ -164,7 +164,8 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         print(
             f"{row['method']:>16} {row['most_steps']:8} {row['trajectories']:4} {row['noise']:6.2f} "
             f"{100 * row['exact_accuracy']:6.1f}% {100 * row['token_accuracy']:6.1f}% {row['steps']:7.1f} "
-            f"{row['flops_per_puzzle'] / 1e9:8.3f} {1000 * row['seconds_per_puzzle']:7.1f}"
+            f"{row['flops_per_puzzle'] / 1e9:8.3f} {1000 * row['seconds_per_puzzle']:7.1f}",
+            flush=True,
         )
 
 
