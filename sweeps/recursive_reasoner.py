@@ -72,7 +72,7 @@ def prepare(args: Namespace, config: ReasonerConfig, domains: Mapping[str, Any])
     if args.dataset_dir or args.dataset_only:
         if not args.dataset_dir:
             raise InputError("--dataset-only needs --dataset-dir, the folder to build in.")
-        plan = Plan(kind_of(name, config.maze_side, config.arc_side), args.seed)
+        plan = Plan(kind_of(name, config.maze_side, config.arc_side, config.givens), args.seed)
         if not plan.kind.generated:
             raise InputError(f"--dataset-dir is for generated puzzles; --dataset {name} needs no building.")
         build(plan, args.dataset_dir, plan.shards_for(config.train_puzzles, config.held_out_puzzles), args.address)

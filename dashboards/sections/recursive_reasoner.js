@@ -58,6 +58,53 @@ function reasonerSection() {
         el("p", { class: "note", style: { "margin-top": "8px" } }, `Means over seeds, ± half of a 95 % interval (Student's t).${Object.keys(one.reference).length ? ` Reference: ${settings(one.reference)}.` : ""}`)))));
 }
 
+// -------------------------------------------------------------------------------------------------------- thinking time
+
+const WAYS = { steps: "more steps", halting: "halting rule", best_score: "best halting score", first_to_halt: "first to halt", symmetry_votes: "votes over symmetries" };
+const wayLabel = (curve) => `${WAYS[curve.method] || curve.method}${curve.trajectories > 1 ? `, ${curve.trajectories}` : ""}${curve.noise ? `, noise ${curve.noise}` : ""}${curve.level === "harder" ? ", harder" : ""}`;
+
+function drawScaling(node, height, measured) {
+  const keys = [...new Set(measured.curves.map((curve) => wayLabel({ ...curve, level: "" })))];
+  const traces = measured.curves.map((curve) => ({
+    x: curve.points.map((p) => p.flops_per_puzzle / 1e9), y: curve.points.map((p) => 100 * p.exact_accuracy), mode: "lines+markers", name: wayLabel(curve),
+    customdata: curve.points.map((p) => [p.steps, 1000 * p.seconds_per_puzzle]), marker: { size: 6 },
+    line: { color: RUN_COLOURS[keys.indexOf(wayLabel({ ...curve, level: "" })) % RUN_COLOURS.length], width: 1.6, dash: curve.level === "harder" ? "dot" : "solid" },
+    hovertemplate: `<b>${plain(wayLabel(curve))}</b><br>%{y:.1f} % exact, %{customdata[0]:.1f} steps<br>%{x:.3g} GFLOP, %{customdata[1]:.3g} ms a puzzle<extra></extra>`,
+  }));
+  plot(node, height, traces, { xaxis: { title: "operations of a puzzle, GFLOP", type: "log" }, yaxis: { title: "solved exactly", ticksuffix: " %" } });
+}
+
+function scalingTable(measured, name) {
+  const best = measured.curves.map((curve) => ({ curve, point: curve.points.reduce((a, b) => (b.exact_accuracy > a.exact_accuracy ? b : a)) }));
+  const columns = [
+    { key: "way", label: "way to think", value: (row) => wayLabel(row.curve) },
+    numeric("exact", "best exact", percent, (row) => row.point.exact_accuracy),
+    ...(best.some((row) => known(row.point.valid_accuracy)) ? [numeric("valid", "valid", percent, (row) => row.point.valid_accuracy)] : []),
+    numeric("steps", "steps", number, (row) => row.point.steps, "supervision steps of a puzzle over all trajectories"),
+    numeric("flops", "GFLOP", number, (row) => row.point.flops_per_puzzle / 1e9),
+    numeric("ms", "ms", number, (row) => 1000 * row.point.seconds_per_puzzle, "a puzzle, on the machine that measured it"),
+  ];
+  return sortable(name, columns, best, { label: "Ways to think" });
+}
+
+function scalingSection() {
+  const all = state.data.sections.recursive_reasoner.filter((one) => one.scaling.length);
+  if (!all.length) return null;
+  return section("scaling", "Thinking time", "Held-out puzzles solved exactly against what a trained reasoner spends on each, without another step of training (python -m sweeps.reasoner_scaling).",
+    all.map((one, k) => {
+      const box = el("div", { class: "cols", "data-dataset": one.dataset });
+      const show = (measured) => {
+        const trained = [`${measured.trained_max_steps} steps at most in training`, known(measured.train_cpu_minutes) ? `trained in ${number(measured.train_cpu_minutes)} core-minutes, ${whole(measured.train_steps)} optimizer steps` : null, `${measured.curves[0].puzzles} puzzles`];
+        box.replaceChildren(
+          chartCard("span6", one.dataset, chart(400, (node, height) => drawScaling(node, height, measured), { id: `chart-scaling-${k}` })),
+          el("div", { class: "span6" }, scalingTable(measured, `scaling-${k}`), el("p", { class: "note", style: { "margin-top": "8px" } }, `${trained.filter(Boolean).join("; ")}. The table has the best point of each curve.`)));
+      };
+      show(one.scaling[0]);
+      const label = (measured) => `${variantLabel(one.variants[measured.variant])}, seed ${measured.seed}`;
+      return el("div", {}, one.scaling.length > 1 ? el("div", { class: "controls" }, choice("trial", one.scaling.map((measured, i) => [i, label(measured)]), 0, (value) => show(one.scaling[value]))) : null, box);
+    }));
+}
+
 // --------------------------------------------------------------------------------------------------------- step by step
 
 const token = (grid, c) => parseInt(grid[c], 36);
@@ -116,4 +163,4 @@ function stepsSection() {
     }));
 }
 
-registerSection(reasonerSection, stepsSection);
+registerSection(reasonerSection, scalingSection, stepsSection);

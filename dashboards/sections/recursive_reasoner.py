@@ -6,10 +6,13 @@ only those on the same puzzles. Trials that ASHA stopped are left out: they trai
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from dashboards.comparison import Trial, ablation
 from sweeps.store.store import ResultsStore
@@ -19,6 +22,9 @@ from trainables.recursive_reasoner.family import FAMILY
 BASELINES = {"direct_exact_accuracy": "direct prediction", "majority_exact_accuracy": "majority"}
 # of all pictures on a page together: about 1 MB
 PICTURE_CELLS = 1_000_000
+# what tells the curves of accuracy against thinking time apart, and what a point of one holds
+CURVE = ("level", "method", "trajectories", "noise", "puzzles")
+POINT = ("steps", "exact_accuracy", "valid_accuracy", "flops_per_puzzle", "seconds_per_puzzle")
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -27,7 +33,8 @@ def gather(stores: Sequence[ResultsStore]) -> list[dict[str, Any]]:
 
     ``trials`` are points by run and place in it, ``front`` says which no other beats in both steps and accuracy.
     ``variants`` are the trials of the same settings but for the seed, each with the ``changes`` against ``reference``:
-    the value of each differing setting that most variants have. ``pictures`` is what `pictures` returns.
+    the value of each differing setting that most variants have. ``pictures`` is what `pictures` returns, ``scaling``
+    what `scaling` does.
     """
     every = [trial for number, store in enumerate(stores) for trial in _trials(store, number)]
     # a trial that two runs have is no second seed
@@ -53,6 +60,7 @@ def gather(stores: Sequence[ResultsStore]) -> list[dict[str, Any]]:
                 "reference": reference,
                 "variants": variants,
                 "pictures": pictures(stores, some, dataset),
+                "scaling": scaling(stores, some),
             }
         )
     return json_value(found)
@@ -100,6 +108,30 @@ def pictures(stores: Sequence[ResultsStore], trials: Sequence[Trial], dataset: s
             found.append({"variant": variant, "run": trial["run"], "place": trial["place"], "puzzles": puzzles})
     kind = dataset if dataset in ("maze", "arc") else "sudoku"
     return {"kind": kind, "side": side, "solved": found, "left_out": left_out}
+
+
+def scaling(stores: Sequence[ResultsStore], trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return what `sweeps.reasoner_scaling` measured of these trials, each with its ``variant`` and its rows as curves.
+
+    A curve is one way to think at one level of puzzles, its points ordered by steps.
+    """
+    measured: list[dict[str, Any]] = []
+    for number, store in enumerate(stores):
+        data = store.folder.read("scaling.parquet")
+        rows = [] if data is None else pq.read_table(io.BytesIO(data)).to_pylist()
+        for trial in trials:
+            own = [row for row in rows if trial["run"] == number and row["trial_id"] == trial["trial_id"]]
+            curves: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+            for row in own:
+                curves.setdefault(tuple(row[name] for name in CURVE), []).append({name: row[name] for name in POINT})
+            if own:
+                about = {name: own[0][name] for name in ("trained_max_steps", "train_steps", "train_cpu_minutes")}
+                every = [
+                    {**dict(zip(CURVE, key, strict=True)), "points": sorted(points, key=lambda point: point["steps"])}
+                    for key, points in curves.items()
+                ]
+                measured.append({"variant": trial["variant"], "seed": trial["seed"], **about, "curves": every})
+    return measured
 
 
 def _trials(store: ResultsStore, number: int) -> list[Trial]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweeps.reasoner_scaling import FILE, SCHEMA
 from sweeps.store.record import run_record
 from sweeps.store.store import ResultsStore
 from trainables.common.family import find_family
@@ -152,6 +157,24 @@ def reasoner_run(folder: Path, run_id: str = "ablation") -> ResultsStore:
         solved |= {"steps": [2], "answered": [2]}
         store.folder.write(f"models/{row['trial_id']}/solved.json", json.dumps(solved).encode())
     return store
+
+
+def scaled(store: ResultsStore, trial_id: str) -> None:
+    """Write what `sweeps.reasoner_scaling` would of one trial: three ways to think, the points of one out of order."""
+    about = {"trial_id": trial_id, "dataset": "sudoku4", "trained_max_steps": 6, "train_steps": 100, "puzzles": 32}
+    about |= {"train_cpu_minutes": 3.5, "halting": "fixed", "planner": "none", "seed": 0}
+    rows = [
+        {**about, "level": level, "method": method, "trajectories": count, "noise": noise, "most_steps": most,
+         "steps": float(most * count), "exact_accuracy": exact, "token_accuracy": 0.9, "valid_accuracy": None,
+         "flops_per_puzzle": 1e6 * most * count, "seconds_per_puzzle": 1e-3 * most * count}
+        for level, method, count, noise, most, exact in (
+            ("as trained", "steps", 1, 0.0, 2, 0.75), ("as trained", "steps", 1, 0.0, 1, 0.5),
+            ("harder", "steps", 1, 0.0, 1, 0.25), ("as trained", "best_score", 4, 0.2, 2, 0.875),
+        )
+    ]  # fmt: skip
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    store.folder.write(FILE, buffer.getvalue())
 
 
 def agents(name: str, seed: int = 0, hrm: float = 0.8, **settings: Any) -> dict[str, Any]:

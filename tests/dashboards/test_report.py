@@ -27,6 +27,7 @@ from tests.dashboards.stores import (
     pool_run,
     reasoner,
     reasoner_run,
+    scaled,
     scores,
     search_run,
     trial,
@@ -244,8 +245,13 @@ def test_another_family_and_an_empty_run_have_a_page(tab: Tab, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_reasoners_have_their_front_their_ablation_and_puzzles_step_by_step(tab: Tab, tmp_path: Path) -> None:
-    tab.open(written(tmp_path, reasoner_run(tmp_path))).read_through()
-    assert tab.texts("nav a")[:4] == ["Summary", "Accuracy and steps", "Step by step", "Trials"]
+    store = reasoner_run(tmp_path)
+    scaled(store, "fixed-0")
+    tab.open(written(tmp_path, store)).read_through()
+    assert tab.texts("nav a")[:5] == ["Summary", "Accuracy and steps", "Thinking time", "Step by step", "Trials"]
+    assert tab.page.locator("#chart-scaling-0 path.point").count() == 4
+    assert tab.column("scaling-0", "way") == ["more steps", "more steps, harder", "best halting score, 4, noise 0.2"]
+    assert tab.column("scaling-0", "exact")[0] == "75.0\u00a0%" and "3.5 core-minutes" in tab.texts("#scaling .note")[1]
     assert tab.page.locator("#chart-pareto-0 path.point").count() == 6
     legend = tab.page.locator("#chart-pareto-0 .legendtext").all_text_contents()
     assert legend == ["Pareto front", "fixed", "bce", "direct prediction", "majority"]

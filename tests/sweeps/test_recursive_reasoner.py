@@ -110,6 +110,7 @@ def test_a_mixture_from_shards_leaves_a_row_with_the_accuracy_of_each_modality(t
     [
         (["--set", "batch_size=100"], "batch_size is 100, more than the 64 puzzles of train_puzzles"),
         (["--dataset", "sudoku5"], f"--dataset 'sudoku5' is not one of {', '.join(KINDS)}; did you mean"),
+        (["--set", "givens=0.2"], "givens is 0.2, at most 3 of the 16 cells of sudoku4; give 0.25 or more."),
         (["--set", "halting=bec"], "halting must be one of 'fixed', 'bce', 'dqn', not 'bec'; did you mean 'bce'?"),
         (["--search", "optuna"], "A search needs something to search: give --num-samples of at least 2"),
         (["--search", "optnua"], "'optnua' is not one of random, optuna; did you mean 'optuna'?"),

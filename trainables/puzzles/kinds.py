@@ -20,10 +20,12 @@ class Kind:
     Attributes:
         name: One of `KINDS`.
         side: Cells in a row.
+        most_givens: Of a Sudoku, see `sudoku.generate`; None: as many as `sudoku.CLUES` says.
     """
 
     name: str
     side: int
+    most_givens: int | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -56,30 +58,79 @@ class Kind:
 
     def generate(self, count: int, rng: np.random.Generator) -> Puzzles:
         """Draw ``count`` puzzles, possibly repeated; only of a kind that is generated."""
-        puzzles = (mazes if self.name == "maze" else sudoku).generate(self.side, count, rng)
+        if self.name == "maze":
+            puzzles = mazes.generate(self.side, count, rng)
+        else:
+            puzzles = sudoku.generate(self.side, count, rng, self.most_givens)
         return replace(puzzles, ids=self.ids(puzzles.classes))
+
+    def symmetries(self, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a symmetry for each of K positions, drawn from ``seed`` and the position.
+
+        It is cells int64 [K, T] and tokens int64 [K, V]: a grid under it has ``tokens[grid[cells[c]]]`` in cell ``c``.
+        None for ARC grids: each of their symmetries is a rule of its own already.
+        """
+        if self.name == "arc":
+            return None
+        return (mazes if self.name == "maze" else sudoku).symmetries(self.side, seed, positions)
 
     def augment(
         self, inputs: np.ndarray, targets: np.ndarray, seed: int, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return puzzles and answers uint8 [N, T] under symmetries drawn from ``seed`` and each position.
+        """Return puzzles and answers uint8 [N, T] under the `symmetries` of each position; ARC grids as they are."""
+        found = self.symmetries(seed, positions)
+        return (inputs, targets) if found is None else (turn(inputs, *found), turn(targets, *found))
 
-        ARC grids come as they are: each of their symmetries is a rule of its own already.
-        """
-        if self.name == "arc":
-            return inputs, targets
-        module = mazes if self.name == "maze" else sudoku
-        return module.augment(inputs, targets, self.side, seed, positions)
+    def valid(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray | None:
+        """Return which answers uint8 [N, T] of mazes mark a path, see `mazes.valid`; None where only one is right."""
+        return mazes.valid(inputs, answers, self.side) if self.name == "maze" else None
+
+    def level(self, puzzles: Puzzles) -> np.ndarray:
+        """Return what makes puzzles hard or easy, int [N]: the steps of a maze's path, the givens of a Sudoku."""
+        return puzzles.difficulty if self.name == "maze" else (puzzles.inputs != sudoku.BLANK).sum(axis=1)
+
+    @property
+    def most_harder(self) -> float:
+        """The largest share of generated puzzles that are `harder`."""
+        return 0.3 if self.name == "maze" else 0.2 if self.side in sudoku.FEWEST_TRAINED else 0.0
+
+    def harder(self, puzzles: Puzzles) -> np.ndarray:
+        """Return which of N generated puzzles are harder than any that is trained on, bool [N]."""
+        if self.name == "maze":
+            return self.level(puzzles) > mazes.LONGEST_TRAINED * self.side
+        return self.level(puzzles) < sudoku.FEWEST_TRAINED.get(self.side, 0)
 
 
-def kind_of(name: str, maze_side: int, arc_side: int) -> Kind:
+def turn(grids: np.ndarray, cells: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return grids uint8 [N, T] under symmetries: cells int64 [N, T], tokens int64 [N, V], see `Kind.symmetries`."""
+    return np.take_along_axis(tokens, np.take_along_axis(grids, cells, 1).astype(np.int64), 1).astype(np.uint8)
+
+
+def turn_back(grids: np.ndarray, cells: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return the grids uint8 [N, T] of which `turn` makes ``grids``."""
+    return turn(grids, cells.argsort(axis=1), tokens.argsort(axis=1))
+
+
+def kind_of(name: str, maze_side: int, arc_side: int, givens: float = 1.0) -> Kind:
     """Return the kind of that name; mazes have ``maze_side`` cells in a row, ARC grids at most ``arc_side``.
 
+    ``givens`` is the largest share of cells that a Sudoku shows; of mixtures, mazes and ARC grids it says nothing.
+
     Raises:
-        InputError: If the name is unknown.
+        InputError: If the name is unknown, or Sudoku of its side are not to have so few givens.
     """
     if name not in KINDS:
         near = did_you_mean(name, KINDS) or "."
         raise InputError(f"--dataset {name!r} is not one of {', '.join(KINDS)}{near}")
     sides = {"maze": maze_side, "arc": arc_side, "mixed": 4}
-    return Kind(name, sides[name] if name in sides else int(name.removeprefix("sudoku")))
+    side = sides[name] if name in sides else int(name.removeprefix("sudoku"))
+    if not name.startswith("sudoku"):
+        return Kind(name, side)
+    low, high = sudoku.CLUES[side]
+    most, fewest = int(givens * side * side), max(low, sudoku.FEWEST_TRAINED.get(side, 0))
+    if most < fewest:
+        raise InputError(
+            f"givens is {givens}, at most {most} of the {side * side} cells of {name}; give {fewest / side**2:.2f} "
+            "or more."
+        )
+    return Kind(name, side, most if most < high else None)

@@ -17,6 +17,8 @@ WALL, OPEN, START, GOAL, PATH = range(5)
 TOKENS = 5
 # share of the walls left by the spanning tree that are opened
 LOOPS = 0.1
+# mazes whose path has more steps than this times their side are never trained on, but measured as the harder ones
+LONGEST_TRAINED = 2
 
 
 def generate(side: int, count: int, rng: np.random.Generator) -> Puzzles:
@@ -51,17 +53,43 @@ def classes(inputs: np.ndarray, side: int) -> np.ndarray:
     return np.min([hash_rows(_turn(grids, symmetry).reshape(len(grids), -1)) for symmetry in range(8)], axis=0)
 
 
-def augment(
-    inputs: np.ndarray, targets: np.ndarray, side: int, seed: int, positions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each maze uint8 [N, T] and its answer under one of the 8 symmetries of the square, drawn by position."""
+def symmetries(side: int, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return one of the 8 symmetries of the square for each of K positions: cells int64 [K, T], tokens int64 [K, 5].
+
+    A maze under it has ``tokens[maze[cells[c]]]`` in cell ``c``; tokens stay what they are.
+    """
     chosen = random_keys(seed, positions, 1)[:, 0] % np.uint64(8)
-    turned = [np.empty_like(inputs), np.empty_like(targets)]
-    for symmetry in range(8):
-        rows = chosen == symmetry
-        for result, grids in zip(turned, (inputs, targets), strict=True):
-            result[rows] = _turn(grids[rows].reshape(-1, side, side), symmetry).reshape(-1, side * side)
-    return turned[0], turned[1]
+    square = np.arange(side * side).reshape(1, side, side)
+    turned = np.concatenate([_turn(square, symmetry).reshape(1, -1) for symmetry in range(8)])
+    return turned[chosen], np.tile(np.arange(TOKENS), (len(positions), 1))
+
+
+def valid(inputs: np.ndarray, answers: np.ndarray, side: int) -> np.ndarray:
+    """Return which answers uint8 [N, T] mark a path from start to goal of mazes uint8 [N, T], bool [N].
+
+    It need not be the shortest, but nothing else may be marked. What is answered in cells that are not open in the
+    maze does not count.
+    """
+    grids = inputs.reshape(-1, side, side)
+    ends = (grids == START) | (grids == GOAL)
+    marked = ends | ((grids == OPEN) & (answers.reshape(grids.shape) == PATH))
+    neighbours = sum(_moved(marked, *step).astype(np.int8) for step in _STEPS)
+    # two neighbours on the path, at its ends one: all that is marked is one path, and perhaps circles beside it
+    simple = (~marked | (neighbours == np.where(ends, 1, 2))).all((1, 2))
+    reached = grids == START
+    while True:
+        wider = marked & (reached | np.logical_or.reduce([_moved(reached, *step) for step in _STEPS]))
+        if (wider == reached).all():
+            return simple & (reached == marked).all((1, 2))
+        reached = wider
+
+
+_STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
+def _moved(grids: np.ndarray, down: int, right: int) -> np.ndarray:
+    # the outermost cells are walls, so what leaves one side and comes back at the other is never marked
+    return np.roll(grids, (down, right), axis=(1, 2))
 
 
 def _turn(grids: np.ndarray, symmetry: int) -> np.ndarray:

@@ -57,6 +57,12 @@ class Puzzles:
         return mix(self.classes ^ np.uint64(0x5EED)) % np.uint64(HELD_OUT_ONE_IN) == 0
 
 
+def split(puzzles: Puzzles, harder: np.ndarray) -> tuple[Puzzles, Puzzles, Puzzles]:
+    """Return the puzzles to train on, those held out, and the ``harder`` ones, bool [N], which are neither."""
+    held_out = puzzles.held_out & ~harder
+    return puzzles.take(~held_out & ~harder), puzzles.take(held_out), puzzles.take(harder)
+
+
 def mix(values: np.ndarray) -> np.ndarray:
     """Hash uint64 values one by one (the finaliser of SplitMix64, Steele, Lea and Flood, 2014)."""
     with np.errstate(over="ignore"):
@@ -79,15 +85,23 @@ def random_keys(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
 
 
 def collect(
-    generate: Callable[[int, np.random.Generator], Puzzles], train: int, held_out: int, seed: int
-) -> tuple[Puzzles, Puzzles]:
-    """Draw distinct puzzles until there are enough of both kinds.
+    generate: Callable[[int, np.random.Generator], Puzzles],
+    train: int,
+    held_out: int,
+    seed: int,
+    harder: Callable[[Puzzles], np.ndarray],
+) -> tuple[Puzzles, Puzzles, Puzzles]:
+    """Draw distinct puzzles until there are enough to train on and to hold out.
 
     Args:
         generate: Draws so many puzzles, possibly fewer, possibly repeated.
         train: Training puzzles to return.
         held_out: Held-out puzzles to return.
         seed: Of the generator.
+        harder: Says which puzzles are harder than any that is trained on, bool [N]; these belong to neither.
+
+    Returns:
+        Puzzles to train on, those held out, and the harder ones that came up, at most as many as are held out.
 
     Raises:
         ValueError: If drawing goes on without bringing new puzzles: there are not so many.
@@ -98,11 +112,13 @@ def collect(
         missing = train + held_out if kept is None else max(train - len(kept[0]), 8 * (held_out - len(kept[1])), 64)
         # one in eight is of no use to the training set, and some are repeated
         drawn = generate(min(4096, missing + missing // 4 + 8), rng)
-        before = 0 if kept is None else len(kept[0]) + len(kept[1])
+        before = 0 if kept is None else sum(map(len, kept))
         everything = drawn if kept is None else Puzzles.concatenate([*kept, drawn])
         everything = everything.distinct()
-        kept = everything.take(~everything.held_out), everything.take(everything.held_out)
+        kept = split(everything, harder(everything))
         if len(kept[0]) >= train and len(kept[1]) >= held_out:
-            return kept[0].take(np.arange(train)), kept[1].take(np.arange(held_out))
+            counts = train, held_out, min(held_out, len(kept[2]))
+            first, second, third = (part.take(np.arange(n)) for part, n in zip(kept, counts, strict=True))
+            return first, second, third
         if len(everything) - before <= len(drawn) // 1000:
             raise ValueError(f"There are only about {len(kept[0])} puzzles to train on and {len(kept[1])} to hold out.")

@@ -46,7 +46,7 @@ class Plan:
     def shards_for(self, train: int, held_out: int) -> int:
         """Return how many shards are sure to hold so many puzzles of both sorts, where repetitions are rare."""
         share = 1 / HELD_OUT_ONE_IN
-        needed = max(train / (1 - share), held_out / share)
+        needed = max(train / (1 - share), held_out / share) / (1 - self.kind.most_harder)
         # the split is by chance: four standard deviations and some repetitions
         return math.ceil((1.02 * needed + 4 * math.sqrt(needed / share)) / self.shard_size)
 
@@ -136,7 +136,8 @@ class Plan:
         return puzzles
 
     def _metadata(self, index: int) -> str:
-        return f"{self.shard_size} {self.kind.name} of side {self.kind.side}, seed {self.seed}, shard {index}"
+        few = f" and at most {self.kind.most_givens} givens" if self.kind.most_givens else ""
+        return f"{self.shard_size} {self.kind.name} of side {self.kind.side}{few}, seed {self.seed}, shard {index}"
 
 
 def fingerprint(puzzles: Puzzles) -> str:

@@ -21,6 +21,8 @@ BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 # clues that a puzzle is dug down to, if it stays unique: drawn evenly from this range. Where the lower end is below
 # what minimal puzzles have, some puzzles are minimal
 CLUES = {4: (4, 9), 6: (8, 18), 9: (17, 30)}
+# puzzles with fewer clues are never trained on, but measured as the harder ones
+FEWEST_TRAINED = {6: 10, 9: 24}
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,16 @@ def solve(grids: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 # ----------------------------------------------------------------------------------------------------------- generation
 
 
-def generate(side: int, count: int, rng: np.random.Generator) -> Puzzles:
-    """Draw ``count`` puzzles: random solutions, dug in random order as long as they stay unique."""
+def generate(side: int, count: int, rng: np.random.Generator, most: int | None = None) -> Puzzles:
+    """Draw ``count`` puzzles: random solutions, dug in random order as long as they stay unique.
+
+    ``most`` is the upper end of `CLUES` in place of the one there; some minimal puzzles have more all the same.
+    """
     shape = geometry(side)
     solutions = _random_solutions(shape, count, rng)
     cells = side * side
     low, high = CLUES[side]
+    high = high if most is None else most
     wanted = rng.integers(low, high + 1, size=count)
     order = rng.permuted(np.tile(np.arange(cells), (count, 1)), axis=1)
     given, clues = np.ones((count, cells), dtype=bool), np.full(count, cells)
@@ -213,12 +219,11 @@ def classes(inputs: np.ndarray, side: int) -> np.ndarray:
         return mix(colours.sum(axis=1, dtype=np.uint64))
 
 
-def augment(
-    inputs: np.ndarray, targets: np.ndarray, side: int, seed: int, positions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each puzzle uint8 [N, T] and its answer under a random symmetry drawn from ``seed`` and its position.
+def symmetries(side: int, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a random symmetry for each of K positions: cells int64 [K, T] and tokens int64 [K, side + 1].
 
-    Digits are relabelled, bands, stacks, and the rows and columns within them permuted, and square grids transposed.
+    A grid under it has ``tokens[grid[cells[c]]]`` in cell ``c``. Digits are relabelled, bands, stacks, and the rows and
+    columns within them permuted, and square grids transposed.
     """
     height, width = BOXES[side]
     bands, stacks = side // height, side // width
@@ -226,15 +231,11 @@ def augment(
     relabel, band, row, stack, column, flip = np.split(keys, np.cumsum([side, bands, side, stacks, side]), axis=1)
     rows = _order(band, row.reshape(-1, bands, height))
     columns = _order(stack, column.reshape(-1, stacks, width))
-    cells = (rows[:, :, None] * side + columns[:, None, :]).reshape(len(inputs), -1)
+    cells = (rows[:, :, None] * side + columns[:, None, :]).reshape(len(positions), -1)
     if height == width:
-        turned = (rows[:, None, :] * side + columns[:, :, None]).reshape(len(inputs), -1)
+        turned = (rows[:, None, :] * side + columns[:, :, None]).reshape(len(positions), -1)
         cells = np.where(flip & np.uint64(1) == 0, cells, turned)
-    digits = np.concatenate([np.zeros((len(inputs), 1), dtype=np.int64), 1 + relabel.argsort(axis=1)], axis=1)
-    return tuple(  # type: ignore[return-value]
-        np.take_along_axis(digits, np.take_along_axis(grids, cells, 1).astype(np.int64), 1).astype(np.uint8)
-        for grids in (inputs, targets)
-    )
+    return cells, np.concatenate([np.zeros((len(positions), 1), np.int64), 1 + relabel.argsort(axis=1)], axis=1)
 
 
 def _order(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:

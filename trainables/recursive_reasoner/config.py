@@ -32,6 +32,8 @@ class ReasonerConfig:
     """What mixes cells: self-attention with rotary positions, or a SwiGLU across the sequence."""
     width: PositiveInt = 512
     """Width of the hidden states."""
+    normalised_swiglu: bool = False
+    """RMS-normalise what is gated within a SwiGLU of the blocks."""
     heads: PositiveInt = 8
     """Heads of the attention."""
     layers: PositiveInt = 2
@@ -92,16 +94,22 @@ class ReasonerConfig:
     """Learning rate at the end as a share of ``lr``."""
     warmup_steps: NonNegativeInt = 2000
     """Steps of a linear warm-up."""
+    muon_lr: NonNegativeFloat = 0.0
+    """Highest learning rate of the blocks' matrices, by Muon; 0 leaves them to AdamW. It moves as ``lr`` does."""
     weight_decay: NonNegativeFloat = 1.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of the matrices."""
     beta1: ShareBelow1 = 0.9
     """Decay of AdamW's mean gradient."""
     beta2: ShareBelow1 = 0.95
     """Decay of AdamW's mean squared gradient."""
     clip_norm: PositiveFloat = 1.0
     """Largest norm of the gradient."""
+    label_smoothing: ShareBelow1 = 0.0
+    """Share of a cell's target that is spread evenly over all tokens."""
     ema: ShareBelow1 = 0.999
     """Decay of the averaged weights that are evaluated; 0 evaluates the trained weights."""
+    ema_warmup: bool = False
+    """Average over fewer steps at first: the decay is at most (1 + step) / (10 + step)."""
     batch_size: PositiveInt = 768
     """Puzzles under way at once, over all workers."""
     epochs: PositiveInt = 60
@@ -114,6 +122,8 @@ class ReasonerConfig:
     """Puzzles to measure on."""
     maze_side: Annotated[int, Field(ge=5), AfterValidator(require_odd)] = 15
     """Cells in a row of a maze, an odd number."""
+    givens: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share of its cells that a Sudoku shows; a few show more, where none can be spared."""
     arc_side: Annotated[int, Field(ge=1, le=30)] = 10
     """Longest side of the ARC grids that are taken; of these, all are."""
 
@@ -129,3 +139,5 @@ class ReasonerConfig:
     """Compile the network for training, which needs a C++ compiler and on GPUs Triton."""
     direct_baseline: bool = True
     """Train beside it a model of the same parameters that answers in one pass."""
+    direct_lr_ratio: PositiveFloat = 1.0
+    """Learning rate of that model over ``lr``: the one that suits it is not the reasoner's."""

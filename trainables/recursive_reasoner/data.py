@@ -13,7 +13,7 @@ from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.puzzles import arc_grids
 from trainables.puzzles.kinds import Kind, kind_of
-from trainables.puzzles.puzzles import Puzzles, collect, mix, random_keys
+from trainables.puzzles.puzzles import Puzzles, collect, mix, random_keys, split
 from trainables.puzzles.shards import Plan
 from trainables.recursive_reasoner.config import ReasonerConfig
 
@@ -26,12 +26,14 @@ class Dataset:
         kind: Of the puzzles.
         train: Puzzles to train on.
         held_out: Puzzles to measure on; no symmetry maps one onto a training puzzle.
+        harder: Puzzles to measure on that are harder than all of these, see `Kind.harder`; often fewer, or none.
         left_out: By task, how much is neither trained nor measured on, by reason.
     """
 
     kind: Kind
     train: Puzzles
     held_out: Puzzles
+    harder: Puzzles
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
@@ -58,7 +60,7 @@ class Dataset:
     def fingerprint(self) -> str:
         """16 hex digits that change whenever any puzzle does."""
         digest = hashlib.sha256(self.name.encode())
-        for puzzles in (self.train, self.held_out):
+        for puzzles in (self.train, self.held_out, self.harder):
             digest.update(puzzles.inputs.tobytes() + puzzles.targets.tobytes() + puzzles.ids.tobytes())
         return digest.hexdigest()[:16]
 
@@ -85,27 +87,30 @@ def load_dataset(name: str, config: ReasonerConfig, seed: int = 0, folder: str |
     Raises:
         InputError: If the name is unknown, there are not as many puzzles, or a shard is missing or damaged.
     """
-    kind = kind_of(name, config.maze_side, config.arc_side)
+    kind = kind_of(name, config.maze_side, config.arc_side, config.givens)
     return _load(kind, config.train_puzzles, config.held_out_puzzles, seed, folder)
 
 
 @cache
 def _load(kind: Kind, train: int, held_out: int, seed: int, folder: str | None) -> Dataset:
     if not kind.generated:
-        return Dataset(kind, *arc_grids.load(kind.side))
+        known, unknown, left_out = arc_grids.load(kind.side)
+        return Dataset(kind, known, unknown, unknown.take(np.arange(0)), left_out)
     if folder is None:
         try:
-            return Dataset(kind, *collect(kind.generate, train, held_out, seed))
+            return Dataset(kind, *collect(kind.generate, train, held_out, seed, kind.harder))
         except ValueError as error:
             raise _too_many(kind, f"{error}", train, held_out) from error
     plan = Plan(kind, seed)
     shards = range(plan.shards_for(train, held_out))
     puzzles = Puzzles.concatenate([plan.read(Folder(folder), index) for index in shards]).distinct()
-    sides = puzzles.take(~puzzles.held_out), puzzles.take(puzzles.held_out)
-    if len(sides[0]) < train or len(sides[1]) < held_out:
-        found = f"{folder} holds {len(sides[0])} different puzzles to train on and {len(sides[1])} to hold out."
+    parts = split(puzzles, kind.harder(puzzles))
+    if len(parts[0]) < train or len(parts[1]) < held_out:
+        found = f"{folder} holds {len(parts[0])} different puzzles to train on and {len(parts[1])} to hold out."
         raise _too_many(kind, found, train, held_out)
-    return Dataset(kind, sides[0].take(np.arange(train)), sides[1].take(np.arange(held_out)))
+    counts = train, held_out, min(held_out, len(parts[2]))
+    first, second, third = (part.take(np.arange(n)) for part, n in zip(parts, counts, strict=True))
+    return Dataset(kind, first, second, third)
 
 
 def _too_many(kind: Kind, found: str, train: int, held_out: int) -> InputError:

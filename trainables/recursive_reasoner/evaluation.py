@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.puzzles.kinds import Kind
 from trainables.puzzles.puzzles import Puzzles
-from trainables.recursive_reasoner.data import Dataset
 from trainables.recursive_reasoner.halting import EXPAND, HALT, Halting, Seen
 from trainables.recursive_reasoner.loss import log_stablemax, row_losses, score
 from trainables.recursive_reasoner.model import Reasoner, State
@@ -48,13 +47,18 @@ class Solved:
 
 @torch.no_grad()
 def solve(
-    model: Reasoner, halting: Halting, dataset: Dataset, device: str, thoughts: int = 0, batch: int = 1024
+    model: Reasoner,
+    halting: Halting,
+    kind: Kind,
+    puzzles: Puzzles,
+    device: str,
+    thoughts: int = 0,
+    batch: int = 1024,
 ) -> Solved:
-    """Solve the held-out puzzles with as many steps as the halting rule wants, without exploration."""
+    """Solve puzzles of a kind, at least one, with as many steps as the halting rule wants, without exploration."""
     model.eval()
-    puzzles = dataset.held_out
     batches = (puzzles.take(np.arange(i, min(i + batch, len(puzzles)))) for i in range(0, len(puzzles), batch))
-    parts = [_solve_batch(model, halting, some, dataset.kind, device, thoughts) for some in batches]
+    parts = [_solve_batch(model, halting, some, kind, device, thoughts) for some in batches]
     model.train()
     names = ("steps", "answered", "cells", "exact", "loss")
     joined = {name: torch.cat([part[name] for part in parts], dim=-1) for name in names}
@@ -78,6 +82,19 @@ def metrics(solved: Solved) -> dict[str, float]:
     if solved.claimed is not None:
         row["q_calibration_error"] = calibration_error(solved.claimed, solved.exact)
     return row
+
+
+def valid_metrics(solved: Solved, kind: Kind, puzzles: Puzzles) -> dict[str, float]:
+    """Return the share of answers that are valid, see `Kind.valid`; nothing where only one answer is."""
+    places = (solved.answered - 1)[None, :, None].expand(1, -1, solved.answers.shape[2])
+    valid = kind.valid(puzzles.inputs, solved.answers.gather(0, places)[0].cpu().numpy())
+    return {} if valid is None else {"valid_accuracy": float(valid.mean())}
+
+
+def metrics_by_level(solved: Solved, levels: np.ndarray) -> dict[str, float]:
+    """Return the exact accuracy on the puzzles of each of their levels [N], see `Kind.level`."""
+    exact = solved.exact.cpu().numpy()
+    return {f"exact_at_level/{level}": float(exact[levels == level].mean()) for level in np.unique(levels)}
 
 
 def metrics_by_modality(solved: Solved, puzzles: Puzzles, modalities: Sequence[str]) -> dict[str, float]:

@@ -13,7 +13,14 @@ FAMILY = Family(
     name="recursive_reasoner",
     metric="exact_accuracy",
     mode="max",
-    not_identity=("eval_every", "checkpoint_every", "keep_checkpoints", "compile", "direct_baseline"),
+    not_identity=(
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "compile",
+        "direct_baseline",
+        "direct_lr_ratio",
+    ),
     columns=(
         Column("dataset", str, "puzzles that were trained on"),
         Column("halting", str, "rule by which a puzzle's steps end"),
@@ -26,6 +33,26 @@ FAMILY = Family(
         ),
         _share("direct_exact_accuracy", "the same of a model that answers in one pass", "solved by direct prediction"),
         _share("majority_exact_accuracy", "the same of the most frequent answer", "solved by the majority"),
+        _share(
+            "harder_exact_accuracy",
+            "puzzles harder than any trained on answered correctly as a whole",
+            "harder ones solved",
+            ("direct_harder_exact_accuracy",),
+        ),
+        _share(
+            "direct_harder_exact_accuracy",
+            "the same of a model that answers in one pass",
+            "harder ones solved by direct prediction",
+        ),
+        _share(
+            "valid_accuracy",
+            "held-out mazes in which a path from start to goal is marked and nothing else, the shortest or not",
+            "valid paths",
+            ("direct_valid_accuracy",),
+        ),
+        _share(
+            "direct_valid_accuracy", "the same of a model that answers in one pass", "valid paths by direct prediction"
+        ),
         _share(
             "token_accuracy",
             "held-out cells answered correctly, of those asked for",

@@ -56,9 +56,11 @@ class Block(nn.Module):
         super().__init__()
         self.across = config.mixer == "mlp"
         self.mixer: nn.Module = (
-            SwiGLU(positions, config.expansion) if self.across else Attention(config.width, config.heads, positions)
+            SwiGLU(positions, config.expansion, config.normalised_swiglu)
+            if self.across
+            else Attention(config.width, config.heads, positions)
         )
-        self.mlp = SwiGLU(config.width, config.expansion)
+        self.mlp = SwiGLU(config.width, config.expansion, config.normalised_swiglu)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, S, D] -> [N, S, D]."""
@@ -89,7 +91,7 @@ class Reasoner(nn.Module):
         config: Sizes, cycles, mixer, front end and planner.
         vocabulary: Tokens V of a cell.
         cells: Cells T of a puzzle.
-        puzzle_ids: Puzzles that have a prefix of their own.
+        puzzle_ids: Rules that have a prefix of their own; where there is one, ids mean nothing.
         bf16: Whether to compute in bfloat16 autocast.
         modalities: What puzzles are shown as; where there are several, a puzzle's id is the index of its modality.
     """
@@ -108,6 +110,7 @@ class Reasoner(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.cells, self.bf16, self.modalities = config, cells, bf16, modalities
+        self.puzzle_ids = puzzle_ids
         width = config.width
         self.tokens: nn.Embedding | None = None
         self.front_end: CapsuleFrontEnd | None = None
@@ -136,6 +139,9 @@ class Reasoner(nn.Module):
         """
         rows, children = len(inputs), None
         ids = inputs.new_zeros(rows) if puzzle_ids is None else puzzle_ids
+        if self.puzzle_ids == 1:
+            # of one rule there is nothing to tell apart: a wrong or a blank id must not cost an answer
+            ids = torch.zeros_like(ids)
         parts: list[Tensor] = []
         if self.tokens is not None:
             parts = [self.scale * self.tokens(inputs)]

@@ -87,7 +87,7 @@ def train_loop(settings: Mapping[str, Any], run: Run) -> None:
         if last or row["epoch"] % config.eval_every == 0:
             row |= trainer.evaluate() if run.rank == 0 else {}
         if last:
-            row |= trainer.facts
+            row |= (trainer.evaluate_levels() if run.rank == 0 else {}) | trainer.facts
             publish()
         row["seconds"] = trainer.lap()
         trainer.metrics = row
@@ -113,8 +113,9 @@ def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, run: Ru
     Raises:
         InputError: If the checkpoint in ``folder`` belongs to another configuration or data.
     """
+    rates = {name: getattr(config, name) * config.direct_lr_ratio for name in ("lr", "muon_lr")}
     direct = dataclasses.replace(
-        config, h_cycles=1, l_cycles=1, max_steps=1, halting="fixed", planner="none", gradient="cycle"
+        config, **rates, h_cycles=1, l_cycles=1, max_steps=1, halting="fixed", planner="none", gradient="cycle"
     )
     trainer = Trainer(direct, dataset, seed, run.device, run.rank, run.world_size)
     checkpoints, own = Checkpoints(folder.sub("checkpoints"), 1), identity(direct, dataset, seed)
@@ -129,11 +130,10 @@ def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, run: Ru
                 checkpoints.save(CheckpointMeta(trainer.step, None, own), state)
     if run.rank:
         return {}
-    solved = trainer.evaluate()
+    solved = trainer.evaluate() | trainer.evaluate_levels()
     token, exact = dataset.majority()
-    return {
-        "direct_token_accuracy": solved["token_accuracy"],
-        "direct_exact_accuracy": solved["exact_accuracy"],
+    names = ("token_accuracy", "exact_accuracy", "valid_accuracy", "harder_exact_accuracy", "harder_valid_accuracy")
+    return {f"direct_{name}": solved[name] for name in names if name in solved} | {
         "majority_token_accuracy": token,
         "majority_exact_accuracy": exact,
     }

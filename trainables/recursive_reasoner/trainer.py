@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trainables.common.monitor import ComponentMonitor, require_movement
 from trainables.common.precision import has_fast_bf16
 from trainables.common.schedules import Schedule, total_steps, warm_up
+from trainables.puzzles.puzzles import Puzzles
 from trainables.recursive_reasoner import evaluation
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, Stream
@@ -59,6 +60,7 @@ class Trainer:
 
     Attributes:
         step: Optimizer steps taken.
+        cpu_seconds: What all threads of this process computed in these steps, over all sessions of the run.
         total: Steps of the run.
         steps_per_epoch: Steps of an epoch.
         facts: What was measured once and belongs to the last row.
@@ -91,12 +93,17 @@ class Trainer:
         components = self.model.components()
         halting = [p for p in self.halting.parameters() if p.requires_grad]
         self.monitor = ComponentMonitor(components | ({"halting": halting} if halting else {}))
-        matrices = [p for p in self.parameters if p.ndim > 1]
+        muon = {id(p) for p in self.model.network.parameters() if p.ndim == 2 and config.muon_lr}
+        matrices = [p for p in self.parameters if p.ndim > 1 and id(p) not in muon]
         others = [p for p in self.parameters if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=torch.device(device).type in ("cpu", "cuda")
         )
+        self.muon: torch.optim.Optimizer | None = None
+        if muon:
+            hidden = [p for p in self.parameters if id(p) in muon]
+            self.muon = torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay)
         self.stream = Stream(dataset, seed)
         # exploration is drawn for the rows of all workers, so that their number changes nothing
         self.generator = torch.Generator().manual_seed(seed)
@@ -105,6 +112,7 @@ class Trainer:
         self.sums: dict[str, Any] = {}
         # The start of the epoch under way, and the seconds since then that were no training.
         self.started, self.seconds_aside = time.perf_counter(), 0.0
+        self.cpu_seconds = 0.0
 
     # ------------------------------------------------------------------------------------------------------- one step
 
@@ -116,6 +124,7 @@ class Trainer:
     def train_step(self) -> None:
         """Refill rows that have halted, do one supervision step of all rows, learn from it, and let rows halt."""
         config, carry, values = self.config, self.carry, self.scheduled(self.step)
+        computed = time.process_time()
         thoughts = int(values.get("thoughts", 0))
         draws = torch.rand(config.batch_size, 4, generator=self.generator)
         draws = draws[self.rank * self.rows : (self.rank + 1) * self.rows].to(self.device)
@@ -126,7 +135,7 @@ class Trainer:
         log_p = log_stablemax(output.logits)
         seen, answers = evaluation.see(output.summary, output.logits, log_p, carry["answers"], carry["steps"])
         cells, solved = score(answers, carry["targets"], carry["asked"])
-        answer_loss = row_losses(log_p, carry["targets"]).mean()
+        answer_loss = row_losses(log_p, carry["targets"], config.label_smoothing).mean()
         judged = self.halting.values(seen)
         loss, halting_loss = answer_loss, None
         if isinstance(self.halting, BceHalting):
@@ -151,6 +160,7 @@ class Trainer:
         self._note("finished_solved", (finished & solved).sum() * self.world_size)
         self._note("finished_steps", torch.where(finished, carry["steps"], 0).sum() * self.world_size)
         self.step += 1
+        self.cpu_seconds += time.process_time() - computed
 
     def _refill(self, thoughts: int, draws: Tensor, epsilon: float) -> None:
         carry = self.carry
@@ -175,7 +185,7 @@ class Trainer:
     def _learn(self, loss: Tensor, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        self.trained.zero_grad(set_to_none=True)
         loss.backward()
         if self.world_size > 1:
             # a worker whose replay is still too small has no gradient where another has one
@@ -185,8 +195,15 @@ class Trainer:
         self.monitor.after_backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
+        if self.muon:
+            for group in self.muon.param_groups:
+                group["lr"] = lr * self.config.muon_lr / self.config.lr
+            self.muon.step()
+        decay = self.config.ema
+        if self.config.ema_warmup:
+            decay = min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.config.ema)
+            torch._foreach_lerp_(self.averaged, self.parameters, 1 - decay)
             if isinstance(self.halting, DqnHalting):
                 self.halting.follow()
         return norm
@@ -271,6 +288,7 @@ class Trainer:
         finished, solved, steps = (means.pop(n) for n in ("finished", "finished_solved", "finished_steps"))
         row = {
             "epoch": epoch,
+            "cpu_seconds": self.cpu_seconds,
             "step": self.step,
             **values,
             **means,
@@ -303,21 +321,35 @@ class Trainer:
     def evaluate(self) -> dict[str, Any]:
         """Return held-out metrics of the averaged weights."""
         model, halting = self.evaluated()
-        solved = evaluation.solve(model, halting, self.dataset, self.device, self._thoughts())
-        row = evaluation.metrics(solved)
-        row |= evaluation.metrics_by_modality(solved, self.dataset.held_out, self.dataset.kind.modalities)
+        kind, puzzles = self.dataset.kind, self.dataset.held_out
+        solved = evaluation.solve(model, halting, kind, puzzles, self.device, self._thoughts())
+        row = evaluation.metrics(solved) | evaluation.valid_metrics(solved, kind, puzzles)
+        row |= evaluation.metrics_by_modality(solved, puzzles, kind.modalities)
         flops = evaluation.flops_per_step(model, self.device, self._thoughts())
         return row | {"flops_per_puzzle": flops * row["mean_steps"]}
+
+    def evaluate_levels(self) -> dict[str, Any]:
+        """Return the accuracies on puzzles harder than those trained on, and on each level of these and the held-out
+        ones; nothing of puzzles that all are alike."""
+        if not len(self.dataset.harder):
+            return {}
+        kind, puzzles = self.dataset.kind, Puzzles.concatenate([self.dataset.held_out, self.dataset.harder])
+        solved = evaluation.solve(*self.evaluated(), kind, puzzles, self.device, self._thoughts())
+        harder = evaluation.solve(*self.evaluated(), kind, self.dataset.harder, self.device, self._thoughts())
+        row = evaluation.metrics(harder) | evaluation.valid_metrics(harder, kind, self.dataset.harder)
+        names = [name for name in ("exact_accuracy", "valid_accuracy") if name in row]
+        levels = evaluation.metrics_by_level(solved, kind.level(puzzles))
+        return {f"harder_{name}": row[name] for name in names} | levels
 
     def solved_puzzles(self) -> dict[str, Any]:
         """Return the first held-out puzzles with the averaged weights' answer after each step, for pictures."""
         first = np.arange(min(SHOWN_PUZZLES, len(self.dataset.held_out)))
-        shown = dataclasses.replace(self.dataset, held_out=self.dataset.held_out.take(first))
-        solved = evaluation.solve(*self.evaluated(), shown, self.device, self._thoughts())
+        kind, shown = self.dataset.kind, self.dataset.held_out.take(first)
+        solved = evaluation.solve(*self.evaluated(), kind, shown, self.device, self._thoughts())
         return {
-            "side": self.dataset.kind.side,
-            "inputs": shown.held_out.inputs.tolist(),
-            "targets": shown.held_out.targets.tolist(),
+            "side": kind.side,
+            "inputs": shown.inputs.tolist(),
+            "targets": shown.targets.tolist(),
             "answers": solved.answers.transpose(0, 1).tolist(),
             "steps": solved.steps.tolist(),
             "answered": solved.answered.tolist(),
@@ -342,6 +374,9 @@ class Trainer:
             {
                 "config": dataclasses.asdict(self.config),
                 "dataset": self.dataset.name,
+                "step": self.step,
+                "total_steps": self.total,
+                "cpu_seconds": self.cpu_seconds,
                 "model": model.state_dict(),
                 "halting": weights,
             },
@@ -361,6 +396,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
+            "muon": self.muon.state_dict() if self.muon else None,
             "monitor": self.monitor.state_dict(),
             "generator": self.generator.get_state(),
             "step": self.step,
@@ -369,6 +405,7 @@ class Trainer:
             "metrics": self.metrics,
             "seconds": time.perf_counter() - self.started,
             "seconds_aside": self.seconds_aside,
+            "cpu_seconds": self.cpu_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -385,6 +422,8 @@ class Trainer:
         for average, saved in zip(self.averaged, state["averaged"], strict=True):
             average.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.muon:
+            self.muon.load_state_dict(state["muon"])
         self.monitor.load_state_dict(state["monitor"])
         self.generator.set_state(state["generator"].cpu())
         for name in ("step", "position", "facts", "metrics"):
@@ -392,6 +431,7 @@ class Trainer:
         # Checkpoints of older versions do not hold the times.
         self.started = time.perf_counter() - state.get("seconds", 0.0)
         self.seconds_aside = state.get("seconds_aside", 0.0)
+        self.cpu_seconds = state.get("cpu_seconds", 0.0)
 
     def _empty_carry(self) -> dict[str, Tensor]:
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 
 from dashboards.comparison import T_QUANTILES, interval
 from dashboards.sections.recursive_reasoner import PICTURE_CELLS, front, gather
-from tests.dashboards.stores import new_store, pool_run, reasoner, reasoner_run
+from tests.dashboards.stores import new_store, pool_run, reasoner, reasoner_run, scaled
 
 
 def test_variants_are_the_settings_that_differ_with_a_mean_over_seeds(tmp_path: Path) -> None:
@@ -97,3 +97,18 @@ def test_pictures_that_have_no_room_are_counted(tmp_path: Path) -> None:
     assert found["pictures"]["left_out"] == 1 and found["pictures"]["kind"] == "arc"
     puzzle = found["pictures"]["solved"][0]["puzzles"][0]
     assert puzzle["input"] is None and puzzle["target"] == "a" * 900
+
+
+def test_curves_of_thinking_time_belong_to_their_trial_and_rise_in_steps(tmp_path: Path) -> None:
+    store = reasoner_run(tmp_path)
+    assert gather([store])[0]["scaling"] == []
+    scaled(store, "fixed-1")
+    (measured,) = gather([store])[0]["scaling"]
+    assert (measured["variant"], measured["seed"], measured["train_cpu_minutes"]) == (1, 1, 3.5)
+    by_way = {(c["level"], c["method"], c["trajectories"], c["noise"]): c["points"] for c in measured["curves"]}
+    assert set(by_way) == {
+        ("as trained", "steps", 1, 0.0), ("harder", "steps", 1, 0.0), ("as trained", "best_score", 4, 0.2),
+    }  # fmt: skip
+    assert [(point["steps"], point["exact_accuracy"]) for point in by_way["as trained", "steps", 1, 0.0]] == [
+        (1.0, 0.5), (2.0, 0.75),
+    ]  # fmt: skip

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from trainables.puzzles import mazes
+from trainables.puzzles.kinds import Kind
 from trainables.puzzles.puzzles import Puzzles, collect
 
 SIDE = 11
+KIND = Kind("maze", SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_walls_close_the_maze_and_most_have_loops(drawn: Puzzles) -> None:
 
 
 def test_symmetries_keep_the_class(drawn: Puzzles) -> None:
-    inputs, targets = mazes.augment(drawn.inputs, drawn.targets, SIDE, 3, np.arange(60))
+    inputs, targets = KIND.augment(drawn.inputs, drawn.targets, 3, np.arange(60))
     assert (inputs != drawn.inputs).any(1).sum() > 40
     assert (mazes.classes(inputs, SIDE) == drawn.classes).all()
     assert (np.where(targets == mazes.PATH, mazes.OPEN, targets) == inputs).all()
@@ -70,7 +72,44 @@ def test_symmetries_keep_the_class(drawn: Puzzles) -> None:
 
 
 def test_training_and_held_out_mazes_are_disjoint_up_to_symmetry() -> None:
-    train, held_out = collect(lambda count, rng: mazes.generate(9, count, rng), 60, 12, seed=0)
-    shown = np.concatenate([mazes.augment(train.inputs, train.targets, 9, seed, np.arange(60))[0] for seed in range(8)])
+    kind = Kind("maze", 9)
+    train, held_out, harder = collect(kind.generate, 60, 12, 0, kind.harder)
+    shown = np.concatenate([kind.augment(train.inputs, train.targets, seed, np.arange(60))[0] for seed in range(8)])
     assert not set(mazes.classes(shown, 9).tolist()) & set(held_out.classes.tolist())
     assert not {row.tobytes() for row in shown} & {row.tobytes() for row in held_out.inputs}
+    assert max(train.difficulty.max(), held_out.difficulty.max()) <= 18 < harder.difficulty.min()
+
+
+def test_a_longer_path_is_valid_and_anything_else_that_is_marked_is_not() -> None:
+    # two ways around a block of walls: the upper one is shorter
+    maze = """
+        #########
+        #S.....G#
+        #.#####.#
+        #.#...#.#
+        #.#.#.#.#
+        #.#...#.#
+        #.#####.#
+        #.......#
+        #########"""
+    walls, marked = (_cells(maze, text) for text in (maze, maze.replace("S.....G", "S*****G")))
+    kind = Kind("maze", 9)
+    around = [np.ravel_multi_index((y, x), (9, 9)) for y in range(1, 8) for x in range(1, 8) if y == 7 or x in (1, 7)]
+    longer = np.where(np.isin(np.arange(81), around) & (walls == mazes.OPEN), mazes.PATH, walls)
+    both, gap, circle, noise = marked.copy(), marked.copy(), marked.copy(), marked.copy()
+    both[around] = gap[12] = noise[0] = mazes.PATH
+    gap[12] = mazes.OPEN
+    ring = [np.ravel_multi_index((y, x), (9, 9)) for y in range(3, 6) for x in range(3, 6) if (y, x) != (4, 4)]
+    circle[ring] = mazes.PATH
+    answers = np.stack([marked, longer, both, gap, circle, noise, walls]).astype(np.uint8)
+    found = kind.valid(np.tile(walls, (len(answers), 1)), answers)
+    # a wall that is answered as path was not asked for
+    assert found is not None and found.tolist() == [True, True, False, False, False, True, False]
+    drawn = kind.generate(30, np.random.default_rng(2))
+    right, unmarked = kind.valid(drawn.inputs, drawn.targets), kind.valid(drawn.inputs, drawn.inputs)
+    assert right is not None and right.all() and unmarked is not None and not unmarked.any()
+
+
+def _cells(maze: str, text: str) -> np.ndarray:
+    tokens = {"#": mazes.WALL, ".": mazes.OPEN, "S": mazes.START, "G": mazes.GOAL, "*": mazes.PATH}
+    return np.array([tokens[c] for c in "".join(text.split())], dtype=np.uint8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trainables.puzzles import sudoku
+from trainables.puzzles.kinds import Kind, turn, turn_back
 from trainables.puzzles.puzzles import Puzzles, collect
 
 # a 17-clue puzzle that singles solve, and one ("AI Escargot", Inkala, 2006) that needs guesses
@@ -99,13 +100,14 @@ def test_the_seed_decides() -> None:
 def test_symmetries_keep_the_class_and_the_uniqueness(drawn: tuple[int, Puzzles]) -> None:
     side, puzzles = drawn
     positions = np.arange(len(puzzles))
-    inputs, targets = sudoku.augment(puzzles.inputs, puzzles.targets, side, 5, positions)
+    kind = Kind(f"sudoku{side}", side)
+    inputs, targets = kind.augment(puzzles.inputs, puzzles.targets, 5, positions)
     assert (inputs != puzzles.inputs).any(1).mean() > 0.9
     assert (sudoku.classes(inputs, side) == puzzles.classes).all()
     found, _, solutions = sudoku.solve(inputs, side)
     assert (found == 1).all() and (solutions == targets).all()
     # each row by its own position, not by its place in the call
-    some = sudoku.augment(puzzles.inputs[7:9], puzzles.targets[7:9], side, 5, positions[7:9])
+    some = kind.augment(puzzles.inputs[7:9], puzzles.targets[7:9], 5, positions[7:9])
     assert (some[0] == inputs[7:9]).all() and (some[1] == targets[7:9]).all()
 
 
@@ -122,18 +124,31 @@ def test_classes_tell_9x9_puzzles_apart() -> None:
 
 @pytest.mark.parametrize("side", [4, pytest.param(9, marks=pytest.mark.slow)])
 def test_training_and_held_out_puzzles_are_disjoint_up_to_symmetry(side: int) -> None:
-    train, held_out = collect(lambda count, rng: sudoku.generate(side, count, rng), 60, 8, seed=0)
+    kind = Kind(f"sudoku{side}", side)
+    train, held_out, harder = collect(kind.generate, 60, 8, 0, kind.harder)
     assert (len(train), len(held_out)) == (60, 8)
     assert len(np.unique(train.inputs, axis=0)) == 60
-    shown = [sudoku.augment(train.inputs, train.targets, side, seed, np.arange(60))[0] for seed in range(3)]
+    shown = [kind.augment(train.inputs, train.targets, seed, np.arange(60))[0] for seed in range(3)]
     classes = sudoku.classes(np.concatenate(shown), side)
     assert not set(classes.tolist()) & set(held_out.classes.tolist())
     # nor does another seed train on them
-    other, _ = collect(lambda count, rng: sudoku.generate(side, count, rng), 60, 1, seed=1)
+    other, *_ = collect(kind.generate, 60, 1, 1, kind.harder)
     assert not set(other.classes.tolist()) & set(held_out.classes.tolist())
+    givens = [(part.inputs != 0).sum(1) for part in (train, held_out, harder)]
+    assert min(givens[0].min(), givens[1].min()) >= sudoku.FEWEST_TRAINED.get(side, 0)
+    assert (givens[2] < sudoku.FEWEST_TRAINED.get(side, 0)).all()
+
+
+def test_what_a_symmetry_turns_is_turned_back() -> None:
+    for kind in (Kind("sudoku6", 6), Kind("maze", 9)):
+        drawn = kind.generate(20, np.random.default_rng(3))
+        symmetry = kind.symmetries(7, np.arange(20))
+        assert symmetry is not None and kind.symmetries(7, np.arange(20, 40)) is not None
+        turned = turn(drawn.targets, *symmetry)
+        assert (turned != drawn.targets).any(1).sum() > 10 and (turn_back(turned, *symmetry) == drawn.targets).all()
 
 
 def test_running_out_of_puzzles_is_said() -> None:
     few = sudoku.generate(4, 6, np.random.default_rng(0))
     with pytest.raises(ValueError, match="There are only about"):
-        collect(lambda count, rng: few, 100, 10, seed=0)
+        collect(lambda count, rng: few, 100, 10, 0, Kind("sudoku4", 4).harder)

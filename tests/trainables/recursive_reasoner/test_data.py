@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trainables.common.errors import InputError
+from trainables.common.folder import Folder
 from trainables.puzzles import mazes, sudoku
-from trainables.puzzles.kinds import KINDS
+from trainables.puzzles.kinds import KINDS, kind_of
 from trainables.puzzles.puzzles import Puzzles
+from trainables.puzzles.shards import Plan
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, Stream, load_dataset
 
@@ -31,6 +34,21 @@ def test_datasets_hold_what_was_asked_for(name: str) -> None:
         given = ~dataset.kind.asked(puzzles.inputs)
         assert (puzzles.inputs[given] == puzzles.targets[given]).all()
         assert puzzles.targets.max() < dataset.vocabulary
+
+
+def test_sudoku_with_few_givens_are_dug_down_to_them_in_memory_and_from_shards(tmp_path: Path) -> None:
+    few = replace(CONFIG, givens=0.3, train_puzzles=60, held_out_puzzles=8)
+    plan = Plan(kind_of("sudoku6", 9, 10, few.givens), 0, shard_size=64)
+    drawn = load_dataset("sudoku6", few)
+    folder = Folder(tmp_path)
+    digits = plan.write(folder, 0)
+    assert len(digits) == 16 and plan.read(folder, 0).inputs.shape == (64, 36)
+    for puzzles in (drawn.train, plan.read(folder, 0)):
+        givens = (puzzles.inputs != 0).sum(1)
+        # dug down to 8 to 10 of 36, but for those that are minimal before
+        assert (givens <= 10).mean() > 0.5 and givens.max() <= 13
+    with pytest.raises(InputError, match="at most 10 givens"):
+        Plan(kind_of("sudoku6", 9, 10), 0, shard_size=64).read(folder, 0)
 
 
 def test_fingerprints_tell_data_apart(sudoku4: Dataset) -> None:

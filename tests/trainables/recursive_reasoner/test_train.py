@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from tests.sweeps.killed import cut_newest, rows_after_kills
+from trainables.common.checkpoints import Checkpoints
 from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
+from trainables.common.folder import Folder
 from trainables.common.monitor import DeadComponentError, FrozenScheduleError
 from trainables.common.schedules import Schedule
 from trainables.puzzles import sudoku
@@ -69,7 +71,7 @@ def _weights(trainer: Trainer) -> torch.Tensor:
 
 
 def _measured(reports: list[dict[str, Any]]) -> str:
-    timed = ("seconds", "puzzles_per_second", "rows_per_second")
+    timed = ("seconds", "cpu_seconds", "puzzles_per_second", "rows_per_second")
     return repr([{name: value for name, value in report.items() if name not in timed} for report in reports])
 
 
@@ -123,6 +125,36 @@ def test_a_mixture_is_shown_and_asked_for_the_grid(tmp_path: Path) -> None:
     Reasoner(ReasonerConfig(**trained["config"]), 5, 16, 3, modalities=MODALITIES).load_state_dict(trained["model"])
     solved = json.loads((tmp_path / "solved.json").read_text())
     assert [len(grid) for grid in solved["inputs"]] == [16] * 8
+
+
+@pytest.mark.parametrize("name", ["sudoku6", "maze"])
+def test_a_wrong_or_a_blank_puzzle_id_costs_nothing_where_puzzles_have_one_rule(name: str) -> None:
+    chosen = replace(TINY, prefix=2)
+    trainer = Trainer(chosen, load_dataset(name, chosen), 0, "cpu")
+    trainer.train_step()
+    model, held_out = trainer.model, trainer.dataset.held_out
+    inputs, ids = (torch.from_numpy(array).long() for array in (held_out.inputs, held_out.ids))
+    assert model.prefix is not None and model.prefix.weight.abs().max() > 0, "the prefix has learned something"
+    with torch.no_grad():
+        right, blank, wrong = (
+            model(model.start(len(inputs)), inputs, puzzle_ids=said).logits for said in (ids, None, ids + 7)
+        )
+    assert torch.equal(right, blank) and torch.equal(right, wrong)
+
+
+def test_puzzles_harder_than_trained_on_are_measured_by_level_and_direct_prediction_has_its_own_rate(
+    tmp_path: Path,
+) -> None:
+    run = PlainRun()
+    settings = _settings(tmp_path, epochs=1, train_puzzles=64, direct_baseline=True, direct_lr_ratio=0.5)
+    train_loop(settings | {"dataset": "maze"}, run)
+    last, dataset = run.reports[-1], load_dataset("maze", ReasonerConfig(**settings["config"]), 0)
+    levels = np.concatenate([dataset.held_out.difficulty, dataset.harder.difficulty])
+    assert len(dataset.harder) and {f"exact_at_level/{level}" for level in levels} <= set(last)
+    assert last["exact_accuracy"] <= last["valid_accuracy"] <= 1 and last["harder_exact_accuracy"] >= 0
+    assert {"direct_harder_exact_accuracy", "direct_valid_accuracy"} <= set(last) and last["cpu_seconds"] > 0
+    notes = Checkpoints(Folder(tmp_path / "direct" / "checkpoints"), 1).notes()
+    assert {note.identity["lr"] for note in notes} == {0.5 * settings["config"]["lr"]}
 
 
 def test_targets_of_a_mixture_are_the_answers_of_its_grids() -> None:
@@ -451,7 +483,7 @@ class _Clock:
     """A clock that the training itself moves: 1 s for a step, 100 s for an evaluation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
+        self.now, self.computed = 0.0, 0.0
         self.steps_left = 10**9
         step, evaluate = Trainer.train_step, Trainer.evaluate
 
@@ -473,6 +505,11 @@ class _Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    def process_time(self) -> float:
+        # read at both ends of a step
+        self.computed += 0.25
+        return self.computed
+
 
 def test_seconds_of_the_epochs_add_up_to_the_time_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, run = _Clock(monkeypatch), PlainRun()
@@ -481,6 +518,7 @@ def test_seconds_of_the_epochs_add_up_to_the_time_of_the_trial(tmp_path: Path, m
     assert [row["seconds"] for row in run.reports] == [24 + 100 + 108, 108, 108]
     assert sum(row["seconds"] for row in run.reports) == clock.now
     assert [row["rows_per_second"] for row in run.reports] == [8.0] * 3, "training alone"
+    assert [row["cpu_seconds"] for row in run.reports] == [2.0, 4.0, 6.0], "without the baseline"
 
 
 def test_seconds_leave_out_the_pause_between_two_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,6 +530,7 @@ def test_seconds_leave_out_the_pause_between_two_sessions(tmp_path: Path, monkey
     train_loop(_settings(tmp_path), second)
     assert [row["seconds"] for row in first.reports + second.reports] == [108.0] * 3
     assert [row["rows_per_second"] for row in first.reports + second.reports] == [8.0] * 3
+    assert [row["cpu_seconds"] for row in first.reports + second.reports] == [2.0, 4.0, 6.0]
 
 
 # -------------------------------------------------------------------------------------------------------------- workers
