@@ -31,6 +31,7 @@ from trainables.atomic_lora.workload import ChampionWorkload, LoRAWorkload
 from trainables.common.environment import environment_without_ray
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, ListQueue
+from trainables.common.schedules import DECAYS
 from trainables.pack.bank import initial_factors
 from trainables.pack.batching import BatchCost
 from trainables.pack.engine import PackEngine
@@ -235,12 +236,15 @@ class Contest:
         })  # fmt: skip
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=fused)
+        step, steps = 0, plan.epochs * plan.steps_per_epoch
         best, kept = float("inf"), [p.detach().clone() for p in parameters]
         for epoch in range(1, plan.epochs + 1):
             examples = list(plan.examples(epoch))
             for start in range(0, len(examples), plan.batch_size):
                 rows = examples[start : start + plan.batch_size]
                 loss = self._loss(model, rows, tally)
+                optimizer.param_groups[0]["lr"] = plan.lr * DECAYS[plan.lr_schedule](step, steps)
+                step += 1
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, plan.clip_norm)

@@ -20,7 +20,6 @@ from transformers import GenerationConfig
 
 from trainables.atomic_lora.causal_lm import (
     CPU_BATCH_OVERHEAD,
-    CPU_BATCH_TOKENS,
     REFERENCE_LR,
     context_length,
     end_of_sequence,
@@ -49,6 +48,9 @@ from trainables.texts import fingerprint as text_fingerprint
 
 # rows that are decoded together
 DECODED_ROWS = 32
+# tokens of a batch of several rows on a CPU: a token's activations take 1.2 MB in SmolLM2 in float32, and 0.7 MB in
+# bfloat16; batches twice as large are estimated to save 0.2 % of the time (docs/log.md)
+CPU_TEXT_TOKENS = 1_000
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class TextWorkload(LoRAWorkload[TextExample]):
         super().__init__(base.model, location(base_name), REFERENCE_LR, folder, target_modules, bf16)
         self.base, self.model, self.files, self.fingerprint = base, base.model, tasks, base.fingerprint
         if self.device.type == "cpu":
-            self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD, limit=CPU_BATCH_TOKENS)
+            self.cost = replace(self.cost, overhead=CPU_BATCH_OVERHEAD, limit=CPU_TEXT_TOKENS)
         self._tasks: dict[str, TextTask] = {}
         self._tokens: dict[tuple[Any, ...], TaskTokens] = {}
         self._of_base: dict[tuple[Any, ...], _Measured] = {}
