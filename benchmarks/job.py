@@ -112,7 +112,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     tasks = load_tasks(args.data)
-    chosen = spread(tasks, min(args.tasks, len(tasks)))
+    sizes = {task_id: task.tokens for task_id, task in tasks.items()}
+    chosen = spread(sizes, min(args.tasks, len(sizes)))
     base = absolute(args.base)
     config = vars(AdapterConfig()) | defaults(base) | {
         "epochs": args.epochs, "patience": args.epochs, "examples_per_epoch": args.examples,

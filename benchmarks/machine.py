@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -24,6 +26,18 @@ def circumstances() -> dict[str, Any]:
         "hardware": hardware(),
         "versions": libraries(),
     }
+
+
+def end_with_parent() -> None:
+    """Have this process, which another one started by ``multiprocessing``, end when that one does, however it ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def as_worker() -> None:

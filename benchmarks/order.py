@@ -18,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from benchmarks.adapters import Contest, Tally, spread
+from benchmarks.adapters import spread
+from benchmarks.contenders import Contest, Tally
 from benchmarks.machine import record
 from trainables.arc import load_tasks
 from trainables.atomic_lora.config import AdapterConfig
@@ -39,7 +40,7 @@ def main() -> None:
     }  # fmt: skip
     contest = Contest("cpu", str(ROOT / "trainables" / "atomic_lora" / "base"), tasks, config, has_fast_bf16("cpu"))
     train = contest.shared(2, 4, threads=1)
-    largest = spread(tasks, args.tasks)
+    largest = spread({task_id: task.tokens for task_id, task in tasks.items()}, args.tasks)
     orders = {
         "largest first": largest,
         "smallest first": largest[::-1],

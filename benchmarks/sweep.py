@@ -39,7 +39,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from benchmarks.machine import circumstances, record
+from benchmarks.machine import circumstances, end_with_parent, record
 from trainables.common.environment import environment_without_ray
 
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
     parser.add_argument("--base", help="of the adapters, as of the sweep")
+    parser.add_argument("--data", help="as of the sweep")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--engine-only", action="store_true", help="leave out the sweep")
     only.add_argument("--sweep-only", action="store_true", help="leave out the engine alone")
@@ -75,21 +76,21 @@ def main() -> None:
     options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
     options += [word for setting in args.set for word in ("--set", setting)]
     options += ["--base", args.base] if args.base else []
+    options += ["--data", args.data] if args.data else []
     with tempfile.TemporaryDirectory() as folder:
         if args.sweep_only:
             return write(sweep(options, args.results_dir or folder), args.json)
         with idle_cluster(args.idle_actors) if args.idle_actors else contextlib.nullcontext():
-            engine_s, adapters = engine_alone(options, folder, args.processes)
+            engine = engine_alone(options, folder, args.processes)
         if args.engine_only:
-            return write({"adapters": adapters, "engine_s": engine_s}, args.json)
+            return write(engine, args.json)
         swept = sweep(options, args.results_dir or folder)
     write({
-        "adapters": adapters,
-        "engine_s": engine_s,
+        **engine,
         **swept,
-        "overhead_s": swept["sweep_s"] - engine_s,
-        "overhead_per_trial_s": (swept["sweep_s"] - engine_s) / adapters,
-        "ratio": swept["sweep_s"] / engine_s,
+        "overhead_s": swept["sweep_s"] - engine["engine_s"],
+        "overhead_per_trial_s": (swept["sweep_s"] - engine["engine_s"]) / engine["adapters"],
+        "ratio": swept["sweep_s"] / engine["engine_s"],
     }, args.json)  # fmt: skip
 
 
@@ -103,8 +104,8 @@ def write(report: dict[str, Any], file: str | None) -> None:
 # ---------------------------------------------------------------------------------------------------- the real engine
 
 
-def engine_alone(options: list[str], folder: str, processes: int) -> tuple[float, int]:
-    """Return wall seconds and number of adapters of the jobs in plain processes without Ray, their start included.
+def engine_alone(options: list[str], folder: str, processes: int) -> dict[str, Any]:
+    """Return number of adapters, wall seconds and peak memory of each process, without Ray, their start included.
 
     As in the pool there is a process for each core, unless ``processes`` says otherwise; they share the cores' threads,
     and each gets every so-manyth job beforehand. Their environment is that of a sweep's processes.
@@ -112,11 +113,16 @@ def engine_alone(options: list[str], folder: str, processes: int) -> tuple[float
     started = time.perf_counter()
     with (
         mock.patch.dict(os.environ, environment_without_ray()),
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent) as pool,
     ):
         shares = [pool.submit(_train, options, folder, part, processes) for part in range(processes)]
-        adapters = sum(share.result() for share in shares)
-    return time.perf_counter() - started, adapters
+        found = [share.result() for share in shares]
+    seconds = time.perf_counter() - started
+    return {
+        "adapters": sum(adapters for adapters, _ in found),
+        "engine_s": seconds,
+        "worker_peak_bytes": [peak for _, peak in found],
+    }
 
 
 @contextlib.contextmanager
@@ -137,25 +143,26 @@ def idle_cluster(actors: int) -> Iterator[None]:
         yield
 
 
-def _train(options: list[str], folder: str, part: int, parts: int) -> int:
+def _train(options: list[str], folder: str, part: int, parts: int) -> tuple[int, int]:
+    """Return how many adapters a process trained, and its peak memory in bytes."""
     import torch
 
-    from search_spaces.atomic_lora import SPACE
-    from sweeps.atomic_lora import prepare
+    from search_spaces.atomic_lora import SPACE, TEXT_SPACE
+    from sweeps.atomic_lora import limits, prepare
+    from sweeps.core.arc_options import has_texts
     from trainables.atomic_lora.train import train_adapters
     from trainables.common.context import PlainRun
     from trainables.common.jobs import ListQueue
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
-    made, pool, tasks = prepare("atomic_lora", SPACE, "", options)
-    config, order = vars(made.config), sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id))
-    jobs = ListQueue(made.job(task_id, config, made.args.seed, 0) for task_id in order[part::parts])
-    settings = {
-        **pool.settings, **{name: config[name] for name in ("rank", "batch_size", "target_modules")},
-        "folder": f"{folder}/engine",
-    }  # fmt: skip
-    train_adapters(settings, PlainRun(), jobs)
-    return sum(report.status == "success" for report in jobs.reports)
+    made, pool, tasks = prepare("atomic_lora", TEXT_SPACE if has_texts(options) else SPACE, "", options)
+    order = sorted(tasks, key=lambda task_id: (-tasks[task_id].tokens, task_id))
+    jobs = [made.job(task_id, vars(made.config), made.args.seed, 0) for task_id in order]
+    settings = {**pool.settings, **limits([job.config for job in jobs]), "folder": f"{folder}/engine"}
+    queue = ListQueue(jobs[part::parts])
+    train_adapters(settings, PlainRun(), queue)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return sum(report.status == "success" for report in queue.reports), peak
 
 
 def sweep(options: list[str], folder: str) -> dict[str, float]:

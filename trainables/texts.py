@@ -23,6 +23,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from trainables.common.errors import InputError, did_you_mean
+from trainables.common.text import parse_json, read_text
 
 # how ``--data`` names such a folder
 PREFIX = "jsonl:"
@@ -256,22 +257,23 @@ def _files_of_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _saved(folder: Path) -> list[Path]:
     """Return the Arrow files of a data set that ``datasets`` saved to disk; none where there is none."""
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return [folder / file["filename"] for file in state["_data_files"]]
-    except FileNotFoundError:
+    state = folder / "state.json"
+    if not state.is_file():
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'state.json'} is not one that datasets wrote: {error!r}.") from error
+    content = parse_json(read_text(state, str(state)), str(state))
+    try:
+        return [folder / file["filename"] for file in content["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{state} is not one that datasets wrote: {error!r}.") from error
 
 
 def _read_settings(file: Path, known: Iterable[str]) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read as YAML: {error}.") from error
+        content = yaml.safe_load(read_text(file, str(file)))
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not valid YAML: {error}.") from error
     if not isinstance(content, dict) or not all(isinstance(said, dict) for said in content.values()):
         raise InputError(f"{file} must map names of tasks to 'category' and 'set', as in 'sums: {{set: {{rank: 8}}}}'.")
     for name, said in content.items():
@@ -291,16 +293,10 @@ def _read(files: Sequence[Path]) -> list[TextRow]:
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as text in UTF-8: {error}.") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(file, str(file)).split("\n"), 1):
         if line.strip():
-            try:
-                yield f"{file}, line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{file}, line {number} is not valid JSON: {error}.") from error
+            where = f"{file}, line {number}"
+            yield where, parse_json(line, where)
 
 
 def _table(file: Path) -> Iterator[tuple[str, Any]]:

@@ -78,7 +78,7 @@ def prepare_texts(
         for task_id, found in checked.tasks.items()
     }
     left_out = {
-        task_id: {"too_long": found["left_out"], "repeats_of_held_out_rows": found["repeats"]}
+        task_id: {"too_long": found["left_out"], "held_out": found["repeats"]}
         for task_id, found in checked.tasks.items()
     }
     fingerprints = {task_id: found["fingerprint"] for task_id, found in checked.tasks.items()}

@@ -113,7 +113,7 @@ def test_a_text_with_a_word_changed_is_a_near_repeat_and_a_template_makes_none()
         ({"t.jsonl": "{}", "t.parquet": "x"}, "holds the task 't' twice"),
         ({"t.jsonl": "{}", "tasks.yaml": "s: {set: {rank: 2}}"}, "unknown task 's'"),
         ({"t.jsonl": "{}", "tasks.yaml": "t: {rank: 2}"}, "only 'category' and 'set'"),
-        ({"t.jsonl": "{}", "tasks.yaml": "t: ["}, "cannot be read as YAML"),
+        ({"t.jsonl": "{}", "tasks.yaml": "t: ["}, "is not valid YAML"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, files: dict[str, str], said: str) -> None:

@@ -36,6 +36,7 @@ from trainables.atomic_lora.causal_lm import (
 from trainables.atomic_lora.config import TextConfig
 from trainables.atomic_lora.text_tokens import task_tokens
 from trainables.atomic_lora.text_workload import comparison, text_config
+from trainables.atomic_lora.token_losses import require_separable_head
 from trainables.common.errors import InputError
 from trainables.pack.bank import AdapterBank, AdapterPack, initial_factors
 from trainables.texts import find_tasks, load_task
@@ -93,6 +94,7 @@ def check(request: Mapping[str, Any]) -> dict[str, Any]:
     eos = end_of_sequence(tokenizer, base)
     require_ids(base, [eos], rows, "end-of-sequence id")
     if "texts" in request:
+        check_head(base, config)
         tasks = check_texts(base, tokenizer, eos, rows, context_length(config), **request["texts"])
         notes += [text for name, about in tasks.items() for text in _too_long(name, about)]
     if "grids" in request:
@@ -218,6 +220,17 @@ def check_layers(base: str, model: Any, modules: Sequence[str]) -> tuple[dict[st
             )
         return pack.layers, True
     return pack.layers, False
+
+
+def check_head(base: str, config: Any) -> None:
+    """Try the output head on a small copy, as losses of text tasks need it.
+
+    Raises:
+        InputError: If its logits cannot be computed for some tokens alone.
+    """
+    small = next(filter(_runs, _small_copies(config)), None)
+    if small is not None:
+        require_separable_head(small, f"--base {base!r}")
 
 
 def _small_copies(config: Any) -> Iterator[Any]:

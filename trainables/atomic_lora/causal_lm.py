@@ -148,8 +148,11 @@ def load_tokenizer(base: str) -> Any:
 
 
 def context_length(config: Any) -> int:
-    """Return the tokens that fit into a model's context."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9)
+    """Return the tokens that fit into a model's context; those without a limit of their own have one of a billion."""
+    text = config.get_text_config()
+    # the second is MPT's name for it
+    names = ("max_position_embeddings", "max_seq_len")
+    return next((int(getattr(text, name)) for name in names if getattr(text, name, None)), 10**9)
 
 
 def grid_ids(tokenizer: Any, base: str) -> list[int]:

@@ -178,9 +178,14 @@ def value_text(value: float | None, percent: bool) -> str:
     return f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
+# reasons that are not plain as they are
+REASONS = {"held_out": "that repeat a held-out one", "held_out_views": "views that repeat a held-out one"}
+
+
 def counts_text(counts: Mapping[str, int]) -> str:
-    """Return counts by reason as a reader wants them, as in ``2 held out, 1 malformed``."""
-    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()))
+    """Return counts by reason as a reader wants them, as in ``1 malformed, 2 that repeat a held-out one``."""
+    said = {REASONS.get(reason, reason.replace("_", " ")): count for reason, count in sorted(counts.items())}
+    return ", ".join(f"{count} {reason}" for reason, count in said.items())
 
 
 def number(value: Any) -> float | None:

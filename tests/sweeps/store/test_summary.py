@@ -86,7 +86,7 @@ def test_a_mean_says_how_much_it_is_over(store, capsys):
     assert main([store.folder.root]) == 0
     lines = [" ".join(line.replace("|", " ").split()) for line in capsys.readouterr().out.splitlines()]
     assert lines.index("mean over 4 of 10 tasks") < lines.index("exact-match accuracy 0.0 % 100.0 %")
-    assert "left out of the data: 3 held out" in lines
+    assert "left out of the data: 3 that repeat a held-out one" in lines
     first, second, *_ = conclusion(summary)
     assert first.startswith("4 of 4 adapters are") and first.endswith("6 of 10 adapters were not compared.")
     assert second.endswith("means over 4 of 10 tasks.")
@@ -94,7 +94,7 @@ def test_a_mean_says_how_much_it_is_over(store, capsys):
     assert told["mean/final_grid_accuracy"] == 1.0 and told["mean_over/final_grid_accuracy"] == "4 of 10 tasks"
     page = gather(store)
     assert page["summary"]["over_text"]["final_grid_accuracy"] == "4 of 10 tasks"
-    assert page["summary"]["left_out_text"] == "3 held out"
+    assert page["summary"]["left_out_text"] == "3 that repeat a held-out one"
     # a second configuration of each task: trials and tasks are no longer the same
     store.append([{**trial(f"u{i}", **values), "task_id": f"t{i}"} for i in range(8)])
     assert over_text(summarise(store), "final_grid_accuracy") == "12 of 16 adapters on 8 of 10 tasks"

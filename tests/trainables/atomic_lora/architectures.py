@@ -29,6 +29,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: config("Llama", **DECODER),
     "gpt2": lambda: config("GPT2", **IDS, n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "gemma": lambda: config("Gemma", **DECODER, head_dim=8),
+    # soft caps of attention and of logits
+    "gemma2": lambda: config(
+        "Gemma2", **DECODER, head_dim=8, query_pre_attn_scalar=8, sliding_window=16, final_logit_softcapping=2.0
+    ),
+    "cohere": lambda: config("Cohere", **DECODER, logit_scale=0.25),
     "phi": lambda: config("Phi", **{**DECODER, "num_key_value_heads": 4}),
     "opt": lambda: config(
         "OPT", **IDS, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
@@ -37,6 +42,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "falcon": lambda: config("Falcon", **IDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
     "mamba": lambda: config("Mamba", **IDS, hidden_size=32, num_hidden_layers=2, state_size=4),
     "qwen2_moe": lambda: config("Qwen2Moe", **DECODER, **MIXTURE, shared_expert_intermediate_size=16),
+    "mixtral": lambda: config("Mixtral", **DECODER, num_local_experts=4),
+    "mpt": lambda: config("Mpt", vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=64),
     "gemma3": lambda: transformers.Gemma3Config(
         text_config={**DECODER, "head_dim": 8}, image_token_index=5,
         vision_config={
@@ -50,9 +57,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 def make(name: str) -> Any:
     """Return a random model of a kind, frozen."""
     torch.manual_seed(0)
-    return (
-        transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval().requires_grad_(False)
-    )
+    config = CONFIGS[name]()
+    # the fused product of experts is not there for float64
+    more = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **more)
+    return model.eval().requires_grad_(False)
 
 
 def save(name: str, folder: Path) -> str:
