@@ -161,7 +161,7 @@ def test_signals_second_starts_kills_and_a_closed_pipe(head: Head, tmp_path: Pat
     """All at once on one cluster: each would wait for a start of Python and Ray."""
     signals = {"TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "INT": signal.SIGINT}
     kinds = {"INT": "pool"}
-    long, killed = ("--set", "epochs=4000"), ("--set", "epochs=60")
+    long, killed = ("--set", "epochs=4000"), ("--set", "epochs=200")
     sweeps = {name: start(head, tmp_path / name, *long, kind=kinds.get(name, "ordinary")) for name in signals}
     sweeps["KILL"] = start(head, tmp_path / "KILL", *killed)
     code = (
@@ -170,10 +170,11 @@ def test_signals_second_starts_kills_and_a_closed_pipe(head: Head, tmp_path: Pat
     shell = ["bash", "-c", f"{code} 2>&1 | head -1"]
     pipe = subprocess.Popen(shell, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=head.environment)
     try:
-        for name in sweeps:
+        for name in ("KILL", *signals):
             wait_for(lambda name=name: len(stored(tmp_path / name)) > 2)
+            if name == "KILL":
+                sweeps[name].kill()
         second = start(head, tmp_path / "HUP", *long)
-        sweeps["KILL"].kill()
         sweeps["KILL"].communicate()
         reported = stored(tmp_path / "KILL")
         again = start(head, tmp_path / "KILL", *killed)
@@ -195,7 +196,7 @@ def test_signals_second_starts_kills_and_a_closed_pipe(head: Head, tmp_path: Pat
         out, err = again.communicate(timeout=120)
         assert again.returncode == 0, err
         rows = stored(tmp_path / "KILL")
-        assert sorted(rows["epoch"]) == list(range(1, 61)) and len(reported) < 60
+        assert sorted(rows["epoch"]) == list(range(1, 201)) and len(reported) < 200
         pipe.communicate(timeout=120)
         assert list(stored(tmp_path / "pipe", "trials")["status"]) == ["success"]
         assert "stdout cannot be written" in (tmp_path / "pipe" / "stub" / "r" / "progress.log").read_text()
