@@ -28,7 +28,7 @@ from trainables.puzzles.puzzles import Puzzles
 from trainables.recursive_reasoner.config import ReasonerConfig
 from trainables.recursive_reasoner.data import Dataset, load_dataset
 from trainables.recursive_reasoner.family import FAMILY
-from trainables.recursive_reasoner.scaling import Plan, Trained, measure
+from trainables.recursive_reasoner.scaling import Plan, Trained, config_of, measure
 
 FILE = "scaling.parquet"
 
@@ -131,7 +131,10 @@ def _trained(
         if data is None:
             continue
         row = trials[trial_id]
-        config = ReasonerConfig(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)["config"])
+        try:
+            config = config_of(data)
+        except InputError as error:
+            raise InputError(f"{store.folder.path(f'models/{trial_id}/reasoner.pt')}: {error}") from error
         dataset = load_dataset(row["dataset"], config, record["seed"], record["settings"].get("dataset_dir"))
         if dataset.fingerprint != row["data_fingerprint"]:
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,18 @@ def test_runs_without_reasoners_or_with_other_puzzles_are_refused(
     weights = trained[0].folder.read("models/maze/reasoner.pt")
     assert weights is not None
     changed.folder.write("models/maze/reasoner.pt", weights)
+    old = torch.load(io.BytesIO(weights), weights_only=True)
+    old["config"]["ponder"] = 1
+    older, damaged = (new_store(tmp_path, name, sweep="recursive_reasoner") for name in ("older", "damaged"))
+    for store in (older, damaged):
+        store.append([reasoner("maze", 0.5, 2.0, dataset="maze")])
+    buffer = io.BytesIO()
+    torch.save(old, buffer)
+    older.folder.write("models/maze/reasoner.pt", buffer.getvalue())
+    damaged.folder.write("models/maze/reasoner.pt", weights[:5000])
     for store, message in (
+        (older, "models/maze/reasoner.pt: it holds settings that this version does not know: ponder; measure it"),
+        (damaged, "models/maze/reasoner.pt: it is damaged; train it again."),
         (other, "is a run of atomic_lora; give one of recursive_reasoner."),
         (empty, "holds no trained reasoner (models/TRIAL/reasoner.pt); finish the run."),
         (changed, "have fingerprint f0, but this version draws"),

@@ -32,8 +32,6 @@ class ReasonerConfig:
     """What mixes cells: self-attention with rotary positions, or a SwiGLU across the sequence."""
     width: PositiveInt = 512
     """Width of the hidden states."""
-    normalised_swiglu: bool = False
-    """RMS-normalise what is gated within a SwiGLU of the blocks."""
     heads: PositiveInt = 8
     """Heads of the attention."""
     layers: PositiveInt = 2
@@ -94,22 +92,16 @@ class ReasonerConfig:
     """Learning rate at the end as a share of ``lr``."""
     warmup_steps: NonNegativeInt = 2000
     """Steps of a linear warm-up."""
-    muon_lr: NonNegativeFloat = 0.0
-    """Highest learning rate of the blocks' matrices, by Muon; 0 leaves them to AdamW. It moves as ``lr`` does."""
     weight_decay: NonNegativeFloat = 1.0
-    """Decoupled weight decay of the matrices."""
+    """Decoupled weight decay of AdamW."""
     beta1: ShareBelow1 = 0.9
     """Decay of AdamW's mean gradient."""
     beta2: ShareBelow1 = 0.95
     """Decay of AdamW's mean squared gradient."""
     clip_norm: PositiveFloat = 1.0
     """Largest norm of the gradient."""
-    label_smoothing: ShareBelow1 = 0.0
-    """Share of a cell's target that is spread evenly over all tokens."""
     ema: ShareBelow1 = 0.999
     """Decay of the averaged weights that are evaluated; 0 evaluates the trained weights."""
-    ema_warmup: bool = False
-    """Average over fewer steps at first: the decay is at most (1 + step) / (10 + step)."""
     batch_size: PositiveInt = 768
     """Puzzles under way at once, over all workers."""
     epochs: PositiveInt = 60

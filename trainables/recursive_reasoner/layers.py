@@ -25,25 +25,17 @@ class Linear(nn.Linear):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) over the last dimension; the inner width is a multiple of 32.
+    """down(silu(gate(x)) * up(x)) over the last dimension; the inner width is a multiple of 32."""
 
-    Args:
-        width: Of what goes in and comes out.
-        expansion: The inner width is about two thirds of this times ``width``.
-        normalised: Whether the product is RMS-normalised before ``down``.
-    """
-
-    def __init__(self, width: int, expansion: float, normalised: bool = False) -> None:
+    def __init__(self, width: int, expansion: float) -> None:
         super().__init__()
-        self.normalised = normalised
         inner = 32 * math.ceil(expansion * width * 2 / 3 / 32)
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        inner = F.silu(gate) * up
-        return self.down(normalise(inner) if self.normalised else inner)
+        return self.down(F.silu(gate) * up)
 
 
 class Attention(nn.Module):

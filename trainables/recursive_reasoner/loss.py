@@ -19,14 +19,9 @@ def log_stablemax(logits: Tensor) -> Tensor:
     return torch.log(s / s.sum(dim=-1, keepdim=True))
 
 
-def row_losses(log_p: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the cross-entropy of each row [N], the mean over its cells, from log-probabilities [N, T, V].
-
-    ``smoothing`` is the share of each target that is spread evenly over all tokens.
-    """
+def row_losses(log_p: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each row [N], the mean over its cells, from log-probabilities [N, T, V]."""
     picked = log_p.gather(-1, targets[..., None]).squeeze(-1)
-    if smoothing:
-        picked = (1 - smoothing) * picked + smoothing * log_p.mean(-1)
     return -picked.mean(dim=1).float()
 
 

@@ -56,11 +56,9 @@ class Block(nn.Module):
         super().__init__()
         self.across = config.mixer == "mlp"
         self.mixer: nn.Module = (
-            SwiGLU(positions, config.expansion, config.normalised_swiglu)
-            if self.across
-            else Attention(config.width, config.heads, positions)
+            SwiGLU(positions, config.expansion) if self.across else Attention(config.width, config.heads, positions)
         )
-        self.mlp = SwiGLU(config.width, config.expansion, config.normalised_swiglu)
+        self.mlp = SwiGLU(config.width, config.expansion)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, S, D] -> [N, S, D]."""

@@ -19,9 +19,10 @@ Letters in shape comments: N puzzles, T cells, S steps, K trajectories or views.
 from __future__ import annotations
 
 import io
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,8 @@ class Trained:
 
     @staticmethod
     def read(data: bytes, dataset: Dataset, device: str) -> Trained:
-        """Return the reasoner of a file ``reasoner.pt``, to be used in float32."""
-        file = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-        config = ReasonerConfig(**file["config"])
-        kind = dataset.kind
+        """Return the reasoner of a file ``reasoner.pt``, to be used in float32; raise InputError, see `config_of`."""
+        config, file, kind = config_of(data), _loaded(data), dataset.kind
         model = Reasoner(config, dataset.vocabulary, dataset.cells, dataset.rules, modalities=kind.modalities)
         model.load_state_dict(file["model"])
         halting = HALTING[config.halting](config)
@@ -102,6 +101,27 @@ class Chosen:
 
     answers: np.ndarray
     steps: np.ndarray
+
+
+def config_of(data: bytes) -> ReasonerConfig:
+    """Return what the reasoner of a file ``reasoner.pt`` was trained with.
+
+    Raises:
+        InputError: If the file is damaged or another version wrote it.
+    """
+    config = _loaded(data).get("config", {})
+    unknown = sorted(config.keys() - {field.name for field in fields(ReasonerConfig)})
+    if unknown or not config:
+        known = f"settings that this version does not know: {', '.join(unknown)}" if unknown else "no settings"
+        raise InputError(f"it holds {known}; measure it with the version that trained it.")
+    return ReasonerConfig(**config)
+
+
+def _loaded(data: bytes) -> dict[str, Any]:
+    try:
+        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except (RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError("it is damaged; train it again.") from error
 
 
 @torch.no_grad()

@@ -113,9 +113,9 @@ def direct_baseline(config: ReasonerConfig, dataset: Dataset, seed: int, run: Ru
     Raises:
         InputError: If the checkpoint in ``folder`` belongs to another configuration or data.
     """
-    rates = {name: getattr(config, name) * config.direct_lr_ratio for name in ("lr", "muon_lr")}
+    lr = config.lr * config.direct_lr_ratio
     direct = dataclasses.replace(
-        config, **rates, h_cycles=1, l_cycles=1, max_steps=1, halting="fixed", planner="none", gradient="cycle"
+        config, lr=lr, h_cycles=1, l_cycles=1, max_steps=1, halting="fixed", planner="none", gradient="cycle"
     )
     trainer = Trainer(direct, dataset, seed, run.device, run.rank, run.world_size)
     checkpoints, own = Checkpoints(folder.sub("checkpoints"), 1), identity(direct, dataset, seed)

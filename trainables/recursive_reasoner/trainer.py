@@ -93,17 +93,12 @@ class Trainer:
         components = self.model.components()
         halting = [p for p in self.halting.parameters() if p.requires_grad]
         self.monitor = ComponentMonitor(components | ({"halting": halting} if halting else {}))
-        muon = {id(p) for p in self.model.network.parameters() if p.ndim == 2 and config.muon_lr}
-        matrices = [p for p in self.parameters if p.ndim > 1 and id(p) not in muon]
+        matrices = [p for p in self.parameters if p.ndim > 1]
         others = [p for p in self.parameters if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=torch.device(device).type in ("cpu", "cuda")
         )
-        self.muon: torch.optim.Optimizer | None = None
-        if muon:
-            hidden = [p for p in self.parameters if id(p) in muon]
-            self.muon = torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay)
         self.stream = Stream(dataset, seed)
         # exploration is drawn for the rows of all workers, so that their number changes nothing
         self.generator = torch.Generator().manual_seed(seed)
@@ -135,7 +130,7 @@ class Trainer:
         log_p = log_stablemax(output.logits)
         seen, answers = evaluation.see(output.summary, output.logits, log_p, carry["answers"], carry["steps"])
         cells, solved = score(answers, carry["targets"], carry["asked"])
-        answer_loss = row_losses(log_p, carry["targets"], config.label_smoothing).mean()
+        answer_loss = row_losses(log_p, carry["targets"]).mean()
         judged = self.halting.values(seen)
         loss, halting_loss = answer_loss, None
         if isinstance(self.halting, BceHalting):
@@ -185,7 +180,7 @@ class Trainer:
     def _learn(self, loss: Tensor, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.trained.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.world_size > 1:
             # a worker whose replay is still too small has no gradient where another has one
@@ -195,15 +190,8 @@ class Trainer:
         self.monitor.after_backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
-        if self.muon:
-            for group in self.muon.param_groups:
-                group["lr"] = lr * self.config.muon_lr / self.config.lr
-            self.muon.step()
-        decay = self.config.ema
-        if self.config.ema_warmup:
-            decay = min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.averaged, self.parameters, 1 - decay)
+            torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.config.ema)
             if isinstance(self.halting, DqnHalting):
                 self.halting.follow()
         return norm
@@ -396,7 +384,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
-            "muon": self.muon.state_dict() if self.muon else None,
             "monitor": self.monitor.state_dict(),
             "generator": self.generator.get_state(),
             "step": self.step,
@@ -422,8 +409,6 @@ class Trainer:
         for average, saved in zip(self.averaged, state["averaged"], strict=True):
             average.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.muon:
-            self.muon.load_state_dict(state["muon"])
         self.monitor.load_state_dict(state["monitor"])
         self.generator.set_state(state["generator"].cpu())
         for name in ("step", "position", "facts", "metrics"):
