@@ -73,8 +73,8 @@ DEMO_VALUES = {
     "givens": 0.28,
     "eval_every": 4,
     "checkpoint_every": 500,
-    # of 2e-3, 4e-3 and more the one at which direct prediction solves most (docs/log.md)
-    "direct_lr_ratio": 2.0,
+    # of several the rate at which direct prediction solves most (docs/log.md)
+    "direct_lr_ratio": 1.4,
 }
 RULES = {
     "halting": choice(["fixed", "bce", "dqn"]),
