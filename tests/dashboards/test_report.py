@@ -251,7 +251,7 @@ def test_reasoners_have_their_front_their_ablation_and_puzzles_step_by_step(tab:
     assert tab.texts("nav a")[:5] == ["Summary", "Accuracy and steps", "Thinking time", "Step by step", "Trials"]
     assert tab.page.locator("#chart-scaling-0 path.point").count() == 4
     assert tab.column("scaling-0", "way") == ["more steps", "more steps, harder", "best halting score, 4, noise 0.2"]
-    assert tab.column("scaling-0", "exact")[0] == "75.0\u00a0%" and "3.5 core-minutes" in tab.texts("#scaling .note")[1]
+    assert tab.column("scaling-0", "exact")[0] == "75.0 %" and "3.5 core-minutes" in tab.texts("#scaling .note")[1]
     assert tab.page.locator("#chart-pareto-0 path.point").count() == 6
     legend = tab.page.locator("#chart-pareto-0 .legendtext").all_text_contents()
     assert legend == ["Pareto front", "fixed", "bce", "direct prediction", "majority"]
