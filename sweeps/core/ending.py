@@ -67,6 +67,10 @@ TROUBLES = (
         ("AWS Error", "NETWORK_CONNECTION", "Name or service not known", "Connection timed out"),
     ),
     Trouble(
+        "Ray did not come up within half a minute ({error}): the machine is busy or slow; end what else computes.",
+        ("timed out during startup",),
+    ),
+    Trouble(
         "Ray's cluster is gone ({error}): see to its machines, or to who ended it.",
         ("died because its node has died", "Failed to connect to GCS", "RaySystemError", "raylet died", "RpcError: "),
     ),

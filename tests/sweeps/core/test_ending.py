@@ -41,6 +41,7 @@ def caused(error: Exception, by: Exception) -> Exception:
         (PermissionError(errno.EACCES, "Permission denied", "/r"), "A folder cannot be written"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
         (OSError("When uploading part for key: AWS Error NETWORK_CONNECTION"), "The results cannot be reached"),
+        (Exception("The current node timed out during startup. This could happen"), "Ray did not come up within half"),
         (SurroundingsError("No worker has started."), "No worker has started."),
         (ValueError("a defect"), None),
     ],
