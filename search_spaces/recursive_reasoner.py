@@ -73,7 +73,7 @@ DEMO_VALUES = {
     "givens": 0.28,
     "eval_every": 4,
     "checkpoint_every": 500,
-    # of several the rate at which direct prediction solves most (docs/log.md)
+    # at this multiple of the learning rate direct prediction solves the most puzzles (docs/log.md)
     "direct_lr_ratio": 1.4,
 }
 RULES = {

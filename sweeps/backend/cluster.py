@@ -146,11 +146,12 @@ def connect(
     require_startable(address)
     if num_gpus is not None and num_gpus < 0:
         raise InputError(f"--num-gpus is {num_gpus}; give 0 to use the CPU, or the number of GPUs to use.")
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    local = address == "local"
-    if local and _within:
+    # RAY_ADDRESS is that of the cluster which the outer block started
+    if _within and address in (None, "local"):
         yield _info(_within[-1], num_gpus)
         return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
     before = dict(os.environ)
     aside: str | None = None
     for name, value in ENVIRONMENT.items():

@@ -138,7 +138,7 @@ class Reasoner(nn.Module):
         rows, children = len(inputs), None
         ids = inputs.new_zeros(rows) if puzzle_ids is None else puzzle_ids
         if self.puzzle_ids == 1:
-            # of one rule there is nothing to tell apart: a wrong or a blank id must not cost an answer
+            # one rule leaves nothing to tell apart, so a wrong or blank id must not cost an answer
             ids = torch.zeros_like(ids)
         parts: list[Tensor] = []
         if self.tokens is not None:

@@ -1,6 +1,6 @@
 """How accuracy grows with the time that a trained reasoner thinks: no weight changes.
 
-A trajectory is a puzzle's supervision steps one after the other. Four ways to spend more of them:
+A trajectory is a puzzle's supervision steps one after the other. Ways to spend more of them:
 
     steps               one trajectory, longer than in training
     halting             the same, but each puzzle ends where its halting rule wants it

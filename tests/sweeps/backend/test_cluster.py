@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from sweeps.backend import cluster
-from sweeps.backend.cluster import ROOT, connect, stop_on_signals
+from sweeps.backend.cluster import ROOT, ClusterInfo, connect, stop_on_signals
 from trainables.common.environment import keep_local_addresses_from_proxies
 from trainables.common.errors import InputError
 
@@ -93,6 +93,19 @@ def test_more_gpus_than_there_are_are_refused_and_nothing_is_left() -> None:
 def test_an_address_without_a_cluster_is_refused() -> None:
     with pytest.raises(InputError, match="127.0.0.1:1"), connect("127.0.0.1:1"):
         pass
+
+
+@pytest.mark.slow
+def test_within_a_connection_a_sweep_uses_it_and_leaves_it(
+    cluster: ClusterInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # as the outer call sets it
+    for address in (None, "local"):
+        with connect(address) as again:
+            assert again == cluster
+    with pytest.raises(InputError, match="connected to a Ray cluster already"), connect(cluster.address):
+        pass
+    assert ray.is_initialized()
 
 
 @pytest.mark.slow
