@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
 
-# A Tune trial's configuration holds its name, the same in every session, and the group that it is compared with.
-UNIT, GROUP = "unit", "group"
+# A Tune trial's configuration holds its name, the same in every session.
+UNIT = "unit"
 ONE_GROUP = "all"
 
 
@@ -69,8 +69,7 @@ class InTurn(FIFOScheduler):
 class GroupedASHA(InTurn):
     """Stops a trial at a rung where its metric is worse than that of the best ``1 / reduction_factor`` before it.
 
-    A Tune trial is known by its configuration: ``trial.config["unit"]`` is its name, the same in every session, and
-    ``trial.config["group"]``, where there is one, names the trials that it is compared with.
+    A Tune trial is known by its configuration: ``trial.config["unit"]`` is its name, the same in every session.
 
     Args:
         metric: Reported value to compare.
@@ -95,6 +94,7 @@ class GroupedASHA(InTurn):
         # Scores of each group's trials at each rung; a greater score is better.
         self._scores: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
         self._decisions: dict[str, Decision] = {}
+        self._groups: dict[str, str] = {}
 
     def judge(
         self, group: str, unit: str, epoch: int, value: float | None, *, may_stop: bool = True
@@ -127,11 +127,12 @@ class GroupedASHA(InTurn):
         return decision
 
     def replay(self, unit: Unit) -> None:
-        """Enter what a unit came to in earlier sessions into the rungs of its group.
+        """Take note of a unit's group, and enter what it came to in earlier sessions into the rungs of that group.
 
-        Call it before the sweep for every unit that has reported, ended or not. No decision is taken again: a unit that
-        was stopped stays so, and one that goes on is judged at its next rung.
+        Call it before the sweep for every unit that has reported, ended or not, or whose group is not the one of all.
+        No decision is taken again: a unit that was stopped stays so, and one that goes on is judged at its next rung.
         """
+        self._groups[unit.name] = unit.group
         _, reached = unit.panel(self.rungs)
         for rung, value in reached:
             self._scores[unit.group, rung][unit.name] = self._sign * value
@@ -144,10 +145,10 @@ class GroupedASHA(InTurn):
     # events from Tune
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        config = trial.config
+        unit = trial.config[UNIT]
         if self._reported in result:
-            self.judge(config.get(GROUP, ONE_GROUP), config[UNIT], result["epoch"], result[self._reported])
-        decision = self.decision(config[UNIT])
+            self.judge(self._groups.get(unit, ONE_GROUP), unit, result["epoch"], result[self._reported])
+        decision = self.decision(unit)
         return self.STOP if decision and decision.stopped else self.CONTINUE
 
 

@@ -57,13 +57,11 @@ def listed(sweep: Sweep, task_ids: Sequence[str]) -> Work:
         task_ids: Tasks in the order in which they should start.
     """
     store, jobs, missing = ledger(sweep, task_ids)
-    # an ordinary family's trials name no group to ASHA, and have one task
-    groups = {task_id: task_id if len(task_ids) > 1 else ONE_GROUP for task_id in task_ids}
-    units, scheduler = [Unit(job.trial_id, [job], groups[job.task_id]) for job in missing], None
+    units, scheduler = [Unit(job.trial_id, [job], job.task_id) for job in missing], None
     if missing and sweep.uses_asha(jobs):
         scheduler, past = asha(sweep), Past(store, sweep.space.metric)
         left = {job.trial_id: [job] for job in missing}
-        judged = [past.unit(j.trial_id, [j.trial_id], left.get(j.trial_id, ()), groups[j.task_id]) for j in jobs]
+        judged = [past.unit(j.trial_id, [j.trial_id], left.get(j.trial_id, ()), j.task_id) for j in jobs]
         for unit in judged:
             scheduler.replay(unit)
         units = [unit for unit in judged if unit.jobs]

@@ -22,7 +22,7 @@ import ray
 import ray.tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.backend.asha import GROUP, UNIT, GroupedASHA, Panel, Unit
+from sweeps.backend.asha import UNIT, GroupedASHA, Panel, Unit
 from sweeps.backend.patience import Patience
 from sweeps.backend.pool.broker import PoolBroker
 from sweeps.backend.pool.workers import AdapterPool, PoolError
@@ -334,5 +334,5 @@ class _Driver:
 
 def _in_turn(units: Sequence[Unit]) -> Search[Unit]:
     by_name = {unit.name: unit for unit in units}
-    searcher = InOrder({UNIT: unit.name, GROUP: unit.group} for unit in units)
+    searcher = InOrder({UNIT: unit.name} for unit in units)
     return Search(searcher, lambda config: by_name[config[UNIT]], len(units))

@@ -149,8 +149,11 @@ def test_tune_hears_what_was_decided_by_its_own_reports_and_by_those_that_it_nev
     asha.judge("task", "a", 5, 0.9)
     asha.judge("task", "b", 5, 0.1)
     for unit, action in (("a", "CONTINUE"), ("b", "STOP")):
-        trial: Any = FakeTrial("tune", {"unit": unit, "group": "task"})
+        trial: Any = FakeTrial("tune", {"unit": unit})
         assert asha.on_trial_result(NO_TUNE, trial, {"done": True}) == action
+    # the first of its group, though worse than those of all
+    asha.replay(Unit("c", [], "other"))
+    assert asha.on_trial_result(NO_TUNE, FakeTrial("tune", {"unit": "c"}), {"epoch": 5, "score": 0.1}) == "CONTINUE"
 
 
 def test_replayed_rungs_are_those_of_an_unbroken_run() -> None:
