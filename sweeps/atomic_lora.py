@@ -97,9 +97,10 @@ def prepare(
     choose = _by_category(panel, category, args.seed) if panel else None
     tasks, left_out = choose_tasks(args.data, args.tasks, preset, choose, kept_out)
     swept = domains.get("target_modules")
-    bases.require_tasks(base, tasks, args.data)
+    targets = extremes(swept) if swept else [config.target_modules]
+    bases.require_tasks(base, tasks, args.data, targets)
     purpose = {"grids": {"data": args.data, "tasks": list(tasks)}}
-    checked = bases.check_base(base, extremes(swept) if swept else [config.target_modules], purpose)
+    checked = bases.check_base(base, targets, purpose)
     inputs = Inputs(
         fingerprint(tasks),
         {"tasks": list(tasks), "base": base, "base_fingerprint": checked.fingerprint},

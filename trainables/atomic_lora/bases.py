@@ -21,8 +21,11 @@ from trainables.common import embedded
 from trainables.common.errors import InputError
 
 # of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise
-HF_DEFAULTS = {"target_modules": ("all-linear",)}
-CANVAS_DEFAULTS = {"target_modules": ("qkv", "out", "up", "down")}
+ALL_LINEAR = "all-linear"
+HF_DEFAULTS = {"target_modules": (ALL_LINEAR,)}
+# of a canvas model, what holds a task's embedding: an adapter of a task that the base does not know trains one
+CANVAS_EMBEDDING = ("task_vector", "task_tokens")
+CANVAS_DEFAULTS = {"target_modules": ("qkv", "out", "up", "down", *CANVAS_EMBEDDING)}
 DEFAULT_BASE = Path(__file__).resolve().parent / "base"
 # the canvas model that ships, by its name
 CANVAS, CANVAS_BASE = "canvas", Path(__file__).resolve().parent / "canvas_base"
@@ -45,26 +48,32 @@ def defaults(base: str) -> Mapping[str, object]:
     return HF_DEFAULTS if is_causal_lm(base) else CANVAS_DEFAULTS if is_canvas(base) else {}
 
 
-def require_tasks(base: str, tasks: Mapping[str, Task], data: str) -> None:
+def require_tasks(base: str, tasks: Mapping[str, Task], data: str, targets: Iterable[tuple[str, ...]]) -> None:
     """Refuse tasks that a base cannot be adapted to.
 
     Args:
         base: What `absolute` returned.
         tasks: The chosen tasks.
         data: What they were loaded from, for the message.
+        targets: Each choice of layers to adapt.
 
     Raises:
-        InputError: If the base is a canvas model and has no embedding of a task, or if the task is trained on views.
+        InputError: If the base is a canvas model, and a task that it knows is trained on views, or one that it does not
+            know gets no embedding with its adapter.
     """
     if not is_canvas(base):
         return
     from trainables.atomic_lora.canvas import load_canvas
 
     known = load_canvas(base).tasks
+    without = [names for names in targets if not {ALL_LINEAR, CANVAS_EMBEDDING[0]} & set(names)]
     for task in tasks.values():
-        if task.id not in known:
-            raise InputError(f"--base {base}: the canvas model has no embedding of the task {task.id}; leave it out.")
-        if task.augment:
+        if task.id not in known and without:
+            raise InputError(
+                f"--base {base} has no embedding of the task {task.id}, and target_modules {','.join(without[0])} "
+                f"train none; add {','.join(CANVAS_EMBEDDING)}, or leave the task out."
+            )
+        if task.id in known and task.augment:
             raise InputError(
                 f"--base {base} knows a task by its embedding, which does not hold for the turned and recoloured "
                 f"views that --data {data} trains on; give --data re-arc:DIR or re-arc:FILE."

@@ -3,7 +3,8 @@
 Input and output are placed in the upper left corner of a square canvas of S x S pixels (S even, at most 30); pixels
 beyond a grid have the colour ``OUTSIDE``. A vision transformer over patches of 2 x 2 pixels reads the input and gives
 every pixel a distribution over the ten colours and ``OUTSIDE``; the answer's size is the rectangle of most likelihood.
-The model knows the rule of a task from an embedding of the task, so there are no solved pairs in its input.
+The model knows the rule of a task from an embedding of the task, so there are no solved pairs in its input. A task
+that it was not trained on has places of its own in the embedding (`UNSEEN`), which an adapter trains.
 
 The parts are those of vision transformers for ARC (VARC, LoopViT, 2025), of DiT (Peebles and Xie, 2023: modulation by
 the condition) and of ShiftViT (Wang et al., 2022: a part of the channels comes from the neighbouring patches).
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainables.arc import COLOURS, MAX_SIDE, Grid
+from trainables.arc import COLOURS, MAX_SIDE, SYMMETRIES, Grid
 from trainables.atomic_lora.config import CanvasConfig
 from trainables.common.errors import InputError
 from trainables.common.pretrained import weights_fingerprint
@@ -35,6 +36,11 @@ OUTSIDE, CLASSES = COLOURS, COLOURS + 1
 # beyond the canvas itself, for windows that reach over its edge
 BEYOND = CLASSES
 PATCH, WINDOW = 2, 4
+# places in the embedding of a loaded model for a task that it was not trained on, one for each symmetry of the square:
+# a view of the task under a symmetry has another rule
+UNSEEN = SYMMETRIES
+# what a file holds as [tasks, width] is [width, tasks] in a linear layer
+TASK_TABLES = ("task_vector.weight", "task_tokens.weight")
 # channels that come from each of the eight neighbours, as a share of the width
 SHIFTED = 1 / 16
 NEIGHBOURS = [(row, column) for row in (0, 1, 2) for column in (0, 1, 2) if (row, column) != (1, 1)]
@@ -121,19 +127,20 @@ class Canvas(nn.Module):
 
     Args:
         config: Its shape.
-        tasks: Number of tasks with an embedding.
+        tasks: Number of tasks with an embedding. The tables of embeddings are linear layers over the one-hot task, so
+            that LoRA adapts them as it does any other layer.
     """
 
     def __init__(self, config: CanvasConfig, tasks: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.tasks = config, tasks
         width = config.width
         self.window = nn.Linear(WINDOW * WINDOW * (CLASSES + 1), width, bias=False)
         # of a patch: its row and column from the upper left, and from the lower right end of the input
         self.rows, self.columns = nn.Embedding(MAX_SIDE // PATCH, width), nn.Embedding(MAX_SIDE // PATCH, width)
         self.rows_left, self.columns_left = nn.Embedding(2 * MAX_SIDE + 1, width), nn.Embedding(2 * MAX_SIDE + 1, width)
-        self.task_vector = nn.Embedding(tasks, config.task_width)
-        self.task_tokens = nn.Embedding(tasks, config.task_tokens * width)
+        self.task_vector = nn.Linear(tasks, config.task_width, bias=False)
+        self.task_tokens = nn.Linear(tasks, config.task_tokens * width, bias=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.modulation = nn.Linear(config.task_width, 2 * width)
         # for each pixel of a patch: its colours, OUTSIDE, and how much stays as in the input
@@ -165,8 +172,9 @@ class Canvas(nn.Module):
         rows = self.rows(places) + self.rows_left(left[:, 0])  # [N, side, D]
         columns = self.columns(places) + self.columns_left(left[:, 1])
         x = x + (rows[:, :, None] + columns[:, None]).flatten(1, 2)
-        x = torch.cat([self.task_tokens(tasks).unflatten(1, (extra, -1)), x], dim=1)
-        vector = self.task_vector(tasks)
+        known = F.one_hot(tasks, self.tasks).to(dtype)
+        x = torch.cat([self.task_tokens(known).unflatten(1, (extra, -1)), x], dim=1)
+        vector = self.task_vector(known)
         cos, sin = rotary(side, self.config.width // self.config.heads, extra, inputs.device)
         for block in self.blocks:
             x = block(x, vector, cos, sin, side)
@@ -285,13 +293,16 @@ def save_canvas(
     path: Path, model: Canvas, tasks: Mapping[str, float], facts: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16
 ) -> None:
     """Write weights and, in the safetensors metadata, configuration, tasks and ``facts`` (JSON)."""
-    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.T if name in TASK_TABLES else tensor for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     metadata = {"config": asdict(model.config), "tasks": dict(tasks), "facts": dict(facts)}
     save_file(weights, path, metadata={name: json.dumps(value) for name, value in metadata.items()})
 
 
 def load_canvas(path: str | Path, device: str = "cpu") -> CanvasBase:
-    """Load a canvas model that `save_canvas` wrote, in float32, frozen.
+    """Load a canvas model that `save_canvas` wrote, in float32, frozen, with `UNSEEN` more places for a task.
+
+    What is in these places is the mean of all tasks' embeddings.
 
     Args:
         path: The safetensors file, or the folder that holds ``canvas.safetensors``.
@@ -309,8 +320,12 @@ def load_canvas(path: str | Path, device: str = "cpu") -> CanvasBase:
             metadata = store.metadata() or {}
             weights = {name: store.get_tensor(name) for name in store.keys()}  # noqa: SIM118 - not a mapping
         config, tasks = CanvasConfig(**json.loads(metadata["config"])), json.loads(metadata["tasks"])
-        model = Canvas(config, len(tasks))
-        model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        model = Canvas(config, len(tasks) + UNSEEN)
+        state = {name: weight.float() for name, weight in weights.items()}
+        for name in TASK_TABLES:
+            table = state[name]
+            state[name] = torch.cat([table, table.mean(0, keepdim=True).expand(UNSEEN, -1)]).T
+        model.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"--base {str(path)!r} is not a canvas model ({type(error).__name__}: {error}).") from error
     # tasks are known by their places, so their order counts

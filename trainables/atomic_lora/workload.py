@@ -187,6 +187,8 @@ class ArcWorkload(LoRAWorkload[Example]):
     """
 
     family = FAMILY
+    # whether the base sees the same task where a view shows it in other colours
+    recolours = True
 
     def __init__(
         self,
@@ -215,13 +217,15 @@ class ArcWorkload(LoRAWorkload[Example]):
         config = adapter_config(job.config)
         task = self.tasks[job.task_id]
         pairs, held_out = split_demonstrations(task, config.validation_pairs)
-        validation = validation_examples(task, pairs, held_out)
+        validation = validation_examples(task, pairs, held_out, self.recolours)
         avoid = (*task.test, *(example.query for example in validation))
         return self.plan_of(
             job,
             config,
             config.examples_per_epoch,
-            examples=lambda epoch: training_examples(task, config.examples_per_epoch, job.seed, epoch, pairs, avoid),
+            examples=lambda epoch: training_examples(
+                task, config.examples_per_epoch, job.seed, epoch, pairs, avoid, self.recolours
+            ),
             validation=validation,
             facts={"num_examples": len(pairs)},
         )

