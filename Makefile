@@ -24,7 +24,7 @@ demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, with
 	$(BIN)/python sweeps/atomic_lora.py --preset demo
 
 demo-lm: $(STAMP) ## adapters of a pre-trained language model on 24 tasks: CPU, offline, within 15 minutes
-	$(BIN)/python sweeps/atomic_lora.py --preset demo --base smollm2 --tasks smallest:24 --set epochs=20
+	$(BIN)/python sweeps/atomic_lora.py --preset demo-lm
 
 test: $(STAMP) ## run all tests, the slow ones included
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-sweeps test-others

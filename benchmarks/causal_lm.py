@@ -3,9 +3,9 @@
     python benchmarks/causal_lm.py --tasks 8 --json FILE
 
 One process with one thread, as a pool's worker on CPUs, and the engine without Ray: the smallest tasks, in slots that
-all train at once, with the settings of ``--preset demo`` but fewer epochs. The first pass is timed. A second one, under
-PyTorch's profiler, says which share of it each kind of operator took. Then the trained adapters answer the test pairs
-as they are and rounded to bfloat16, as an export may store them, on the base in float32: what the rounding costs.
+all train at once, with the settings of ``--preset demo-lm`` but fewer epochs. The first pass is timed. A second one,
+under PyTorch's profiler, says which share of it each kind of operator took. Then the trained adapters answer the test
+pairs as they are and rounded to bfloat16, as an export may store them, on the base in float32: what the rounding costs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.machine import as_worker, record
-from search_spaces.atomic_lora import DEMO_VALUES
+from search_spaces.atomic_lora import LM_VALUES
 from trainables.arc import Example, grid_tokens, load_tasks, test_examples
 from trainables.atomic_lora.causal_lm import CPU_BATCH_OVERHEAD, CausalLMWorkload, load_causal_lm
 from trainables.atomic_lora.config import AdapterConfig
@@ -93,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tasks = load_tasks()
     chosen = sorted(tasks, key=lambda task_id: (tasks[task_id].tokens, task_id))[: args.tasks]
-    values = vars(AdapterConfig()) | DEMO_VALUES | {"target_modules": ("all-linear",), "epochs": args.epochs}
+    values = vars(AdapterConfig()) | LM_VALUES | {"target_modules": ("all-linear",), "epochs": args.epochs}
     base = load_causal_lm(args.base)
     with tempfile.TemporaryDirectory() as folder:
         place = Folder(folder)

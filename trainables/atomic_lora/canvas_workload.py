@@ -89,7 +89,7 @@ class CanvasWorkload(ArcWorkload):
         """Cross-entropy of each row, its mean over weighted pixels times the number of pixels, [N], and whether its
         answer is right, [N]."""
         places, losses, exact = [], [], []
-        for part, logits, inputs in self._by_side(dict(enumerate(rows))):
+        for part, logits, inputs in self._by_side(rows, range(len(rows))):
             side, outputs = inputs.shape[-1], [rows[i].query.output for i in part]
             targets = torch.from_numpy(on_canvas(outputs, side)).to(self.device)
             means = pixel_losses(logits, inputs, targets, self.config.changed_weight)
@@ -103,53 +103,50 @@ class CanvasWorkload(ArcWorkload):
     def solve(self, rows: Sequence[Example]) -> tuple[list[Grid | None], list[int], list[int]]:
         """Answer the rows, and count what is right among the cells of the true output where its size is given."""
         truths = [row.query.output for row in rows]
-        grids: list[Grid | None] = [None] * len(rows)
+        votes: list[list[Grid]] = [[] for _ in rows]
         hits = [0] * len(rows)
-        for part, logits, _ in self._by_side(dict(enumerate(rows))):
+        shown = [(i, seen) for i, row in enumerate(rows) for seen in self._views(row)]
+        numbers, views = zip(*shown, strict=True)
+        for part, logits, _ in self._by_side(views, numbers):
             colours = logits[..., :-1].argmax(-1).cpu().numpy()
             # what is beyond the canvas counts as wrong
             side = colours.shape[1]
-            for i, drawn, answer in zip(part, colours, answers(logits), strict=True):
-                height, width = truths[i].shape
-                grids[i], hits[i] = answer, int((drawn[:height, :width] == truths[i][:side, :side]).sum())
-        unseen = {i: row for i, row in enumerate(rows) if self._learns_views(row)}
-        for i, answer in self._voted(unseen, {i: grids[i] for i in unseen}).items():
-            grids[i] = answer
-        return grids, hits, [truth.size for truth in truths]
+            for place, drawn, answer in zip(part, colours, answers(logits), strict=True):
+                i, symmetry = numbers[place], views[place].symmetry
+                votes[i].append(dihedral(answer, inverse(symmetry)))
+                if not symmetry:
+                    height, width = truths[i].shape
+                    hits[i] = int((drawn[:height, :width] == truths[i][:side, :side]).sum())
+        return [most_frequent(grids) for grids in votes], hits, [truth.size for truth in truths]
 
-    def _learns_views(self, row: Example) -> bool:
-        """Whether the task was trained under all symmetries: the base does not know it, and it is not generated."""
-        return row.task_id not in self.index and self.tasks[row.task_id].augment
+    def _views(self, row: Example) -> list[Example]:
+        """Return the views of a row whose answers are asked for, the row as it is first.
 
-    def _voted(self, rows: Mapping[int, Example], plain: Mapping[int, Grid | None]) -> dict[int, Grid]:
-        """Return what most of the eight views of each row answer, of equally many the first.
+        An adapter that brings an embedding of the task has been trained on views under all symmetries.
+        """
+        trained = self.pack.bank is not None and row.task_id not in self.index and self.tasks[row.task_id].augment
+        return [view(row, symmetry, IDENTITY) for symmetry in range(SYMMETRIES if trained else 1)]
+
+    def _by_side(self, rows: Sequence[Example], numbers: Sequence[int]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Run the model on the rows of each canvas side; yield places of n rows, logits [n, S, S, 11] and inputs
+        [n, S, S].
 
         Args:
-            rows: Rows by number.
-            plain: The answers to the rows as they are.
+            rows: The rows.
+            numbers: What the pack calls each of them; views of one row have the same number.
         """
-        votes = {i: [answer] for i, answer in plain.items() if answer is not None}
-        for symmetry in range(1, SYMMETRIES) if rows else ():
-            seen = {i: view(row, symmetry, IDENTITY) for i, row in rows.items()}
-            for part, logits, _ in self._by_side(seen):
-                for i, answer in zip(part, answers(logits), strict=True):
-                    votes[i].append(dihedral(answer, inverse(symmetry)))
-        return {i: most_frequent(grids) for i, grids in votes.items()}
-
-    def _by_side(self, rows: Mapping[int, Example]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Run the model on the rows of each canvas side; yield indices of n rows, logits [n, S, S, 11] and inputs
-        [n, S, S]."""
         by_side: dict[int, list[int]] = {}
-        for i, row in rows.items():
-            by_side.setdefault(self.side(row), []).append(i)
-        for side, numbers in by_side.items():
+        for place, row in enumerate(rows):
+            by_side.setdefault(self.side(row), []).append(place)
+        for side, places in by_side.items():
             count = rows_at_once((side // PATCH) ** 2, self.config.heads, self.patches)
-            for start in range(0, len(numbers), count):
-                part = numbers[start : start + count]
-                some = [rows[i] for i in part]
+            for start in range(0, len(places), count):
+                part = places[start : start + count]
+                some = [rows[place] for place in part]
                 inputs = torch.from_numpy(on_canvas([row.query.input for row in some], side)).to(self.device)
                 sizes = torch.tensor([row.query.input.shape for row in some], device=self.device)
                 tasks = torch.tensor([self.place(row) for row in some], device=self.device)
-                with self.pack.rows(part), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                owned = self.pack.rows([numbers[place] for place in part])
+                with owned, torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     logits = self.model(inputs, sizes, tasks)
                 yield part, logits, inputs

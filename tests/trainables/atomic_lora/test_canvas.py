@@ -12,7 +12,21 @@ import pytest
 import torch
 from peft import PeftModel
 
-from trainables.arc import Example, Pair, Task, grid_key, load_tasks, write_pairs
+from trainables.arc import (
+    EVALUATION,
+    IDENTITY,
+    Example,
+    Pair,
+    Task,
+    dihedral,
+    grid_key,
+    inverse,
+    load_tasks,
+    most_frequent,
+    test_examples,
+    view,
+    write_pairs,
+)
 from trainables.atomic_lora import bases, canvas
 from trainables.atomic_lora.canvas import OUTSIDE, Canvas, answers, canvas_side, load_canvas, pixel_losses, save_canvas
 from trainables.atomic_lora.canvas_data import judge, on_canvases
@@ -24,6 +38,7 @@ from trainables.common.context import PlainRun
 from trainables.common.errors import InputError
 from trainables.common.folder import Folder
 from trainables.common.jobs import Job, ListQueue
+from trainables.common.precision import has_fast_bf16
 from trainables.pack.bank import AdapterBank
 
 torch.set_num_threads(1)
@@ -225,6 +240,43 @@ def test_adapters_train_evaluate_and_load_in_peft(data: str, tmp_path: Path) -> 
         agreeing = (answers(logits)[0] == answer).mean() if answers(logits)[0].shape == answer.shape else 0.0
         # the pack computes in bfloat16 where the processor has it
         assert agreeing > 0.8
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_task_that_the_base_does_not_know_brings_its_embedding(tmp_path: Path) -> None:
+    base = save(tmp_path, random_model())
+    layers, task_id = (*LAYERS, *bases.CANVAS_EMBEDDING), "00576224"
+    config = {
+        **asdict(AdapterConfig()), "target_modules": layers, "rank": 2, "lr_multiple": 3.0, "epochs": 4,
+        "examples_per_epoch": 8,
+    }  # fmt: skip
+    queue = ListQueue([Job(task_id, task_id, 0, config)])
+    settings = {
+        "base": str(base), "data": EVALUATION, "tasks": [task_id], "folder": str(tmp_path), "slots": 2, "rank": 2,
+        "batch_size": 4, "target_modules": layers,
+    }  # fmt: skip
+    train_adapters(settings, PlainRun(), queue)
+    (report,) = [report for report in queue.reports if report.status == "success"]
+    assert not report.metrics["kept_base"]
+    assert report.history[-1]["grad_norm/task_vector"] > 0 and report.history[-1]["grad_norm/task_tokens"] > 0
+    # the same answer by PEFT, on the base as it is loaded: most of the eight views agree on it
+    known = load_canvas(tmp_path)
+    (held,) = test_examples(load_tasks(EVALUATION, [task_id])[task_id])
+
+    def answer(model: Any, symmetry: int) -> np.ndarray:
+        seen = view(held, symmetry, IDENTITY).query.input
+        side = canvas_side(*seen.shape, 3.0)  # type: ignore[call-arg]
+        inputs, place = torch.from_numpy(canvas.on_canvas([seen], side)), torch.tensor([len(known.tasks) + symmetry])
+        with torch.no_grad():
+            return dihedral(answers(model(inputs, torch.tensor([seen.shape]), place))[0], inverse(symmetry))
+
+    before = answer(known.model, 0)
+    assert np.array_equal(before, report.predictions[0]["base"])
+    adapted = PeftModel.from_pretrained(known.model, str(tmp_path / report.metrics["checkpoint"]))
+    votes = [answer(adapted, symmetry) for symmetry in range(8)]
+    if not has_fast_bf16("cpu"):
+        assert np.array_equal(most_frequent(votes), report.predictions[0]["adapted"])
+    assert not np.array_equal(most_frequent(votes), before)
 
 
 def test_a_packs_losses_are_those_of_each_row_alone(data: str, tmp_path: Path) -> None:
