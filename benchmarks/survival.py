@@ -1,7 +1,9 @@
 """Whether a sweep survives what happens to it: a campaign over families and kinds of harm, at random moments.
 
-    python benchmarks/survival.py --rounds 10 --seed 0
+    python benchmarks/survival.py --rounds 100 --json FILE
     python benchmarks/survival.py --rounds 40 --families atomic_lora,recursive_reasoner --harms driver,cut
+
+Rounds that FILE holds are not done again, so a campaign may take several sessions; each round has its commit.
 
 Each round starts a small sweep of a family under a new run id, does it one harm at a random moment, runs the same
 command to its end, and reads the Parquet files with pandas, without any code of this project. It counts trial and
@@ -11,6 +13,7 @@ was), and ends that were no end: a traceback, or a process that is left. The har
     driver   kill -9 of the command
     worker   kill -9 of one of Ray's processes that trains
     broker   kill -9 of the pool's broker
+    node     kill -9 of Ray's raylet, without which a machine is none
     group    SIGTERM to the whole process group
     hup      SIGHUP to the command, as a terminal's end
     cut      kill -9 of the command, then the newest checkpoint file is cut in half
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import random
 import signal
@@ -29,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +45,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.machine import record
+from sweeps.store.provenance import code
 
-HARMS = ("driver", "worker", "broker", "group", "hup", "cut", "twice", "disk")
+HARMS = ("driver", "worker", "broker", "node", "group", "hup", "cut", "twice", "disk")
 LONG = ("--set", "epochs=30")
 ONE_PROCESS = ("--workers-per-trial", "0")
 # what each family's sweep gets, so that it trains for about half a minute on two cores and checkpoints now and then
@@ -68,6 +74,7 @@ class Round:
     Attributes:
         family, harm: What was done to whom.
         after_s: When, in seconds since its start.
+        commit: Of the code.
         exit_code: Of the command that was harmed; None where it was killed.
         ended_s: Seconds from the harm to its end.
         finished: Trials that had a row by then.
@@ -78,6 +85,7 @@ class Round:
     family: str
     harm: str
     after_s: float
+    commit: str | None
     exit_code: int | None = None
     ended_s: float = 0.0
     finished: int = 0
@@ -99,20 +107,35 @@ def main() -> None:
     parser.add_argument("--harms", default=",".join(HARMS))
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    rng, rounds = random.Random(args.seed), []
+    kept: dict[str, Any] = json.loads(Path(args.json).read_text()) if args.json and Path(args.json).exists() else {}
+    rounds = [Round(**found) for found in kept.get("rounds", ())]
     families, harms = args.families.split(","), args.harms.split(",")
     with tempfile.TemporaryDirectory() as folder:
         whole = {family: unbroken(family, Path(folder)) for family in families}
         pairs = [(f, h) for f, h in itertools.product(families, harms) if h != "broker" or f == "atomic_lora"]
-        rng.shuffle(pairs)
-        for number, (family, harm) in zip(range(args.rounds), itertools.cycle(pairs), strict=False):
+        random.Random(args.seed).shuffle(pairs)
+        order = enumerate(itertools.islice(itertools.cycle(pairs), args.rounds))
+        for number, (family, harm) in itertools.islice(order, len(rounds), None):
+            rng = random.Random(f"{args.seed}-{number}")
             found = harmed(family, harm, Path(folder), f"round-{number}", whole[family], rng)
             rounds.append(found)
             print(f"{'good' if found.is_good else 'BAD '} {vars(found)}", flush=True)
-    bad = [found for found in rounds if not found.is_good]
-    print(f"{len(rounds)} rounds, {len(bad)} of them bad")
-    record(args.json, {"unbroken_s": {f: s for f, (s, *_) in whole.items()}, "rounds": [vars(r) for r in rounds]})
-    sys.exit(1 if bad else 0)
+            times = {family: seconds for family, (seconds, *_) in whole.items()}
+            record(args.json, {"unbroken_s": times, "rounds": [vars(found) for found in rounds]})
+    for what in ("family", "harm"):
+        print(table(rounds, what))
+    sys.exit(0 if all(found.is_good for found in rounds) else 1)
+
+
+def table(rounds: Sequence[Round], what: str) -> str:
+    """Return the counts by family or harm as a table in Markdown."""
+    lines = [f"| {what} | rounds | rows lost | rows twice | done again | other faults |", "|---|---|---|---|---|---|"]
+    for name in [*sorted({getattr(found, what) for found in rounds}), "all"]:
+        own = [found for found in rounds if name in ("all", getattr(found, what))]
+        counts = [sum(getattr(found, count) for found in own) for count in ("lost", "twice", "done_again")]
+        cells = name, len(own), *counts, sum(len(found.faults) for found in own)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def unbroken(family: str, folder: Path) -> tuple[float, set[str], int]:
@@ -133,7 +156,7 @@ def harmed(
 ) -> Round:
     """Start a sweep, harm it, run the same command to its end, and compare with what was to be."""
     seconds, expected, epochs = whole
-    found = Round(family, harm, rng.uniform(0.2, 0.95) * seconds)
+    found = Round(family, harm, rng.uniform(0.2, 0.95) * seconds, (code() or {}).get("commit"))
     disk = folder / name
     if harm == "disk" and not mounted(disk):
         return found
@@ -193,6 +216,10 @@ def strike(
         chosen = [child for child, line in names.items() if line.startswith(marks)]
         if chosen:
             rng.choice(chosen).kill()
+    elif harm == "node":
+        for child in children:
+            if child.is_running() and child.name() == "raylet":
+                child.kill()
     elif harm == "group":
         os.killpg(process.pid, signal.SIGTERM)
     elif harm == "hup":
