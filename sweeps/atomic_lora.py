@@ -31,7 +31,7 @@ from sweeps.monitoring.pace import Cost
 from trainables.arc import ARC, Task, fingerprint, shape_category
 from trainables.atomic_lora import bases
 from trainables.atomic_lora.config import choose_slots
-from trainables.atomic_lora.cost import epoch_tokens, evaluation_tokens
+from trainables.atomic_lora.cost import epoch_patches, epoch_tokens, evaluation_patches, evaluation_tokens
 from trainables.texts import is_text
 
 
@@ -111,8 +111,11 @@ def prepare(
         fingerprints={task_id: fingerprint({task_id: task}) for task_id, task in tasks.items()},
         left_out=left_out,
     )
+    of_epoch, of_evaluation = (
+        (epoch_patches, evaluation_patches) if bases.is_canvas(base) else (epoch_tokens, evaluation_tokens)
+    )
     costs = {
-        task_id: Cost(epoch_tokens(task, config.examples_per_epoch), end=evaluation_tokens(task))
+        task_id: Cost(of_epoch(task, config.examples_per_epoch), end=of_evaluation(task))
         for task_id, task in tasks.items()
     }
     categories = {task_id: category(task) for task_id, task in tasks.items()}
@@ -125,12 +128,12 @@ def pool_of(sweep: Sweep, checked: bases.Checked, tasks: Sequence[str]) -> Pool:
     print(checked)
     for note in checked.notes:
         print(f"warning: {note}", file=sys.stderr)
-    args = sweep.args
+    args, base = sweep.args, sweep.inputs.identity["base"]
     return Pool(
         "trainables.atomic_lora.train:train_adapters",
-        {"base": sweep.inputs.identity["base"], "data": args.data, "tasks": list(tasks), "slots": args.slots},
+        {"base": base, "data": args.data, "tasks": list(tasks), "slots": args.slots},
         limits,
-        lambda on_gpu: choose_slots(args.slots, "cuda" if on_gpu else "cpu"),
+        lambda on_gpu: choose_slots(args.slots, "cuda" if on_gpu else "cpu", bases.is_canvas(base)),
         (TEXT_WORKER_BYTES if is_text(args.data) else WORKER_BYTES) + 4 * checked.parameters,
     )
 

@@ -12,9 +12,10 @@ from trainables.common.setting_types import ScheduleText, ShareBelow1
 
 # what a base's name begins with where it is a Hugging Face model's, on the hub or in a folder
 HUB = "hf:"
-# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md); on a
-# GPU as many as a timing finds, at most this many
-CPU_SLOTS, CUDA_SLOTS = 8, 256
+# adapters in training at once where nobody says otherwise: on a CPU 4 to 32 are as fast (benchmarks/README.md), but for
+# a canvas model, whose rows share a batch only with those of their own canvas (docs/log.md); on a GPU as many as a
+# timing finds, at most this many
+CPU_SLOTS, CANVAS_CPU_SLOTS, CUDA_SLOTS = 8, 16, 256
 
 
 def require_layers(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -192,8 +193,14 @@ class CanvasConfig:
     """Which base is trained; ``autoregressive``, the Champion, has other settings."""
 
 
-def choose_slots(slots: int | str, device: str) -> int:
-    """Return the most slots that ``auto`` means on a torch device, ``cpu`` or ``cuda:<i>``, or the number given."""
+def choose_slots(slots: int | str, device: str, canvas: bool) -> int:
+    """Return the most slots that ``auto`` means on a torch device, ``cpu`` or ``cuda:<i>``, or the number given.
+
+    Args:
+        slots: What the user said.
+        device: Where it trains.
+        canvas: Whether the base is a canvas model.
+    """
     if slots == "auto":
-        return CUDA_SLOTS if device.startswith("cuda") else CPU_SLOTS
+        return CUDA_SLOTS if device.startswith("cuda") else CANVAS_CPU_SLOTS if canvas else CPU_SLOTS
     return int(slots)

@@ -1,16 +1,20 @@
-"""What an adapter costs, in tokens trained on: by this a sweep estimates the time that it has left.
+"""What an adapter costs, in tokens or patches trained on: by this a sweep estimates the time that it has left.
 
-The two constants were fitted to the processor time of 80 tasks of the demo on one core (docs/log.md).
+The constants for tokens were fitted to the processor time of 80 tasks on one core, those for patches to when the
+adapters of a demo ended (docs/log.md).
 """
 
 from __future__ import annotations
 
-from trainables.arc import CONTEXT_PAIRS, Task, grid_tokens
+from trainables.arc import CONTEXT_PAIRS, Pair, Task, grid_tokens
 
 # An example costs as much as this many tokens beside its own: preparation, steps of the optimizer, small products.
 EXAMPLE_TOKENS = 128
 # A token that is decoded costs as much as this many that are trained on: they come one at a time.
 DECODED_TOKENS = 40
+# The same for a canvas model: an example costs so many patches beside its own, and the evaluation of a test pair, whose
+# views are all answered, so many times its patches.
+EXAMPLE_PATCHES, ANSWERED_PATCHES = 20, 20
 
 
 def epoch_tokens(task: Task, examples: int) -> float:
@@ -27,3 +31,18 @@ def epoch_tokens(task: Task, examples: int) -> float:
 def evaluation_tokens(task: Task) -> float:
     """Return what the evaluation of a trained adapter costs: the outputs of all test pairs are decoded."""
     return DECODED_TOKENS * sum(grid_tokens(pair.output) for pair in task.test)
+
+
+def epoch_patches(task: Task, examples: int) -> float:
+    """Return what an epoch of ``examples`` examples costs on a canvas model."""
+    return examples * (sum(map(_patches, task.train)) / len(task.train) + EXAMPLE_PATCHES)
+
+
+def evaluation_patches(task: Task) -> float:
+    """Return what the evaluation of a trained adapter of a canvas model costs."""
+    return ANSWERED_PATCHES * sum(map(_patches, (*task.test, *task.official)))
+
+
+def _patches(pair: Pair) -> int:
+    # patches of 2 x 2 pixels on a square
+    return ((max(*pair.input.shape, *pair.output.shape) + 1) // 2) ** 2

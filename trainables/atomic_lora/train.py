@@ -84,7 +84,7 @@ def _train(
     queue: JobQueue,
 ) -> PackEngine[E]:  # fmt: skip
     """Train the queue's jobs; ``largest`` gives a step's rows of the largest job, by which a GPU's slots are found."""
-    slots = choose_slots(settings["slots"], str(workload.device))
+    slots = choose_slots(settings["slots"], str(workload.device), is_canvas(settings["base"]))
     if settings["slots"] == "auto" and workload.device.type == "cuda":
         slots = probe_slots(workload.pack, workload, largest(), settings["rank"], most=slots)
     engine: PackEngine[E] = PackEngine(

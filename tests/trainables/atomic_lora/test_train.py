@@ -186,10 +186,14 @@ def test_json_lists_become_tuples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "device", "number"), [("auto", "cpu", 8), ("auto", "cuda:0", 256), (3, "cpu", 3), ("5", "cpu", 5)]
-)
-def test_slots(slots: int | str, device: str, number: int) -> None:
-    assert choose_slots(slots, device) == number
+    ("slots", "device", "canvas", "number"),
+    [
+        ("auto", "cpu", False, 8), ("auto", "cpu", True, 16), ("auto", "cuda:0", True, 256), (3, "cpu", True, 3),
+        ("5", "cpu", False, 5),
+    ],
+)  # fmt: skip
+def test_slots(slots: int | str, device: str, canvas: bool, number: int) -> None:
+    assert choose_slots(slots, device, canvas) == number
 
 
 # --------------------------------------------------------------------------------------------------------------- losses
