@@ -6,8 +6,8 @@
 
 What is swept (``--sweep``, or by the preset) is trained in turn, seed by seed, and JSON is written after each. Settings
 are those of ``sweeps/arc_efe.py``, and so is the loop. Each training has a folder of its own; what was broken off goes
-on from its last checkpoint. ``cpu_seconds`` is the time that this process computed, which a busy machine does not lengthen
-as it does the wall time; of a seed that was broken off it is that of the last session.
+on from its last checkpoint. ``cpu_seconds`` is the time that this process computed, which a busy machine does not
+lengthen as it does the wall time; of a seed that was broken off it is that of the last session.
 """
 
 from __future__ import annotations
