@@ -115,7 +115,7 @@ class AdapterConfig(LoRAConfig):
     """Augmented examples drawn for each epoch."""
     validation_pairs: Annotated[int, Field(ge=0, le=2)] = 0
     """Demonstration pairs kept out of training (of tasks with at least three) for ``eval_loss``; with 0 the loss is
-    measured on the demonstrations in colours that training never shows."""
+    measured on the demonstrations in colours that training never shows, on a canvas model as they are."""
 
 
 @dataclass(frozen=True)
