@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,12 @@ def test_a_stopped_job_ends_drained_and_the_same_command_finishes_it(head: Head,
     results = head.home / "results"
     checkpoints = results / "atomic_lora" / "job" / "checkpoints"
     wait_for(lambda: len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST), 240)
+    # the pool is on the Train page of Ray's dashboard
+    token = {"Authorization": f"Bearer {(head.home / '.ray' / 'auth_token').read_text()}"}
+    page = urllib.request.Request(f"{head.environment['RAY_API_SERVER_ADDRESS']}/api/train/v2/runs/v1", headers=token)
+    with urllib.request.urlopen(page, timeout=20) as answer:
+        [pool] = json.load(answer)["train_runs"]
+    assert pool["name"].startswith("adapter-pool") and pool["status"] == "RUNNING"
     head.ray("job", "stop", "first")
     assert "Interrupted: run the same command with --run-id job" in head.ray("job", "logs", "first").stdout
     before = rows(results, "job", "history")
