@@ -29,8 +29,10 @@ demo-lm: $(STAMP) ## adapters of a pre-trained language model on 24 tasks: CPU, 
 test: $(STAMP) ## run all tests, the slow ones included
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-sweeps test-others
 
-# what starts clusters and servers waits much of its time, so the other tests run meanwhile
-SWEEPS = tests/sweeps tests/docs
+# what starts clusters and servers waits much of its time, so the other tests run meanwhile; with these among them, both
+# take equally long
+NO_RAY = tests/sweeps/test_datasets.py tests/sweeps/test_reasoner_scaling.py tests/sweeps/test_text_tasks.py
+SWEEPS = tests/sweeps/backend tests/sweeps/core tests/docs $(filter-out $(NO_RAY),$(wildcard tests/sweeps/test_*.py))
 
 test-sweeps: $(STAMP)
 	$(BIN)/python -m pytest $(SWEEPS)

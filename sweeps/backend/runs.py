@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import ray
 import ray.train
+import ray.train.collective
 import ray.tune
 
 from trainables.common.folder import Folder
@@ -179,6 +180,14 @@ class TrainRun(_KeptRun):
             from ray.train.torch import get_device
 
             self.device = str(get_device())
+
+    def checkpoint(self) -> Path | None:
+        """Return a copy of the latest directory, the same on all workers, which must all call it equally often."""
+        local = super().checkpoint()
+        if self._kept and self.world_size > 1:
+            # or a slow worker would go on from what a fast one has reported since
+            ray.train.collective.barrier()
+        return local
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None = None) -> None:
         """Report metrics and, from rank 0, a directory to continue from. All workers must call it equally often.

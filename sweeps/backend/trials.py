@@ -28,6 +28,7 @@ from ray.tune.search import Searcher
 
 from sweeps.backend.asha import UNIT, Decision, GroupedASHA, InTurn
 from sweeps.backend.patience import Patience
+from sweeps.backend.ray_private import without_datasets
 from sweeps.backend.runs import EARLIER, REPORT, TrainLoop, TrainRun, TuneRun, use_threads
 from trainables.common.family import number
 from trainables.common.folder import Folder
@@ -325,7 +326,7 @@ class Training:
 
         # Each ray.train.report waits until the controller polls the workers, every 2 s by default.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        TorchTrainer(
+        trainer = TorchTrainer(
             partial(_train_worker, self.loop, dict(config), self._folder(trial_id), self.threads),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers_per_trial, use_gpu=self.use_gpu, resources_per_worker=self.resources
@@ -340,7 +341,8 @@ class Training:
                 ),
                 callbacks=[TuneReportCallback()],
             ),
-        ).fit()
+        )
+        without_datasets(trainer).fit()
 
 
 def run_ordinary(

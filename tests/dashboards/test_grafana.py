@@ -150,19 +150,3 @@ def test_every_query_of_every_panel_returns_data(watched: dict[str, str]) -> Non
                 missing.append(query)
         waiting = missing
     assert not waiting, Path(watched["log"]).read_text()[-3000:]
-
-
-@pytest.mark.slow
-def test_the_pool_is_on_the_train_page_of_the_dashboard(watched: dict[str, str]) -> None:
-    deadline = time.monotonic() + 90
-    runs: list[dict[str, Any]] = []
-    while time.monotonic() < deadline:
-        try:
-            runs = get(f"{watched['dashboard']}/api/train/v2/runs/v1")["train_runs"]
-        except urllib.error.HTTPError:  # before the first run there is no state to ask for
-            pass
-        if any(run["status"] == "RUNNING" for run in runs):
-            break
-        time.sleep(1)
-    [run] = runs
-    assert run["name"].startswith("adapter-pool") and run["status"] == "RUNNING"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sweeps import results
 from tests.sweeps.head import Head, free_port, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +68,9 @@ def test_the_page_is_the_whole_family_in_few_lines() -> None:
 
 
 @pytest.mark.slow
-def test_the_family_is_killed_goes_on_and_is_seen_everywhere(project: Path, head: Head, tmp_path: Path) -> None:
+def test_the_family_is_killed_goes_on_and_is_seen_everywhere(
+    project: Path, head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     places = ["--results-dir", str(tmp_path), "--run-id", "r", "--address", head.address]
     command = [sys.executable, *shlex.split(COMMAND), *places]
     environment = head.environment | {"PYTHONPATH": str(project)}
@@ -118,14 +121,7 @@ def test_the_family_is_killed_goes_on_and_is_seen_everywhere(project: Path, head
     assert refused.returncode == 2 and "has note = null, but this command has" in refused.stderr
 
     # in the project itself, which has no such family
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeps.results", str(run)],
-        cwd=ROOT,
-        env=head.environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "reward of a random arm" in done.stdout
+    assert results.main([str(run)]) == 0 and "reward of a random arm" in capsys.readouterr().out
     page = report("dashboards/report.py", str(run))
     assert page.returncode == 0, page.stderr
     shown = json.loads(

@@ -45,16 +45,16 @@ def test_a_sweep_is_judged_fails_in_part_is_finished_and_is_extended(kind: str, 
     failed = first[first["config/quality"] == 1.0]
     assert failed["error"].notna().all() and failed["traceback"].notna().all()
     assert (failed["stop_reason"] == "error").all()
-    # the same command finishes what failed, and nothing else
+    # with one configuration more, the command finishes what failed and trains that one, and nothing else
     (run / "fails-1.0").unlink()
-    assert main(kind, tmp_path, ["--sweep", grid], good_first=True, epoch_s=0.2) == 0
-    second = rows(tmp_path)
+    more = ["--sweep", "quality=grid(1.0, 2.0, 1.9)"]
+    assert main(kind, tmp_path, more, good_first=True, epoch_s=0.2) == 0
+    both = rows(tmp_path)
+    second, added = both[both["config/quality"] != 1.9], both[both["config/quality"] == 1.9]
     assert statuses(second) == statuses(first) | {1.0: {"success"}}
     assert (second["attempt"] == 1 + (second["config/quality"] == 1.0)).all()
     assert {*second[second["attempt"] == 1]["finished_at"]} == {*first[first["status"] != "failed"]["finished_at"]}
-    # one more is judged by the rungs of all before it
-    assert main(kind, tmp_path, ["--sweep", "quality=grid(1.0, 2.0, 1.9)"], good_first=True, epoch_s=0.2) == 0
-    added = rows(tmp_path)[lambda t: t["config/quality"] == 1.9]
+    # it is judged by the rungs of all before it
     assert len(added) == len(failed) and (added["status"] == "stopped").all() and (added["stop_reason"] == "asha").all()
     # the driver may hear of rung 5 too late to stop a pool's trial there
     early = added[added["rung"] == 5]["asha_cutoff"]
@@ -62,8 +62,8 @@ def test_a_sweep_is_judged_fails_in_part_is_finished_and_is_extended(kind: str, 
     assert added["asha_cutoff"].notna().all()
     history = pd.read_parquet(run / "history")
     assert not history.duplicated(["trial_id", "attempt", "epoch"]).any()
-    assert main(kind, tmp_path, ["--sweep", "quality=grid(1.0, 2.0, 1.9)"], good_first=True, epoch_s=0.2) == 0
-    assert rows(tmp_path)["finished_at"].max() == added["finished_at"].max(), "nothing was left to do"
+    assert main(kind, tmp_path, more, good_first=True, epoch_s=0.2) == 0
+    assert rows(tmp_path)["finished_at"].max() == both["finished_at"].max(), "nothing was left to do"
 
 
 def test_a_resumed_panel_is_judged_as_a_whole_and_so_are_those_after_it(tmp_path: Path) -> None:

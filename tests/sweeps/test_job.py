@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,34 +95,31 @@ def test_without_the_token_nothing_is_accepted(head: Head, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_submitted_sweep_shows_its_progress_and_writes_its_rows(head: Head, base: Path) -> None:
-    submitted = head.ray("job", "submit", *sweep(base, "job"))
-    assert "4 of 4 adapters to do" in submitted.stdout and "4/4 done" in submitted.stdout
-    assert "exact-match accuracy" in submitted.stdout and "succeeded" in submitted.stdout
+def test_a_stopped_job_ends_drained_and_the_same_command_finishes_it(head: Head, base: Path) -> None:
+    epochs = 60
+    command = sweep(base, "job", *(f"--set={name}={epochs}" for name in ("epochs", "patience")), "--set=report_every=5")
+    head.ray("job", "submit", "--no-wait", "--submission-id", "first", *command)
     # not in the working directory, which is Ray's copy of the upload
     results = head.home / "results"
-    assert f"results: {results}" in submitted.stdout
+    checkpoints = results / "atomic_lora" / "job" / "checkpoints"
+    wait_for(lambda: len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST), 240)
+    # the pool is on the Train page of Ray's dashboard
+    token = {"Authorization": f"Bearer {(head.home / '.ray' / 'auth_token').read_text()}"}
+    page = urllib.request.Request(f"{head.environment['RAY_API_SERVER_ADDRESS']}/api/train/v2/runs/v1", headers=token)
+    with urllib.request.urlopen(page, timeout=20) as answer:
+        [pool] = json.load(answer)["train_runs"]
+    assert pool["name"].startswith("adapter-pool") and pool["status"] == "RUNNING"
+    head.ray("job", "stop", "first")
+    assert "Interrupted: run the same command with --run-id job" in head.ray("job", "logs", "first").stdout
+    before = rows(results, "job", "history")
+    assert set(before["task_id"]) == set(SMALLEST) and before["epoch"].max() < epochs
+    assert len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST) and rows(results, "job").empty
+    submitted = head.ray("job", "submit", *command).stdout
+    # its progress is shown
+    assert "4 of 4 adapters to do" in submitted and "4/4 done" in submitted
+    assert "exact-match accuracy" in submitted and "succeeded" in submitted and f"results: {results}" in submitted
     trials, history = rows(results, "job"), rows(results, "job", "history")
     assert sorted(trials["task_id"]) == SMALLEST and (trials["status"] == "success").all()
-    assert len(history) == 8 and not history.duplicated(["trial_id", "epoch"]).any()
-
-
-@pytest.mark.slow
-def test_a_stopped_job_ends_drained_and_the_same_command_finishes_it(head: Head, base: Path, tmp_path: Path) -> None:
-    epochs = 60
-    place = ("--results-dir", str(tmp_path), "--set", "report_every=5")
-    command = sweep(base, "stopped", *place, "--set", f"epochs={epochs}", "--set", f"patience={epochs}")
-    head.ray("job", "submit", "--no-wait", "--submission-id", "first", *command)
-    checkpoints = tmp_path / "atomic_lora" / "stopped" / "checkpoints"
-    wait_for(lambda: len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST), 240)
-    head.ray("job", "stop", "first")
-    assert "Interrupted: run the same command with --run-id stopped" in head.ray("job", "logs", "first").stdout
-    before = rows(tmp_path, "stopped", "history")
-    assert set(before["task_id"]) == set(SMALLEST) and before["epoch"].max() < epochs
-    assert len(list(checkpoints.glob("*.safetensors"))) == len(SMALLEST) and rows(tmp_path, "stopped").empty
-    assert "succeeded" in head.ray("job", "submit", *command).stdout
-    history = rows(tmp_path, "stopped", "history")
-    assert (rows(tmp_path, "stopped")["status"] == "success").all()
     assert sorted(zip(history["task_id"], history["epoch"], strict=True)) == [
         (task_id, epoch) for task_id in SMALLEST for epoch in range(1, epochs + 1)
     ]

@@ -18,7 +18,7 @@ from sweeps.backend.asha import Unit
 from sweeps.backend.cluster import connect
 from sweeps.backend.pool.driver import run_pool_sweep
 from sweeps.backend.pool.workers import AdapterPool
-from tests.sweeps.head import Head, free_port, in_own_process
+from tests.sweeps.head import free_port, in_own_process
 from tests.sweeps.stub_pool import make_job
 from trainables.common.errors import InputError
 from trainables.common.jobs import Report
@@ -55,7 +55,9 @@ def machines() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone(tmp_path: Path) -> None:
+def test_the_sweep_finishes_on_the_other_machine_when_one_is_gone_and_an_autoscaler_may_start_more(
+    tmp_path: Path,
+) -> None:
     in_own_process(sweep_while_a_machine_goes, tmp_path)
 
 
@@ -65,6 +67,11 @@ def sweep_while_a_machine_goes(folder: Path) -> None:
             with connect(nodes.address, num_gpus=3):
                 pass
         _sweep(nodes, folder)
+        # what `ray up` and KubeRay tell a node; no autoscaler is here
+        os.environ["RAY_NODE_TYPE_NAME"] = "more"
+        nodes.add_node(num_cpus=1, num_gpus=0)
+        with connect(nodes.address, num_gpus=3) as info:
+            assert (info.nodes, info.num_gpus, info.grows) == (3, 3, True)
 
 
 def _sweep(nodes: Cluster, folder: Path) -> None:
@@ -109,19 +116,3 @@ def _sweep(nodes: Cluster, folder: Path) -> None:
     for unit in units:
         epochs = {row["epoch"] for report in reports if report.trial_id == unit.name for row in report.history}
         assert epochs == set(range(1, EPOCHS + 1))
-
-
-def look_at_a_cluster_that_grows(address: str) -> None:
-    with connect(address, num_gpus=2) as info:
-        assert (info.nodes, info.num_gpus, info.grows) == (1, 2, True)
-
-
-def test_gpus_that_an_autoscaler_may_start_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    # what `ray up` and KubeRay tell a head; no machine is started here
-    head = Head(tmp_path, ["--num-cpus=1", "--num-gpus=0"], {"RAY_AUTH_MODE": "disabled", "RAY_NODE_TYPE_NAME": "head"})
-    try:
-        head.wait()
-        in_own_process(look_at_a_cluster_that_grows, head.address)
-    finally:
-        head.stop()

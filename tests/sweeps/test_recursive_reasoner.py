@@ -77,18 +77,25 @@ def test_optuna_with_asha_goes_on_after_a_kill_and_when_it_is_extended(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_trial_as_a_ray_train_run_and_another_that_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    assert recursive_reasoner.main(_words(tmp_path, "--workers-per-trial", "1", "--dataset", "maze")) == 0
-    folder = tmp_path / "recursive_reasoner" / "r"
+def test_a_trial_as_a_ray_train_run_and_another_that_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # relative paths mean the driver's folder and not the workers'
+    monkeypatch.chdir(tmp_path)
+    results = Path("results")
+    shards = ["--dataset", "maze", "--dataset-dir", "shards"]
+    assert recursive_reasoner.main(_words(results, "--workers-per-trial", "1", *shards)) == 0
+    assert sorted(file.suffix for file in Path("shards").iterdir()) == [".parquet", ".txt"]
+    folder = results / "recursive_reasoner" / "r"
     first = pd.read_parquet(folder / "trials").iloc[0]
     assert (first["status"], first["dataset"], first["epochs"]) == ("success", "maze", 2)
     (trial,) = (folder / "models").iterdir()
-    again = ["--workers-per-trial", "0", "--dataset", "maze", "--checkpoint", str(trial), "--run-id", "again"]
-    assert recursive_reasoner.main(_words(tmp_path, *again)) == 0
-    other = pd.read_parquet(tmp_path / "recursive_reasoner" / "again" / "trials").iloc[0]
+    again = ["--workers-per-trial", "0", *shards, "--checkpoint", str(trial), "--run-id", "again"]
+    assert recursive_reasoner.main(_words(results, *again)) == 0
+    other = pd.read_parquet(results / "recursive_reasoner" / "again" / "trials").iloc[0]
     assert (other["exact_accuracy"], other["token_accuracy"]) == (first["exact_accuracy"], first["token_accuracy"])
     with pytest.raises(InputError, match="was made with width = 16, but this run has 32"):
-        recursive_reasoner.main(_words(tmp_path, *again, "--run-id", "wider", "--set", "width=32"))
+        recursive_reasoner.main(_words(results, *again, "--run-id", "wider", "--set", "width=32"))
 
 
 @pytest.mark.slow

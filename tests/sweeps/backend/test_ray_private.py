@@ -17,6 +17,7 @@ from sweeps.backend.ray_private import (
     data_parallel_trainer,
     gpus_here,
     session_folder,
+    without_datasets,
 )
 
 
@@ -41,6 +42,18 @@ def test_the_trainer_without_a_process_group_is_the_one_below_torchs() -> None:
     trainer = data_parallel_trainer(train_loop_per_worker=print, scaling_config=ray.train.ScalingConfig(num_workers=1))
     assert type(trainer) in ray.train.torch.TorchTrainer.__mro__
     assert ray.train.FailureConfig(max_failures=3, controller_failure_limit=2).controller_failure_limit == 2
+
+
+def test_a_train_run_starts_no_process_for_datasets() -> None:
+    scaling = ray.train.ScalingConfig(num_workers=1)
+    whole = ray.train.torch.TorchTrainer(print, scaling_config=scaling)
+    kinds = [type(callback).__name__ for callback in whole._create_default_callbacks()]
+    for trainer in (
+        without_datasets(whole),
+        data_parallel_trainer(train_loop_per_worker=print, scaling_config=scaling),
+    ):
+        left = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+        assert "DatasetsCallback" in kinds and left == [kind for kind in kinds if kind != "DatasetsCallback"]
 
 
 @pytest.mark.slow

@@ -1,18 +1,16 @@
-"""Ordinary families under Ray: in the Tune trial and as a Ray Train run, continued from the last checkpoint."""
+"""Ordinary families in the Tune trial, continued from the last checkpoint. As Ray Train runs: core/test_ordinary.py."""
 
 from __future__ import annotations
 
 import json
 import math
 import tempfile
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray import tune
-from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray.tune.search import Searcher
 
 from sweeps.backend.asha import Decision, GroupedASHA
@@ -69,14 +67,11 @@ class Heard:
 def run_trials(
     trials: list[tuple[str, dict[str, Any]]],
     tmp_path: Path,
-    workers: int,
     max_failures: int = 2,
     asha: GroupedASHA | None = None,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, TrialEnd]]:
     heard = Heard(trial_id for trial_id, _ in trials)
-    training = Training(
-        train_loop, "run", str(tmp_path), workers_per_trial=workers, use_gpu=False, max_failures=max_failures
-    )
+    training = Training(train_loop, "run", str(tmp_path), workers_per_trial=0, use_gpu=False, max_failures=max_failures)
     assert run_ordinary(trials, training, heard, metric="eval_loss", asha=asha)
     # the first comes while a trial's process starts, long before its report
     assert len(heard.ends) == len(trials) and heard.ticks
@@ -92,14 +87,14 @@ def test_trials_are_given_out_in_turn_and_a_trial_id_that_comes_again_gets_none(
 @pytest.mark.slow
 def test_in_the_tune_trial(cluster: ClusterInfo, tmp_path: Path) -> None:
     trials = [(f"t{i}", {"epochs": 4, "quality": 1.0, "breaks_at": 3 if i else 0}) for i in range(2)]
-    reports, ends = run_trials(trials, tmp_path, 0, max_failures=1)
+    reports, ends = run_trials(trials, tmp_path, max_failures=1)
     for trial_id in ("t0", "t1"):  # t1 broke once and went on from its checkpoint
         assert [metrics["epoch"] for metrics in reports[trial_id]] == [1, 2, 3, 4]
         assert ends[trial_id].status == "success" and ends[trial_id].metrics["epoch"] == 4
     assert reports["t0"][0] == {"epoch": 1, "eval_loss": 1.0, "world_size": 1}
 
     # the same trial with more epochs, in a new run of the same name
-    reports, _ = run_trials([("t0", {"epochs": 6, "quality": 1.0})], tmp_path, 0)
+    reports, _ = run_trials([("t0", {"epochs": 6, "quality": 1.0})], tmp_path)
     assert [metrics["epoch"] for metrics in reports["t0"]] == [5, 6]
 
 
@@ -109,27 +104,10 @@ def test_failure_and_asha(cluster: ClusterInfo, tmp_path: Path) -> None:
     trials.append(("broken", {"epochs": 9, "quality": 1.0, "breaks_at": 1}))
     trials.append(("diverged", {"epochs": 9, "quality": math.nan}))
     scheduler = GroupedASHA(metric="eval_loss", mode="min", max_t=9, grace_period=3)
-    _, ends = run_trials(trials, tmp_path, 0, asha=scheduler, max_failures=0)
+    _, ends = run_trials(trials, tmp_path, asha=scheduler, max_failures=0)
     statuses = {"good": "success", "bad": "stopped", "broken": "failed", "diverged": "failed"}
     assert {name: end.status for name, end in ends.items()} == statuses
     assert ends["bad"].decision == Decision(3, 5 / 3, 1 / 3, True)
     assert ends["diverged"].error == "eval_loss is nan in epoch 1: the training diverged."
     assert "broke in epoch 1" in str(ends["broken"].error)
     assert "in train_loop" in str(ends["broken"].traceback)
-
-
-@pytest.mark.slow
-def test_as_a_train_run(cluster: ClusterInfo, tmp_path: Path) -> None:
-    assert cluster.state_api
-    reports, ends = run_trials([("t", {"epochs": 5, "quality": 1.0, "breaks_at": 4})], tmp_path, 2, max_failures=1)
-    assert [metrics["epoch"] for metrics in reports["t"]] == [1, 2, 3, 4, 5]
-    assert reports["t"][0] == {"epoch": 1, "eval_loss": 1.0, "world_size": 2}
-    assert ends["t"].status == "success"
-
-    # it is on the Train page of Ray's dashboard, with the attempt that failed and the one that went on
-    headers = get_auth_headers_if_auth_enabled({})
-    request = urllib.request.Request(f"{cluster.dashboard_url}/api/train/v2/runs/v1", headers=headers)
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        [run] = [run for run in json.load(answer)["train_runs"] if run["name"] == "run-t"]
-    assert run["status"] == "FINISHED"
-    assert [attempt["status"] for attempt in run["attempts"]] == ["ERRORED", "FINISHED"]

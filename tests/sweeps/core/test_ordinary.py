@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+from ray.util.state import list_actors
 
 from search_spaces.recursive_reasoner import SPACE
-from sweeps import recursive_reasoner
 from sweeps.backend.cluster import ClusterInfo
 from sweeps.core import cli
 from sweeps.core.ordinary import run_trials
@@ -67,7 +71,11 @@ def test_a_trial_whose_workers_find_no_room_is_refused(gpus: int, what: str) -> 
 
 
 def meet(settings: dict[str, Any], run: Any) -> None:
-    """Train nothing: wait until as many trials have begun as should train at once."""
+    """Train nothing: wait until as many trials have begun as should train at once.
+
+    Of each checkpoint it is the epoch that is kept. With ``settings["breaks_at"]`` the first worker that comes to this
+    epoch breaks.
+    """
     folder = Path(settings["folder"]).parent
     folder.mkdir(parents=True, exist_ok=True)
     own = Path(settings["folder"]).name
@@ -77,11 +85,20 @@ def meet(settings: dict[str, Any], run: Any) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("The other trials did not begin.")
         time.sleep(0.05)
-    epochs = settings["config"]["epochs"]
-    for epoch in range(1, epochs + 1):
+    # the first worker has reported before the second looks where to go on, if that is not kept from it
+    time.sleep(run.rank)
+    kept = run.checkpoint()
+    first = int((kept / "epoch").read_text()) + 1 if kept else 1
+    for epoch in range(first, settings["config"]["epochs"] + 1):
+        if epoch == settings.get("breaks_at") and run.rank == 0 and not (folder / "broken").exists():
+            (folder / "broken").write_text(own)
+            raise RuntimeError(f"broke in epoch {epoch}")
         # the later a report comes, the worse it is
         metrics = {"epoch": epoch, "seconds": 2.0, "eval_loss": 1.0, "exact_accuracy": 1e9 / time.time()}
-        run.report(metrics | {"threads": torch.get_num_threads(), "world_size": run.world_size})
+        metrics |= {"threads": torch.get_num_threads(), "world_size": run.world_size, "began_at": first}
+        with tempfile.TemporaryDirectory() as state:
+            Path(state, "epoch").write_text(str(epoch))
+            run.report(metrics, Path(state) if run.rank == 0 else None)
 
 
 def sweep_of(tmp_path: Path, *more: str) -> Sweep:
@@ -93,65 +110,58 @@ def sweep_of(tmp_path: Path, *more: str) -> Sweep:
     return Sweep("recursive_reasoner", SPACE, args, config, domains, Inputs("f0"))
 
 
-def rows(tmp_path: Path, kind: str = "trials", run_id: str = "r") -> pd.DataFrame:
-    return pd.read_parquet(tmp_path / "recursive_reasoner" / run_id / kind)
+def rows(tmp_path: Path, kind: str = "trials") -> pd.DataFrame:
+    return pd.read_parquet(tmp_path / "recursive_reasoner" / "r" / kind)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_two_cores_train_two_trials_at_once_with_a_thread_each(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, "--workers-per-trial", "0", "--num-samples", "3")
-    assert run_trials(sweep, meet, {"together": 2}) == 0
-    trials, history = rows(tmp_path), rows(tmp_path, "history")
-    assert len(trials) == 3 and (history["threads"] == 1).all()
-    # epochs of 2 s; who begins 100 s before the other ends still began in this session
-    assert (trials["seconds"] == 2.0 * trials["epochs"]).all()
-    finished = trials["finished_at"] - trials["started_at"]
-    assert (finished >= pd.Timedelta(seconds=2)).all()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_trials_of_two_workers_take_turns(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, "--workers-per-trial", "2", "--num-samples", "2")
-    assert run_trials(sweep, meet, {"together": 2}) == 0
-    assert set(rows(tmp_path)["status"]) <= {"success", "stopped"} and len(rows(tmp_path)) == 2
-    assert (rows(tmp_path, "history")["world_size"] == 2).all()
-    done = rows(tmp_path).query("status == 'success'")["trial_id"]
-    left = {folder.name for folder in (tmp_path / "recursive_reasoner" / "r" / "checkpoints").iterdir()}
-    assert len(done) and not left & set(done), "a finished trial goes on from nothing"
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_a_trial_that_is_complete_at_a_rung_is_a_success_whatever_asha_says(
-    cluster: ClusterInfo, tmp_path: Path
+def test_two_cores_train_two_trials_at_once_and_one_that_is_complete_is_a_success_whatever_asha_says(
+    tmp_path: Path,
 ) -> None:
     # all but the first report of a rung are below its cut
     more = ["--num-samples", "2", "--sweep", "epochs=grid(1, 2)", "--set", "eval_every=1"]
     sweep = sweep_of(tmp_path, "--workers-per-trial", "0", *more)
-    assert run_trials(sweep, meet, {"together": 1}) == 0
-    trials = rows(tmp_path)
+    assert run_trials(sweep, meet, {"together": 2}) == 0
+    trials, history = rows(tmp_path), rows(tmp_path, "history")
+    assert len(trials) == 4 and (history["threads"] == 1).all()
+    # epochs of 2 s; who begins 100 s before the other ends still began in this session
+    assert (trials["seconds"] == 2.0 * trials["epochs"]).all()
+    finished = trials["finished_at"] - trials["started_at"]
+    assert (finished >= pd.Timedelta(seconds=2)).all()
     complete = trials["epochs"] == trials["config/epochs"]
-    assert len(trials) == 4 and complete.sum() >= 2
+    assert complete.sum() >= 2
     assert trials["status"].tolist() == ["success" if whole else "stopped" for whole in complete]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_relative_paths_mean_the_drivers_folder_and_not_the_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_train_runs_of_two_workers_take_turns_and_go_on_from_their_checkpoints(
+    cluster: ClusterInfo, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    fixed = ["--preset", "smoke", "--num-gpus", "0", "--workers-per-trial", "0"]
-    fixed += ["--set", "direct_baseline=false", "--results-dir", "results"]
-    assert recursive_reasoner.main([*fixed, "--dataset-dir", "shards", "--run-id", "first"]) == 0
-    assert sorted(file.suffix for file in (tmp_path / "shards").iterdir()) == [".parquet", ".txt"]
-    (trial,) = (tmp_path / "results/recursive_reasoner/first/models").iterdir()
-    again = ["--dataset-dir", "shards", "--checkpoint", str(trial.relative_to(tmp_path)), "--run-id", "again"]
-    assert recursive_reasoner.main([*fixed, *again]) == 0
-    exact = [rows(tmp_path / "results", run_id=name)["exact_accuracy"][0] for name in ("first", "again")]
-    assert exact[0] == exact[1]
+    assert cluster.state_api
+    sweep = sweep_of(tmp_path, "--workers-per-trial", "2", "--num-samples", "2", "--set", "epochs=4")
+    assert run_trials(sweep, meet, {"together": 2, "breaks_at": 3}) == 0
+    trials, history = rows(tmp_path), rows(tmp_path, "history")
+    assert set(trials["status"]) <= {"success", "stopped"} and len(trials) == 2 and (trials["attempt"] == 1).all()
+    assert (history["world_size"] == 2).all()
+    epochs = history.sort_values("epoch").groupby("trial_id")["epoch"].agg(list).to_dict()
+    assert epochs == {name: list(range(1, last + 1)) for name, last in trials.set_index("trial_id")["epochs"].items()}
+    done = trials.query("status == 'success'")["trial_id"]
+    run = tmp_path / "recursive_reasoner" / "r"
+    left = {folder.name for folder in (run / "checkpoints").iterdir()}
+    assert len(done) and not left & set(done), "a finished trial goes on from nothing"
+
+    # the first is on the Train page of Ray's dashboard, with the attempt that failed and the one that went on
+    broken = (run / "models" / "broken").read_text()
+    assert history[history["trial_id"] == broken].sort_values("epoch")["began_at"].tolist() == [1, 1, 3, 3]
+    headers = get_auth_headers_if_auth_enabled({})
+    request = urllib.request.Request(f"{cluster.dashboard_url}/api/train/v2/runs/v1", headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        [shown] = [shown for shown in json.load(answer)["train_runs"] if shown["name"].endswith(f"-r-{broken}")]
+    assert shown["status"] == "FINISHED"
+    assert [attempt["status"] for attempt in shown["attempts"]] == ["ERRORED", "FINISHED"]
+    started = {actor.class_name for actor in list_actors(address=cluster.address, limit=10_000)}
+    assert "RayTrainWorker" in started and "DatasetManager" not in started
 
 
 @pytest.mark.slow

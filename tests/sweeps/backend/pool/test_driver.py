@@ -85,38 +85,38 @@ def test_every_job_is_reported_exactly_once_though_a_worker_is_killed(cluster: C
     assert ends[-1].trial_id == "long", "a long job keeps no other from the pool"
 
 
-def test_asha_judges_every_job_in_training_within_its_task(cluster: ClusterInfo, tmp_path: Path) -> None:
+def test_asha_judges_every_job_in_training_within_its_task_and_one_without_a_number_has_failed(
+    cluster: ClusterInfo, tmp_path: Path
+) -> None:
     jobs = [
         make_job(f"{task}-{i}", task, i, quality=scale * (1 + i))
         for i in range(12)
         for task, scale in (("easy", 0.1), ("hard", 10.0))
     ]
+    alone: dict[str, dict[str, Any]] = {"a": {"diverges_at": 5}, "b": {"diverges_at": 30}, "c": {}}
+    alone["d"] = {"silent": True}
+    jobs += [make_job(name, name, **config) for name, config in alone.items()]
     # all train at once, one of them has a process of Tune's
-    settings = {"slots": 24, "epoch_s": 0.2, "metric": "score"}
-    reports = sweep(jobs, tmp_path, settings, asha=asha("max", "score"), metric="score", backlog=24)
-    assert_each_epoch_once(reports, {job.trial_id for job in jobs})
-    last = {r.trial_id: r for r in reports if r.status != "running"}
+    settings = {"slots": 28, "epoch_s": 0.2, "metric": "score"}
+    reports = sweep(jobs, tmp_path, settings, asha=asha("max", "score"), metric="score", backlog=28)
+    ends = [r for r in reports if r.status != "running"]
+    last = {r.trial_id: r for r in ends}
+    assert len(ends) == len(last) == len(jobs)
+    compared = {name for name in last if name not in alone}
+    assert_each_epoch_once([r for r in reports if r.trial_id in compared], compared)
     assert last["easy-0"].status == last["hard-0"].status == "success"
-    assert all(r.metrics["rung"] in (5, 15) for r in last.values())
+    assert all(last[name].metrics["rung"] in (5, 15) for name in compared)
     for task in ("easy", "hard"):
         stopped = [r for name, r in last.items() if r.status == "stopped" and name.startswith(task)]
         # ASHA keeps the first of twelve trials at a rung, and about one in three of the others.
         assert len(stopped) >= 4 and all(r.epoch < 30 for r in stopped)
         scale = 0.1 if task == "easy" else 10.0
         assert all(scale < abs(r.metrics["asha_cutoff"]) < scale * 13 * 1.2 for r in stopped)
-
-
-def test_a_job_whose_metric_is_not_a_number_or_missing_has_failed(cluster: ClusterInfo, tmp_path: Path) -> None:
-    jobs = [make_job("a", diverges_at=5), make_job("b", diverges_at=30), make_job("c"), make_job("d", silent=True)]
-    reports = sweep(jobs, tmp_path, {"epoch_s": 0.05}, asha=asha())
-    last = {r.trial_id: r for r in reports if r.status != "running"}
-    assert len([r for r in reports if r.status != "running"]) == 4
     assert (last["c"].status, last["c"].metrics["rung"], last["c"].error) == ("success", 15, None)
-    errors = {name: r.error for name, r in last.items() if r.status == "failed"}
-    assert errors == {
-        "a": "eval_loss is nan in epoch 5: the training diverged.",
-        "b": "eval_loss is nan in epoch 30: the training diverged.",
-        "d": "None of its reports has eval_loss, by which ASHA compares trials.",
+    assert {name: r.error for name, r in last.items() if r.status == "failed"} == {
+        "a": "score is nan in epoch 5: the training diverged.",
+        "b": "score is nan in epoch 30: the training diverged.",
+        "d": "None of its reports has score, by which ASHA compares trials.",
     }
 
 
