@@ -14,7 +14,7 @@ EXAMPLE_TOKENS = 128
 DECODED_TOKENS = 40
 # The same for a canvas model: an example costs so many patches beside its own, and the evaluation of a test pair, whose
 # views are all answered, so many times its patches.
-EXAMPLE_PATCHES, ANSWERED_PATCHES = 20, 20
+EXAMPLE_PATCHES, ANSWERED_PATCHES = 40, 20
 
 
 def epoch_tokens(task: Task, examples: int) -> float:
