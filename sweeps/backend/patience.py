@@ -28,7 +28,7 @@ RECENT_S, TAIL_BYTES = 600.0, 200_000
 
 
 class Patience:
-    """Says after a minute without a worker why there is none, and ends the sweep after some minutes.
+    """Says after a minute without a worker why there is none; ends the sweep after some minutes, or without a machine.
 
     Args:
         grows: Whether an autoscaler may have to start machines first.
@@ -38,14 +38,20 @@ class Patience:
     def __init__(self, grows: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._end_s, self._clock = (GROWING_END_S if grows else END_S), clock
         self._since, self._said = clock(), False
+        self._counted = self._since
 
     def look(self, waiting: bool) -> None:
         """Take note of whether work waits while no worker is there.
 
         Raises:
-            SurroundingsError: If that has lasted too long.
+            SurroundingsError: If that has lasted too long, or the cluster has no machine any more.
         """
         waited = self._clock() - self._since
+        if self._clock() - self._counted > SAY_S:
+            self._counted = self._clock()
+            # workers that went with it are not always told of
+            if not machines_left():
+                raise SurroundingsError("Ray has lost its last machine.")
         if not waiting:
             self._since, self._said = self._clock(), False
         elif waited > self._end_s:
@@ -55,6 +61,11 @@ class Patience:
         elif waited > SAY_S and not self._said:
             self._said = True
             log.warning("No worker has started for %.0f s: %s.", waited, why_no_worker())
+
+
+def machines_left() -> int:
+    """Return how many of the cluster's machines Ray takes for alive; it notices the end of one within a minute."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def why_no_worker() -> str:

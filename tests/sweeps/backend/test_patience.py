@@ -25,6 +25,7 @@ def test_a_wait_says_why_once_and_ends(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, grows: bool, end_s: int
 ) -> None:
     monkeypatch.setattr(patience, "why_no_worker", lambda: "no such file")
+    monkeypatch.setattr(patience, "machines_left", lambda: 1)
     clock = Clock()
     waits = Patience(grows, clock)
     for clock.now in range(0, 60):
@@ -39,6 +40,18 @@ def test_a_wait_says_why_once_and_ends(
     clock.now = 61 + end_s
     with pytest.raises(SurroundingsError, match=rf"started for {end_s // 60} minutes .no such file.: see"):
         waits.look(waiting=True)
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_without_a_machine_a_sweep_ends_within_a_minute(monkeypatch: pytest.MonkeyPatch, waiting: bool) -> None:
+    monkeypatch.setattr(patience, "machines_left", lambda: 0)
+    clock = Clock()
+    waits = Patience(clock=clock)
+    clock.now = 59
+    waits.look(waiting)
+    clock.now = 61
+    with pytest.raises(SurroundingsError, match="lost its last machine"):
+        waits.look(waiting)
 
 
 def test_the_last_line_of_trouble_in_rays_logs(tmp_path: Path) -> None:
