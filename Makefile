@@ -23,14 +23,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## run the main job on the default that ships: CPU, offline, within 15 minutes
 	$(BIN)/python sweeps/atomic_lora.py --preset demo
 
-demo-lm: $(STAMP) ## adapters of a pre-trained language model on 24 tasks: CPU, offline, within 15 minutes
+demo-lm: $(STAMP) ## adapters of a pre-trained language model on 24 tasks: CPU with BF16, offline, within 15 minutes
 	$(BIN)/python sweeps/atomic_lora.py --preset demo-lm
 
 test: $(STAMP) ## run all tests, the slow ones included
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-sweeps test-others
 
-# what starts clusters and servers waits much of its time, so the other tests run meanwhile; with these among them, both
-# take equally long
+# what starts clusters and servers waits much of its time, so the other tests run meanwhile, and with them those of
+# tests/sweeps that start none
 NO_RAY = tests/sweeps/test_datasets.py tests/sweeps/test_reasoner_scaling.py tests/sweeps/test_text_tasks.py
 SWEEPS = tests/sweeps/backend tests/sweeps/core tests/docs $(filter-out $(NO_RAY),$(wildcard tests/sweeps/test_*.py))
 

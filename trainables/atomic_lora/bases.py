@@ -23,7 +23,7 @@ from trainables.common.errors import InputError
 # of a Hugging Face base, whose layers have other names: what the field adapts where nobody says otherwise
 ALL_LINEAR = "all-linear"
 HF_DEFAULTS = {"target_modules": (ALL_LINEAR,)}
-# of a canvas model, what holds a task's embedding: an adapter of a task that the base does not know trains one
+# The layers of a canvas model that hold the embeddings of tasks. For a task without one, an adapter has to train them.
 CANVAS_EMBEDDING = ("task_vector", "task_tokens")
 CANVAS_DEFAULTS = {"target_modules": ("qkv", "out", "up", "down", *CANVAS_EMBEDDING)}
 DEFAULT_BASE = Path(__file__).resolve().parent / "base"
